@@ -1,0 +1,47 @@
+"""Generate `services/katsura/api` from these protos (`make protos`). The output is committed and never edited."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from grpc_tools import protoc
+
+PROTOS = Path(__file__).resolve().parent
+CHARTER = '"""Generated from protos/ by `make protos`: never edit. Only rpc, sdk, server modules and testing import it."""\n'
+
+
+def generate(target: Path) -> None:
+    """Write the package `katsura.api` below `target` (the folder that holds `katsura`)."""
+    sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
+    include = Path(protoc.__file__).parent / "_proto"
+    args = ["protoc", f"-I{PROTOS}", f"-I{include}", f"--python_out={target}", f"--grpc_python_out={target}"]
+    args += [f"--mypy_out=quiet:{target}", f"--mypy_grpc_out=quiet:{target}", *sources]
+    bin_dir = Path(sys.executable).parent
+    args[1:1] = [f"--plugin={name}={bin_dir / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
+    if protoc.main(args) != 0:
+        raise SystemExit("protoc failed: see above")
+    api = target / "katsura" / "api"
+    for grpc_file in api.rglob("*_pb2_grpc.py"):
+        service = grpc_file.name.replace("_pb2_grpc.py", ".proto")
+        if "\nservice " not in next(PROTOS.rglob(service)).read_text():
+            grpc_file.unlink()
+            grpc_file.with_suffix(".pyi").unlink(missing_ok=True)
+    for folder in [api, *(p for p in api.rglob("*") if p.is_dir() and p.name != "__pycache__")]:
+        (folder / "__init__.py").write_text(CHARTER)
+
+
+def main() -> None:
+    """Replace the committed output."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=PROTOS.parent / "services", help="folder that holds `katsura`")
+    out: Path = parser.parse_args().out
+    shutil.rmtree(out / "katsura" / "api", ignore_errors=True)
+    (out / "katsura").mkdir(parents=True, exist_ok=True)
+    generate(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Katsura serves LLM agents: one execution-state tree for prompts, KV cache and routing."""
