@@ -1,0 +1,66 @@
+"""Channels to our processes."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from katsura.domain.errors import InvalidArgumentError
+from katsura.domain.units import MIB
+
+MESSAGE_BYTES_MAX = 64 * MIB
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.enable_retries", 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files of mutual TLS between our processes."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+
+def is_local(address: str) -> bool:
+    """Whether `address` (`unix:/path` or `host:port`) never leaves this machine."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def open_channel(address: str, tls: TlsFiles | None = None) -> grpc.aio.Channel:
+    """A lazy channel: it connects on first use and again by itself after the peer was away.
+
+    Raises:
+        InvalidArgumentError: `address` leaves this machine and there is no TLS.
+    """
+    if tls is not None and not address.startswith("unix:"):
+        credentials = grpc.ssl_channel_credentials(
+            tls.authority.read_bytes(), tls.key.read_bytes(), tls.certificate.read_bytes()
+        )
+        return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
+    require_local(address)
+    return grpc.aio.insecure_channel(address, options=_OPTIONS)
+
+
+def require_local(address: str) -> None:
+    """Refuse an address that leaves this machine without TLS."""
+    if not is_local(address):
+        raise InvalidArgumentError(
+            f"{address} is not on this machine: set KATSURA_TLS_CERT, KATSURA_TLS_KEY and KATSURA_TLS_CA",
+            field="KATSURA_TLS_CERT",
+        )

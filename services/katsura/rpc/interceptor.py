@@ -1,0 +1,142 @@
+"""What happens around every served call: who calls, its trace, its metrics, its errors.
+
+A servicer raises `KatsuraError`; the caller gets the canonical status. Anything else that escapes is our bug: it is
+logged with its traceback and answered INTERNAL without details.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from opentelemetry.trace import SpanKind
+
+from katsura.domain.errors import InternalError, KatsuraError
+from katsura.rpc import context as calls
+from katsura.rpc import status
+from katsura.telemetry import log, metrics, names, trace
+
+_LOG = log.get(__name__)
+_SECONDS = metrics.histogram(names.RPC_SECONDS, "Seconds a served call took.", ("method", "code"))
+_IN_FLIGHT = metrics.gauge(names.RPC_IN_FLIGHT, "Calls being served.")
+
+_OPEN_TO_ALL = ("/grpc.health.", "/grpc.reflection.")
+
+
+class Boundary(grpc.aio.ServerInterceptor):
+    """The one interceptor of every server of ours."""
+
+    def __init__(self, internal_token: str, resolver: calls.TenantResolver | None) -> None:
+        self._internal_token = internal_token
+        self._resolver = resolver
+        self.active_count = 0
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wrap the method's handler."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith(_OPEN_TO_ALL):
+            return handler
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(
+                self._unary(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer
+            )
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
+            )
+        raise AssertionError(f"{method}: only unary and server-streaming methods are served")
+
+    def _unary(self, method: str, serve: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def call(request: object, context: grpc.aio.ServicerContext[Any, Any]) -> object:
+            measured = _Measured(method)
+            with self._counted(), measured:
+                try:
+                    with await self._enter(method, context):
+                        return await serve(request, context)
+                except KatsuraError as error:
+                    await measured.fail(context, error)
+                except asyncio.CancelledError:
+                    measured.code = "CANCELLED"
+                    raise
+                except Exception as error:  # noqa: BLE001  # the last line of defence: logged, answered INTERNAL
+                    await measured.fail(context, _bug(method, error))
+            raise AssertionError("abort returned")
+
+        return call
+
+    def _stream(self, method: str, serve: Callable[..., Any]) -> Callable[..., AsyncIterator[Any]]:
+        async def call(request: object, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            measured = _Measured(method)
+            with self._counted(), measured:
+                try:
+                    with await self._enter(method, context):
+                        async for response in serve(request, context):
+                            yield response
+                except KatsuraError as error:
+                    await measured.fail(context, error)
+                except (asyncio.CancelledError, GeneratorExit):
+                    measured.code = "CANCELLED"
+                    raise
+                except Exception as error:  # noqa: BLE001  # the last line of defence: logged, answered INTERNAL
+                    await measured.fail(context, _bug(method, error))
+
+        return call
+
+    async def _enter(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        metadata = tuple(context.invocation_metadata() or ())
+        call = await calls.incoming(metadata, self._internal_token, self._resolver)
+        calls.enter(call)
+        parent = next((str(value) for key, value in metadata if key == calls.TRACEPARENT), "")
+        return _around(method, call, parent)
+
+    @contextmanager
+    def _counted(self) -> Any:
+        self.active_count += 1
+        _IN_FLIGHT.inc()
+        try:
+            yield
+        finally:
+            self.active_count -= 1
+            _IN_FLIGHT.dec()
+
+
+@contextmanager
+def _around(method: str, call: calls.CallContext, parent: str) -> Any:
+    tenant = call.tenant.tenant_id if call.tenant else ""
+    with (
+        log.ids(tenant=tenant, session=call.session_id, request=call.request_id),
+        trace.span(names.SPAN_RPC_SERVER, {names.RPC_METHOD: method}, parent=parent, kind=SpanKind.SERVER),
+    ):
+        yield
+
+
+class _Measured:
+    """Times one call and remembers how it ended."""
+
+    def __init__(self, method: str) -> None:
+        self.code = "OK"
+        self._method = method
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        _SECONDS.labels(self._method, self.code).observe(time.perf_counter() - self._start)
+
+    async def fail(self, context: grpc.aio.ServicerContext[Any, Any], error: KatsuraError) -> None:
+        self.code = error.code
+        await status.abort(context, error)
+
+
+def _bug(method: str, error: Exception) -> InternalError:
+    _LOG.error("a call failed by our own fault", exc=error, method=method)
+    return InternalError("internal error; the log of this process has it under this request id")
