@@ -1,0 +1,149 @@
+"""Choosing the kernels of a revision: which work here, which are row-invariant, which is fastest.
+
+Run once when a revision is made; its `KernelPlan` then travels to every process. Machines differ (AVX2 or AVX-512
+with bf16 dot products), so nothing here is assumed: a backend is tried, its rows are compared bit by bit over many row
+counts, and only then is it timed by the clock that the caller hands in.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from katsura.domain.shape import DType, FfnLayout, ModelShape, Numerics
+from katsura.model.attention import NEVER, PartFunction, flash_works, part_function
+from katsura.model.kernels import AttentionBackend, AttentionKernel, KernelPlan, LinearBackend, LinearKernel
+from katsura.model.linear import TORCH_DTYPE, backend_function, packed_works
+
+Now = Callable[[], float]
+"""A clock in seconds."""
+
+ROWS_MAX = 512
+"""Rows of one product whose invariance is tested; more are cut into calls of this size."""
+_ROW_COUNTS = (*range(1, 65), 65, 79, 96, 127, 128, 129, 200, 255, 256, 384, 511, ROWS_MAX)
+_ROW_MINIMA = (1, 2, 4, 8, 16)
+_TIMED_ROWS = (1, 4, 16)
+_WEIGHT_ELEMENTS_MAX = 1 << 25
+"""Wider weights (lm_head) are tested on their first rows: the inner loops are the same."""
+
+
+def linear_shapes(shape: ModelShape, layout: FfnLayout) -> set[tuple[int, int]]:
+    """`(input, output)` widths of every product of the model under `layout`."""
+    hidden, q_width = shape.hidden_size, shape.head_count * shape.head_size
+    block = shape.ffn_size if shape.is_moe else shape.ffn_size // layout.group_count
+    shapes = {
+        (hidden, q_width + 2 * shape.kv_head_count * shape.head_size),
+        (q_width, hidden),
+        (hidden, shape.vocab_size),
+        (hidden, 2 * block),
+        (block, hidden),
+    }
+    return shapes | {(hidden, shape.expert_count)} if shape.is_moe else shapes
+
+
+def plan_kernels(shape: ModelShape, layout: FfnLayout, dtype: DType, numerics: Numerics, now: Now) -> KernelPlan:
+    """Try, test and time every backend on this machine; a few seconds for a small model."""
+    with torch.inference_mode():
+        generator = torch.Generator().manual_seed(1)
+        linear = {
+            (k, n): _plan_linear(k, n, dtype, numerics, now, generator) for k, n in sorted(linear_shapes(shape, layout))
+        }
+        return KernelPlan(dtype, numerics, linear, _plan_attention(shape, dtype, numerics, generator))
+
+
+def _plan_linear(
+    k: int, n: int, dtype: DType, numerics: Numerics, now: Now, generator: torch.Generator
+) -> LinearKernel:
+    n = min(n, max(1, _WEIGHT_ELEMENTS_MAX // k))
+    weight = (torch.randn(n, k, generator=generator) * k**-0.5).to(TORCH_DTYPE[dtype])
+    x = torch.randn(ROWS_MAX, k, generator=generator).to(TORCH_DTYPE[dtype])
+    best: tuple[float, LinearKernel] | None = None
+    for backend in LinearBackend:
+        if backend is LinearBackend.PACKED and not packed_works(dtype):
+            continue
+        product = backend_function(backend, weight)
+        kernel = LinearKernel(backend) if numerics is Numerics.FAST else invariant_kernel(backend, product, x)
+        seconds = sum(_seconds(product, x[: max(rows, kernel.rows_min)], now) for rows in _TIMED_ROWS)
+        if best is None or seconds < best[0]:
+            best = seconds, kernel
+    assert best is not None, "the plain backend always works"
+    return best[1]
+
+
+def invariant_kernel(backend: LinearBackend, product: Callable[[Tensor], Tensor], x: Tensor) -> LinearKernel:
+    """The widest range of row counts in which a row's bits depend on nothing but the row; one row where none does."""
+    whole = product(x)
+
+    def agrees(rows: int) -> bool:
+        return all(
+            torch.equal(product(x[first : first + rows]), whole[first : first + rows])
+            for first in {0, min(5, x.shape[0] - rows), x.shape[0] - rows}
+        )
+
+    agreeing = {rows: agrees(rows) for rows in _ROW_COUNTS if rows <= x.shape[0]}
+    for rows_min in _ROW_MINIMA:
+        if all(same for rows, same in agreeing.items() if rows >= rows_min):
+            return LinearKernel(backend, rows_min, x.shape[0])
+    return LinearKernel(backend, 1, 1)
+
+
+def _seconds(product: Callable[[Tensor], Tensor], x: Tensor, now: Now) -> float:
+    times = []
+    for _ in range(7):
+        start = now()
+        product(x)
+        times.append(now() - start)
+    return statistics.median(times)
+
+
+def _plan_attention(shape: ModelShape, dtype: DType, numerics: Numerics, generator: torch.Generator) -> AttentionKernel:
+    backends = [AttentionBackend.FLASH] if flash_works(dtype) else []
+    backends.append(AttentionBackend.MATMUL)
+    if numerics is Numerics.FAST:
+        return AttentionKernel(backends[0])
+    for backend in backends:
+        for multiple in (1, 2, 4, 8, 16):
+            if attention_is_invariant(part_function(backend), shape, dtype, multiple, generator):
+                return AttentionKernel(backend, multiple)
+    return AttentionKernel(backends[0], shape.head_count // shape.kv_head_count, one_token=True)
+
+
+def attention_is_invariant(
+    attend: PartFunction, shape: ModelShape, dtype: DType, multiple: int, generator: torch.Generator
+) -> bool:
+    """Whether a query row's part has the same bits in calls of any multiple of `multiple` rows, pages and masks."""
+    heads, dim, torch_dtype = shape.kv_head_count, shape.head_size, TORCH_DTYPE[dtype]
+    rows_max = 256
+    for page_tokens in (8, 64):
+        q = torch.randn(1, heads, rows_max, dim, generator=generator).to(torch_dtype)
+        k, v = torch.randn(2, 3, heads, page_tokens, dim, generator=generator).to(torch_dtype)
+        mask = torch.zeros(3, 1, 1, page_tokens, dtype=torch_dtype)
+        whole = attend(q.expand(3, -1, -1, -1), k, v, None)
+        masked = attend(q, k[:1], v[:1], _last_hidden(mask, rows_max))
+        for rows in _multiples(multiple, rows_max):
+            few = q[:, :, :rows]
+            tried = (
+                (attend(few.expand(3, -1, -1, -1), k, v, mask), whole, 3),
+                (attend(few, k[:1], v[:1], None), whole, 1),
+                (attend(few, k[:1], v[:1], _last_hidden(mask, 1)), masked, 1),
+            )
+            if not all(_same(few_part, part, pages, rows) for few_part, part, pages in tried):
+                return False
+    return True
+
+
+def _last_hidden(mask: Tensor, rows: int) -> Tensor:
+    hidden = mask[:1].expand(1, 1, rows, -1).clone()
+    hidden[..., -1] = NEVER
+    return hidden
+
+
+def _multiples(multiple: int, rows_max: int) -> Iterable[int]:
+    return (rows for rows in _ROW_COUNTS if rows <= rows_max and rows % multiple == 0)
+
+
+def _same(few: tuple[Tensor, Tensor], whole: tuple[Tensor, Tensor], pages: int, rows: int) -> bool:
+    return torch.equal(few[0], whole[0][:pages, :, :rows]) and torch.equal(few[1], whole[1][:pages, :, :rows])

@@ -1,0 +1,139 @@
+"""The attention side of a model, layer by layer.
+
+The caller owns the loop, because the FFN may be in other processes:
+
+    step = decoder.prepare(batch)
+    residual = decoder.embed(token_ids)
+    for layer in range(layer_count):
+        residual, ffn_input = decoder.attend(layer, residual, step)
+        residual += ffn.apply(layer, ffn_input)
+    logits = decoder.logits(residual, batch.logit_rows())
+
+Call it under `torch.inference_mode()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from katsura.model.attention import NEVER, merge_outputs, part_function
+from katsura.model.batch import StepBatch
+from katsura.model.config import ModelConfig
+from katsura.model.ffn import FfnInput
+from katsura.model.gate import route
+from katsura.model.kernels import KernelPlan
+from katsura.model.kv import KvArena
+from katsura.model.norm import rms_norm
+from katsura.model.rope import rotate_
+from katsura.model.step import PreparedStep, StepPreparer, Tile
+from katsura.model.weights import AttentionWeights
+
+
+class Decoder:
+    """Norms, attention over paged KV, the MoE gate, and logits, of one model on one arena."""
+
+    def __init__(self, config: ModelConfig, weights: AttentionWeights, arena: KvArena, kernels: KernelPlan) -> None:
+        shape = config.shape
+        self._config, self._weights, self._arena = config, weights, arena
+        self._part = part_function(kernels.attention.backend)
+        self._preparer = StepPreparer(config, kernels, arena)
+        self._kv_heads, self._dim = shape.kv_head_count, shape.head_size
+        self._group = shape.head_count // shape.kv_head_count
+        self._q_width = shape.head_count * shape.head_size
+        self._rotated_heads = shape.head_count + shape.kv_head_count
+        self._single_rows = self._preparer.padded(1)
+
+    def prepare(self, batch: StepBatch) -> PreparedStep:
+        """What all layers of a step share; see `StepPreparer.prepare`."""
+        return self._preparer.prepare(batch)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """The residual stream `[rows, hidden]` of int64 `token_ids`."""
+        return self._weights.embedding.index_select(0, token_ids)
+
+    def attend(self, layer: int, residual: Tensor, step: PreparedStep) -> tuple[Tensor, FfnInput]:
+        """Attention of `layer`: writes the new keys and values, adds to `residual` in place, prepares the FFN's input.
+
+        Writing again what was written before is harmless: a step may be repeated from any layer's residual.
+        """
+        config, weights = self._config, self._weights.layers[layer]
+        qkv = weights.qkv(rms_norm(residual, weights.input_norm, config.norm_eps))
+        rows = qkv.shape[0]
+        heads = qkv.view(rows, -1, self._dim)
+        rotate_(heads[:, : self._rotated_heads], step.cos, step.sin)
+        self._arena.write(layer, step.kv_rows, qkv[:, self._q_width :])
+        q = qkv[:, : self._q_width].view(rows, self._kv_heads, self._group, self._dim)
+        residual.add_(weights.o(self._attention(layer, q, step)))
+        hidden = rms_norm(residual, weights.post_norm, config.norm_eps)
+        if weights.router is None:
+            return residual, FfnInput(hidden, None)
+        chosen, renormalise = config.shape.experts_per_token, config.renormalise_top_k
+        return residual, FfnInput(hidden, route(hidden, weights.router, chosen, renormalise=renormalise))
+
+    def logits(self, residual: Tensor, rows: Sequence[int]) -> Tensor:
+        """f32 logits `[len(rows), vocab]` of the named rows of the last layer's residual."""
+        if len(rows) != residual.shape[0]:
+            residual = residual.index_select(0, torch.tensor(rows, dtype=torch.int64, device=residual.device))
+        normed = rms_norm(residual, self._weights.final_norm, self._config.norm_eps)
+        return self._weights.lm_head(normed).float()
+
+    def _attention(self, layer: int, q: Tensor, step: PreparedStep) -> Tensor:
+        """Attention output `[rows, heads * dim]` of `q` `[rows, kv_heads, group, dim]`."""
+        if not step.tiles:
+            return self._singles(layer, q, step)
+        out = q.new_empty(q.shape[0], self._q_width)
+        if step.singles and step.single_rows is not None:
+            out.index_copy_(0, step.single_rows, self._singles(layer, q.index_select(0, step.single_rows), step))
+        for tile in step.tiles:
+            rows = slice(tile.first_row, tile.first_row + tile.row_count)
+            out[rows] = self._wide(layer, q[rows], tile)
+        return out
+
+    def _singles(self, layer: int, q: Tensor, step: PreparedStep) -> Tensor:
+        """All tiles of one query: one kernel call per run of pages, one merge for all."""
+        if self._single_rows != self._group:
+            padded = q.new_zeros(q.shape[0], self._kv_heads, self._single_rows, self._dim)
+            padded[:, :, : self._group] = q
+            q = padded
+        parts = [self._run_parts(layer, q[i : i + 1], tile) for i, tile in enumerate(step.singles)]
+        o, lse = _joined([piece for pieces in parts for piece in pieces])
+        if step.page_count_max > 1:
+            o = merge_outputs(*self._grid(o, lse, step)).to(q.dtype)
+        return o[:, :, : self._group].reshape(-1, self._q_width)
+
+    def _grid(self, o: Tensor, lse: Tensor, step: PreparedStep) -> tuple[Tensor, Tensor]:
+        """Parts of the singles as `[page, single, ...]`; sequences with fewer pages end in empty parts."""
+        count, index = len(step.singles), step.merge_index
+        if index is None:
+            return o.unsqueeze(1), lse.unsqueeze(1)
+        cells = step.page_count_max * count
+        grid_o = o.new_zeros(cells, *o.shape[1:]).index_copy_(0, index, o)
+        grid_lse = lse.new_full((cells, *lse.shape[1:]), NEVER).index_copy_(0, index, lse)
+        return grid_o.view(-1, count, *o.shape[1:]), grid_lse.view(-1, count, *lse.shape[1:])
+
+    def _wide(self, layer: int, q: Tensor, tile: Tile) -> Tensor:
+        """One tile of several queries: their heads folded into rows."""
+        used, rows = tile.row_count * self._group, self._preparer.padded(tile.row_count)
+        folded = q.new_zeros(1, self._kv_heads, rows, self._dim)
+        folded[0, :, :used] = q.permute(1, 0, 2, 3).reshape(self._kv_heads, used, self._dim)
+        o, lse = _joined(self._run_parts(layer, folded, tile))
+        merged = o[0] if o.shape[0] == 1 else merge_outputs(o, lse).to(q.dtype)
+        unfolded = merged[:, :used].view(self._kv_heads, tile.row_count, self._group, self._dim)
+        return unfolded.permute(1, 0, 2, 3).reshape(tile.row_count, self._q_width)
+
+    def _run_parts(self, layer: int, q: Tensor, tile: Tile) -> list[tuple[Tensor, Tensor]]:
+        """Parts of `q` `[1, kv_heads, rows, dim]` over the runs of `tile`, a part per page."""
+        parts = []
+        for run in tile.runs:
+            k, v = self._arena.run(layer, run.first_page, run.page_count)
+            parts.append(self._part(q.expand(run.page_count, -1, -1, -1), k, v, run.mask))
+        return parts
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])

@@ -1,0 +1,67 @@
+"""Matrix products with weights that never change.
+
+At 1 to 64 rows a product reads its weights from memory and little else, so they are reordered once into the blocks
+that oneDNN wants. The operators are private to torch (its compiler uses them): `packed_works` tries them, and `PLAIN`
+is there where it says no.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from katsura.domain.shape import DType
+from katsura.model.kernels import LinearBackend, LinearKernel
+
+TORCH_DTYPE = {DType.F32: torch.float32, DType.BF16: torch.bfloat16}
+"""Our storage types as torch names them."""
+
+
+def packed_works(dtype: DType) -> bool:
+    """Whether the packed backend computes a small product of `dtype` right on this machine and torch build."""
+    weight = torch.linspace(-1, 1, 32 * 16).reshape(32, 16).to(TORCH_DTYPE[dtype])
+    x = torch.linspace(1, -1, 3 * 16).reshape(3, 16).to(TORCH_DTYPE[dtype])
+    try:
+        product = _packed(weight)(x)
+    except (AttributeError, RuntimeError):
+        return False
+    return torch.allclose(product.float(), x.float() @ weight.float().t(), atol=0.1, rtol=0.02)
+
+
+def backend_function(backend: LinearBackend, weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """The bare product `x -> x @ weight.T` of one backend, without any care for row counts."""
+    if backend is LinearBackend.PACKED:
+        return _packed(weight)
+    return lambda x: functional.linear(x, weight)
+
+
+class PackedLinear:
+    """`x @ weight.T` by one kernel of the plan. `weight` is `[out, in]`; the caller may drop it afterwards."""
+
+    __slots__ = ("_kernel", "_product", "_rows_max", "_rows_min", "in_width", "out_width", "size_bytes")
+
+    def __init__(self, weight: Tensor, kernel: LinearKernel) -> None:
+        self.out_width, self.in_width = weight.shape
+        self.size_bytes = weight.numel() * weight.element_size()
+        self._kernel = kernel
+        self._rows_min = kernel.rows_min
+        self._rows_max = kernel.rows_max or 1 << 62
+        self._product = backend_function(kernel.backend, weight.contiguous())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[rows, in]` to `[rows, out]`."""
+        rows = x.shape[0]
+        if self._rows_min <= rows <= self._rows_max:
+            return self._product(x)
+        if rows < self._rows_min:
+            return self._product(functional.pad(x, (0, 0, 0, self._rows_min - rows)))[:rows]
+        return torch.cat([self(piece) for piece in torch.split(x, self._rows_max)])
+
+
+def _packed(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    packed = torch.ops.mkldnn._reorder_linear_weight.default(weight.contiguous(), None)
+    product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default
+    return lambda x: product(x, packed, None, "none", [], "")
