@@ -1,0 +1,75 @@
+# Two commands for everybody: `make run` and `make test`. Each makes the environment that it needs and says how long
+# each step took. `make check` is what CI runs.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PORT ?= 8080
+DATA ?=
+ONCE ?=
+WORKERS ?= 2
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+# One torch/OpenMP thread per process: spin barriers collapse where processes share cores.
+export OMP_NUM_THREADS := 1
+export HF_HUB_OFFLINE := 1
+
+# $(call step,what it does,command): say it, do it, say how long it took.
+step = @start=$$(date +%s); echo "==> $(1)"; $(2); echo "    $(1): $$(( $$(date +%s) - start )) s"
+
+.PHONY: help run test soak check setup fmt lint types imports protos protos-check bench clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+run: $(VENV)/.run  ## install, start everything, hold a short conversation and go on serving (ONCE=1, PORT=0, DATA=folder)
+	$(call step,running (Ctrl-C stops everything),$(BIN)/katsura demo --port $(PORT) $(if $(DATA),--data $(DATA)) $(if $(ONCE),--once))
+
+test: $(VENV)/.dev  ## install and run the whole suite
+	$(call step,testing,$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m "not soak")
+
+soak: $(VENV)/.dev  ## run the long suites in full: all kills, all matrices, all seeds
+	$(call step,soaking,$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup)
+
+check: lint types imports protos-check test  ## everything that CI checks
+
+setup: $(VENV)/.dev  ## make the development environment
+
+fmt: $(VENV)/.dev  ## format the code
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+lint: $(VENV)/.dev
+	$(call step,format and lint,$(BIN)/ruff format --check . && $(BIN)/ruff check .)
+
+types: $(VENV)/.dev
+	$(call step,types,$(BIN)/mypy)
+
+imports: $(VENV)/.dev
+	$(call step,layers,$(BIN)/lint-imports)
+
+protos: $(VENV)/.dev  ## regenerate services/katsura/api from protos/
+	$(call step,protos,$(BIN)/python protos/generate.py)
+
+protos-check: $(VENV)/.dev
+	$(call step,buf lint,$(BIN)/buf lint protos)
+
+bench: $(VENV)/.dev  ## a quick look at every number in docs/benchmarks.md
+	$(call step,bench,for script in bench/*.py; do $(BIN)/python $$script --quick; done)
+
+clean:  ## remove environments and caches
+	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	$(call step,making $(VENV) with $(PYTHON),$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Katsura needs Python 3.11 or newer; say which with PYTHON=")' && $(PYTHON) -m venv $(VENV))
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	$(call step,installing katsura (about 1 GB; torch is most of it),$(PIP) -e '.[all]' && touch $@)
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(call step,installing katsura and its tools,$(PIP) -e '.[all$(comma)dev]' && touch $@ $(VENV)/.run)
+
+comma := ,

@@ -1,0 +1,44 @@
+import json
+import logging
+
+import pytest
+
+from katsura.telemetry import log
+
+
+@pytest.fixture(autouse=True)
+def _root_logger_is_put_back() -> object:
+    root = logging.getLogger()
+    kept = (root.handlers[:], root.level)
+    yield
+    root.handlers[:], root.level = kept[0], kept[1]
+
+
+def test_a_json_line_carries_ids_and_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("memory", log.LogFormat.JSON, "info")
+    with log.ids(tenant="ann", request="r1"):
+        log.get("x").info("grown", node=7)
+    line = json.loads(capsys.readouterr().err)
+    assert (line["katsura.tenant"], line["katsura.request"], line["node"], line["message"]) == ("ann", "r1", 7, "grown")
+    assert line["process"] == "memory"
+
+
+def test_ids_end_with_their_block_and_empty_ones_keep_the_outer(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("memory", log.LogFormat.HUMAN, "info")
+    with log.ids(tenant="ann"):
+        with log.ids(session="s1"):
+            log.get("x").info("inner")
+        log.get("x").info("outer")
+    inner, outer = capsys.readouterr().err.splitlines()
+    assert "tenant=ann" in inner
+    assert "session=s1" in inner
+    assert "session" not in outer
+
+
+def test_an_exception_is_logged_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("memory", log.LogFormat.JSON, "info")
+    try:
+        raise ValueError("broken")
+    except ValueError as error:
+        log.get("x").error("failed", exc=error)
+    assert "ValueError: broken" in json.loads(capsys.readouterr().err)["exception"]
