@@ -1,0 +1,285 @@
+"""Connection to a Valkey or Redis server: waiting for it, its errors, its life, its functions, its durability.
+
+Nothing here retries a command by itself: a write whose answer was lost may have happened, so only callers that carry
+an idempotency key may repeat it. A connection that died while idle is noticed and replaced before it is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from hashlib import blake2b
+from importlib import resources
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+from redis import exceptions as redis_errors
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from katsura.domain.errors import (
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    Reason,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from katsura.state import keys
+
+SCHEMES: Final = ("redis", "rediss", "valkey", "valkeys", "unix")
+_RETRY_AFTER_S: Final = 0.5
+_FIRST_WAIT_S: Final = 0.05
+_LONGEST_WAIT_S: Final = 1.0
+_REPORT_EVERY_S: Final = 5.0
+
+Arg = bytes | str | int | float
+
+
+class Durability(IntEnum):
+    """What the store promises about an acknowledged write, weakest first."""
+
+    CACHE = 1
+    """May be evicted at any time, or gone after a restart."""
+    RELAXED = 2
+    """Survives the death of any process; a power cut may lose the last second (append-only file, fsync each second)."""
+    STRICT = 3
+    """On disk (fsync before the answer), or confirmed by replicas, before the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """Lua functions under a name that carries the digest of their source.
+
+    Processes of two versions use one store side by side during a rollout: each calls the library it was built with.
+    """
+
+    name: str
+    code: str
+
+    @classmethod
+    def read(cls, stem: str) -> Library:
+        """The library made of `functions/<stem>*.lua` in alphabetical order.
+
+        The sources register their functions with `register(name, callback, flags)`; `call` finds them by `name`.
+        """
+        folder = resources.files("katsura.state") / "functions"
+        parts = sorted((f.name, f.read_text("utf-8")) for f in folder.iterdir() if f.name.startswith(stem))
+        source = "\n".join(text for _, text in parts)
+        name = f"katsura_{stem}_{blake2b(source.encode(), digest_size=6).hexdigest()}"
+        prelude = (
+            f"#!lua name={name}\n"
+            "local function register(name, callback, flags)\n"
+            f"  redis.register_function{{function_name = '{name}_' .. name, callback = callback, flags = flags}}\n"
+            "end\n"
+        )
+        return cls(name, prelude + source)
+
+
+class Store:
+    """One server, as every store of this room sees it. Made by `open`, ended by `close`."""
+
+    def __init__(self, url: str, client: Redis, replicas: int) -> None:
+        self.url = url
+        self.client = client
+        """For reads and for writes that are safe to lose; wrap each use in `translated()`."""
+        self.incarnation = ""
+        """One life of the store's data: drawn when the data begins, the same after a restart."""
+        self.durability = Durability.CACHE
+        """What the server's own settings promise."""
+        self._replicas = replicas
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        *,
+        libraries: Sequence[Library] = (),
+        wait_s: float = 30.0,
+        report: Callable[[str], None] | None = None,
+        replicas: int = 0,
+        max_connections: int = 64,
+    ) -> Self:
+        """Connect, waiting up to `wait_s` seconds for a server that is down or still loading its data.
+
+        Args:
+            url: `redis[s]://[user:password@]host:port/db`, `valkey[s]://...` or `unix:///path`.
+            libraries: loaded now, and again whenever the server has forgotten them.
+            report: told what we wait for, at once and then every few seconds.
+            replicas: replicas that must confirm a write made by `call` before it is answered.
+
+        Raises:
+            InvalidArgumentError: the URL is not one. FailedPreconditionError: the server refuses us.
+            UnavailableError: STORE_UNAVAILABLE, nobody answered in time.
+        """
+        store = cls(url, _client(url, max_connections), replicas)
+        try:
+            await store._wait_until_up(wait_s, report)
+            for library in libraries:
+                await store.load(library)
+            await store.refresh()
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.client.aclose()
+
+    async def blocking_client(self) -> Redis:
+        """A client of its own for one blocking read; the caller closes it."""
+        return _client(self.url, max_connections=1, socket_timeout_s=None)
+
+    async def refresh(self) -> None:
+        """Read the incarnation (drawing one if the data is new) and the server's durability again."""
+        with translated(self.url):
+            await self.client.set(keys.STORE_INCARNATION, secrets.token_hex(8), nx=True)
+            found = await self.client.get(keys.STORE_INCARNATION)
+        self.incarnation = _text(found)
+        self.durability = await self._durability()
+
+    async def load(self, library: Library) -> None:
+        """Load a library; one that is there already is left alone."""
+        try:
+            with translated(self.url):
+                await self.client.function_load(library.code)
+        except InternalError as error:
+            if "already exists" not in error.message:
+                raise
+
+    async def call(
+        self, library: Library, function: str, names: Sequence[bytes], args: Sequence[Arg], *, read_only: bool = False
+    ) -> Any:
+        """Call one function of a library, atomically, over the keys `names`.
+
+        A write waits for the replicas asked for; if too few confirm it in time the answer is UNAVAILABLE although the
+        write stands, so the caller repeats it with its idempotency key.
+        """
+        command = ("FCALL_RO" if read_only else "FCALL", f"{library.name}_{function}", len(names), *names, *args)
+        try:
+            return await self._execute(command, confirm=not read_only)
+        except InternalError as error:
+            if "Function not found" not in error.message:
+                raise
+        await self.load(library)
+        await self.refresh()
+        return await self._execute(command, confirm=not read_only)
+
+    async def _execute(self, command: Sequence[Arg], *, confirm: bool) -> Any:
+        with translated(self.url):
+            if not (confirm and self._replicas):
+                return await self._command(*command)
+            pipeline = self.client.pipeline(transaction=False)
+            pipeline.execute_command(*command)
+            pipeline.execute_command("WAIT", self._replicas, 1000)
+            answer, confirmed = await pipeline.execute()
+        if confirmed < self._replicas:
+            raise UnavailableError(
+                f"only {confirmed} of {self._replicas} replicas confirmed the write in 1 s; repeat it with the same "
+                "request_id",
+                reason=Reason.STORE_UNAVAILABLE,
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        return answer
+
+    async def _command(self, *command: Arg) -> Any:
+        return await self.client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    async def _wait_until_up(self, wait_s: float, report: Callable[[str], None] | None) -> None:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        pause, reported = _FIRST_WAIT_S, float("-inf")
+        while True:
+            try:
+                with translated(self.url):
+                    await self._command("PING")
+                return
+            except UnavailableError as error:
+                now = loop.time()
+                if now - start + pause > wait_s:
+                    raise
+                if report is not None and now - reported >= _REPORT_EVERY_S:
+                    report(f"waiting for the store: {error.message}")
+                    reported = now
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_WAIT_S)
+
+    async def _durability(self) -> Durability:
+        if self._replicas:
+            return Durability.STRICT
+        try:
+            with translated(self.url):
+                found = await self.client.config_get("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
+        except InternalError:
+            return Durability.CACHE  # CONFIG is renamed or forbidden: promise nothing that was not seen
+        said = {_text(name): _text(value) for name, value in found.items()}
+        may_evict = said.get("maxmemory", "0") != "0" and said.get("maxmemory-policy") != "noeviction"
+        if said.get("appendonly") != "yes" or may_evict:
+            return Durability.CACHE
+        return Durability.STRICT if said.get("appendfsync") == "always" else Durability.RELAXED
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Turn the client library's exceptions into ours."""
+    try:
+        yield
+    except (redis_errors.AuthenticationError, redis_errors.NoPermissionError) as error:
+        raise FailedPreconditionError(
+            f"the store at {shown(url)} refuses our credential: {error}", reason=Reason.INVALID_CREDENTIAL
+        ) from error
+    except redis_errors.BusyLoadingError as error:
+        raise _down(url, "it is still loading its data") from error
+    except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError) as error:
+        raise _down(url, str(error) or type(error).__name__) from error
+    except redis_errors.ResponseError as error:
+        text = str(error)
+        if isinstance(error, redis_errors.OutOfMemoryError) or text.startswith("OOM"):
+            raise ResourceExhaustedError(
+                f"the store at {shown(url)} is full: raise its maxmemory or drop trees", retry_after_s=_RETRY_AFTER_S
+            ) from error
+        if text.startswith(("MISCONF", "READONLY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "BUSY")):
+            raise _down(url, text) from error
+        raise InternalError(f"the store at {shown(url)} answered: {text}") from error
+
+
+def shown(url: str) -> str:
+    """`url` without its password, for messages."""
+    parts = urlsplit(url)
+    return url if parts.password is None else url.replace(f":{parts.password}@", ":***@", 1)
+
+
+def _down(url: str, why: str) -> UnavailableError:
+    return UnavailableError(
+        f"the store at {shown(url)} does not answer ({why}); start it, or set KATSURA_STORE_URL to one that runs",
+        reason=Reason.STORE_UNAVAILABLE,
+        retry_after_s=_RETRY_AFTER_S,
+    )
+
+
+def _client(url: str, max_connections: int, socket_timeout_s: float | None = 5.0) -> Redis:
+    scheme = urlsplit(url).scheme
+    if scheme not in SCHEMES:
+        raise InvalidArgumentError(
+            f"{shown(url)!r} is not a store URL; it begins with {'://, '.join(SCHEMES)}://", field="store_url"
+        )
+    pool = BlockingConnectionPool.from_url(
+        url.replace("valkey", "redis", 1) if scheme.startswith("valkey") else url,
+        max_connections=max_connections,
+        timeout=5,
+        protocol=2,
+        socket_timeout=socket_timeout_s,
+        socket_connect_timeout=2.0,
+        retry=Retry(NoBackoff(), 0),
+    )
+    return Redis.from_pool(pool)
+
+
+def _text(value: bytes | str | None) -> str:
+    return value.decode() if isinstance(value, bytes) else value or ""

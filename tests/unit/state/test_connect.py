@@ -1,0 +1,122 @@
+"""Connection to a real server: what it promises, and what it says when the server is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from katsura.domain.errors import InternalError, InvalidArgumentError, Reason, UnavailableError
+from katsura.state.connect import Durability, Library, Store, shown, translated
+from katsura.testing.store import EmbeddedStore
+
+ECHO = Library("katsura_echo_1", "#!lua name=katsura_echo_1\n" + "redis.register_function('katsura_echo_1_say', "
+               "function(keys, args) return {redis.call('INCR', keys[1]), args[1]} end)")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedStore]:
+    with EmbeddedStore("always") as server:
+        yield server
+
+
+async def test_the_incarnation_survives_a_restart_and_goes_with_the_data(server: EmbeddedStore) -> None:
+    store = await Store.open(server.url)
+    before = store.incarnation
+    await asyncio.to_thread(server.restart)
+    await store.refresh()
+    assert store.incarnation == before
+    with translated(store.url):
+        await store.client.flushall()
+    await store.refresh()
+    assert store.incarnation != before
+    await store.close()
+
+
+async def test_a_function_is_loaded_again_when_the_server_forgot_it(server: EmbeddedStore) -> None:
+    store = await Store.open(server.url, libraries=[ECHO])
+    assert await store.call(ECHO, "say", [b"k1"], ["a"]) == [1, b"a"]
+    with translated(store.url):
+        await store.client.function_flush()
+    assert await store.call(ECHO, "say", [b"k1"], ["b"]) == [2, b"b"]
+    await store.close()
+
+
+async def test_loading_a_library_twice_changes_nothing(server: EmbeddedStore) -> None:
+    store = await Store.open(server.url, libraries=[ECHO, ECHO])
+    await store.close()
+
+
+async def test_a_connection_that_died_while_idle_is_replaced_before_it_is_used(server: EmbeddedStore) -> None:
+    store = await Store.open(server.url, libraries=[ECHO])
+    await asyncio.to_thread(server.restart)
+    assert await store.call(ECHO, "say", [b"k2"], ["a"]) == [1, b"a"]
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("appendfsync", "settings", "promise"),
+    [
+        ("always", {}, Durability.STRICT),
+        ("everysec", {}, Durability.RELAXED),
+        ("always", {"appendonly": "no"}, Durability.CACHE),
+        ("always", {"maxmemory": "64mb", "maxmemory-policy": "allkeys-lru"}, Durability.CACHE),
+        ("always", {"maxmemory": "64mb"}, Durability.STRICT),
+    ],
+)
+async def test_durability_is_what_the_servers_settings_promise(
+    appendfsync: str, settings: dict[str, str], promise: Durability
+) -> None:
+    with EmbeddedStore(appendfsync, settings) as server:
+        store = await Store.open(server.url)
+        assert store.durability is promise
+        await store.close()
+
+
+async def test_a_store_that_is_down_is_waited_for_with_a_message() -> None:
+    server = EmbeddedStore()
+    said: list[str] = []
+
+    def report(message: str) -> None:
+        said.append(message)
+        server.start()
+
+    opening = Store.open(server.url, report=report)
+    try:
+        store = await opening
+        await store.close()
+    finally:
+        server.close()
+    assert "waiting for the store" in said[0]
+    assert server.url in said[0]
+
+
+async def test_a_store_that_stays_down_is_unavailable_with_a_reason() -> None:
+    with pytest.raises(UnavailableError, match="start it, or set KATSURA_STORE_URL") as caught:
+        await Store.open("unix:///nowhere/at/all", wait_s=0)
+    assert caught.value.reason is Reason.STORE_UNAVAILABLE
+    assert caught.value.retry_after_s
+
+
+async def test_a_url_of_another_kind_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="not a store URL"):
+        await Store.open("http://127.0.0.1")
+
+
+async def test_a_write_that_too_few_replicas_confirm_is_not_acknowledged(server: EmbeddedStore) -> None:
+    store = await Store.open(server.url, libraries=[ECHO], replicas=1)
+    with pytest.raises(UnavailableError, match="0 of 1 replicas"):
+        await store.call(ECHO, "say", [b"k3"], ["a"])
+    await store.close()
+
+
+async def test_a_bug_in_a_function_is_an_internal_error(server: EmbeddedStore) -> None:
+    store = await Store.open(server.url, libraries=[ECHO])
+    with pytest.raises(InternalError):
+        await store.call(ECHO, "say", [], [])
+    await store.close()
+
+
+def test_a_password_is_never_shown() -> None:
+    assert shown("redis://user:secret@host:1/0") == "redis://user:***@host:1/0"
