@@ -1,0 +1,249 @@
+"""Client of the memory service: an agent's tree of steps and summaries."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import cast
+
+from katsura.api.memory.v1 import memory_pb2 as tree_pb
+from katsura.api.memory.v1 import memory_service_pb2 as pb
+from katsura.api.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
+from katsura.rpc.context import CallContext
+from katsura.sdk.connection import Connection, new_request_id
+
+EMPTY_ROOT = -1
+"""`fork(at_node=EMPTY_ROOT)` makes a branch without steps."""
+
+
+def step(role: str, content: str, *, client_step_id: str = "", **more: object) -> tree_pb.Step:
+    """A message of a conversation as a step; `more` are other fields of `Step`.
+
+    The provenance follows from the role where it is not given.
+    """
+    provenance = {
+        "user": tree_pb.PROVENANCE_USER,
+        "assistant": tree_pb.PROVENANCE_MODEL,
+        "tool": tree_pb.PROVENANCE_TOOL,
+    }
+    fields: dict[str, object] = {
+        "kind": tree_pb.STEP_KIND_MESSAGE,
+        "provenance": provenance.get(role, tree_pb.PROVENANCE_SYSTEM),
+        **more,
+    }
+    return tree_pb.Step(role=role, content=content, client_step_id=client_step_id, **fields)  # type: ignore[arg-type]
+
+
+class MemoryClient:
+    """Operations on the trees of one tenant. Errors: see the service's comments in `memory_service.proto`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._stub = MemoryServiceStub(connection.channel)
+
+    def acting_for(self, call: CallContext, timeout_s: float | None = None) -> MemoryClient:
+        """This client on behalf of `call` (our own processes only)."""
+        return MemoryClient(self._connection.acting_for(call, timeout_s))
+
+    async def create_tree(
+        self,
+        *,
+        tree_id: str = "",
+        goal: str = "",
+        pins: Sequence[str] = (),
+        policy: tree_pb.TreePolicy | None = None,
+        labels: Mapping[str, str] | None = None,
+        request_id: str = "",
+    ) -> pb.CreateTreeResponse:
+        """Make a tree with one empty branch; ALREADY_EXISTS where `tree_id` is taken."""
+        request = pb.CreateTreeRequest(
+            request_id=request_id or new_request_id(),
+            tree_id=tree_id,
+            goal=goal,
+            pins=pins,
+            policy=policy,
+            labels=dict(labels or {}),
+        )
+        return cast(pb.CreateTreeResponse, await self._call("CreateTree", request))
+
+    async def get_tree(self, tree_id: str) -> pb.GetTreeResponse:
+        """A tree and its branches."""
+        return cast(pb.GetTreeResponse, await self._call("GetTree", pb.GetTreeRequest(tree_id=tree_id)))
+
+    async def list_trees(self, *, page_size: int = 0, page_token: str = "") -> pb.ListTreesResponse:
+        """A page of trees, newest first."""
+        request = pb.ListTreesRequest(page_size=page_size, page_token=page_token)
+        return cast(pb.ListTreesResponse, await self._call("ListTrees", request))
+
+    async def delete_tree(self, tree_id: str) -> None:
+        """Drop a tree and everything in it."""
+        await self._call("DeleteTree", pb.DeleteTreeRequest(tree_id=tree_id))
+
+    async def grow(
+        self,
+        tree_id: str,
+        steps: Sequence[tree_pb.Step],
+        *,
+        branch: str = "",
+        expected_head: int | None = None,
+        dedupe: pb.Dedupe.ValueType = pb.DEDUPE_UNSPECIFIED,
+        request_id: str = "",
+    ) -> pb.GrowResponse:
+        """Append steps. `expected_head` None appends wherever the head is; else a moved head is ABORTED."""
+        request = pb.GrowRequest(
+            request_id=request_id or new_request_id(),
+            tree_id=tree_id,
+            branch=branch,
+            expected_head=expected_head,
+            unconditional=expected_head is None,
+            steps=steps,
+            dedupe=dedupe,
+        )
+        return cast(pb.GrowResponse, await self._call("Grow", request))
+
+    async def compress(
+        self,
+        tree_id: str,
+        *,
+        branch: str = "",
+        expected_head: int | None = None,
+        last_covered: int = 0,
+        summary: tree_pb.SummaryBody | None = None,
+        compressor: str = "",
+        validators: Sequence[str] = (),
+        request_id: str = "",
+    ) -> pb.CompressResponse:
+        """Close the raw segment with a summary and validate it."""
+        request = pb.CompressRequest(
+            request_id=request_id or new_request_id(),
+            tree_id=tree_id,
+            branch=branch,
+            expected_head=expected_head,
+            unconditional=expected_head is None,
+            last_covered=last_covered,
+            summary_body=summary,
+            compressor=compressor,
+            validators=validators,
+        )
+        return cast(pb.CompressResponse, await self._call("Compress", request))
+
+    async def maintain(
+        self,
+        tree_id: str,
+        *,
+        branch: str = "",
+        summary_id: int = 0,
+        validators: Sequence[str] = (),
+        verdict: pb.ExternalVerdict | None = None,
+        request_id: str = "",
+    ) -> pb.MaintainResponse:
+        """Validate a summary again, or record a verdict from outside."""
+        request = pb.MaintainRequest(
+            request_id=request_id or new_request_id(),
+            tree_id=tree_id,
+            branch=branch,
+            summary_id=summary_id,
+            validators=validators,
+            verdict=verdict,
+        )
+        return cast(pb.MaintainResponse, await self._call("Maintain", request))
+
+    async def revise(
+        self,
+        tree_id: str,
+        *,
+        restore_after: int,
+        reason: str = "",
+        branch: str = "",
+        expected_head: int | None = None,
+        new_branch: str = "",
+        request_id: str = "",
+    ) -> pb.ReviseResponse:
+        """Go back to `restore_after` on a new branch; the old one is abandoned and leaves a hint."""
+        request = pb.ReviseRequest(
+            request_id=request_id or new_request_id(),
+            tree_id=tree_id,
+            branch=branch,
+            expected_head=expected_head,
+            unconditional=expected_head is None,
+            restore_after=restore_after,
+            reason=reason,
+            new_branch=new_branch,
+        )
+        return cast(pb.ReviseResponse, await self._call("Revise", request))
+
+    async def fork(
+        self, tree_id: str, *, branch: str = "", at_node: int = 0, new_branch: str = "", request_id: str = ""
+    ) -> pb.ForkResponse:
+        """Name a new branch at a step of `branch`: 0 is its head, `EMPTY_ROOT` the root."""
+        request = pb.ForkRequest(
+            request_id=request_id or new_request_id(),
+            tree_id=tree_id,
+            branch=branch,
+            at_node=at_node,
+            new_branch=new_branch,
+        )
+        return cast(pb.ForkResponse, await self._call("Fork", request))
+
+    async def assemble_context(
+        self,
+        tree_id: str,
+        *,
+        budget_tokens: int,
+        reserve_tokens: int = 0,
+        branch: str = "",
+        tokenizer_digest: str = "",
+        include_token_ids: bool = False,
+    ) -> pb.AssembleContextResponse:
+        """The prompt of a branch under a token budget."""
+        request = pb.AssembleContextRequest(
+            tree_id=tree_id,
+            branch=branch,
+            budget_tokens=budget_tokens,
+            reserve_tokens=reserve_tokens,
+            tokenizer_digest=tokenizer_digest,
+            include_token_ids=include_token_ids,
+        )
+        return cast(pb.AssembleContextResponse, await self._call("AssembleContext", request))
+
+    async def attach_tokens(
+        self, tree_id: str, tokenizer_digest: str, ids_by_node: Mapping[int, Sequence[int]]
+    ) -> pb.AttachTokensResponse:
+        """Attach rendered ids to nodes; the first ones attached stay."""
+        request = pb.AttachTokensRequest(
+            tree_id=tree_id,
+            tokenizer_digest=tokenizer_digest,
+            nodes=[pb.NodeTokens(node_id=node, token_ids=ids) for node, ids in ids_by_node.items()],
+        )
+        return cast(pb.AttachTokensResponse, await self._call("AttachTokens", request))
+
+    async def get_path(
+        self, tree_id: str, *, branch: str = "", end_node: int = 0, page_size: int = 0
+    ) -> pb.GetPathResponse:
+        """A page of a branch's steps that ends at `end_node` (0: the head), oldest first."""
+        request = pb.GetPathRequest(tree_id=tree_id, branch=branch, end_node=end_node, page_size=page_size)
+        return cast(pb.GetPathResponse, await self._call("GetPath", request))
+
+    async def get_whole_path(self, tree_id: str, *, branch: str = "", end_node: int = 0) -> list[tree_pb.Node]:
+        """All steps from the root to `end_node` (0: the head), oldest first."""
+        pages: list[list[tree_pb.Node]] = []
+        while True:
+            page = await self.get_path(tree_id, branch=branch, end_node=end_node)
+            pages.append(list(page.nodes))
+            end_node = page.next_end_node
+            if not end_node:
+                return [node for nodes in reversed(pages) for node in nodes]
+
+    async def get_nodes(self, tree_id: str, node_ids: Sequence[int]) -> list[tree_pb.Node]:
+        """Nodes by id, in the order asked for."""
+        request = pb.GetNodesRequest(tree_id=tree_id, node_ids=node_ids)
+        return list(cast(pb.GetNodesResponse, await self._call("GetNodes", request)).nodes)
+
+    def watch(
+        self, tree_id: str, *, resume_token: str = "", after_revision: int = 0
+    ) -> AsyncIterator[pb.WatchResponse]:
+        """Every commit after a point, once and in order; go on after a failure with the last `resume_token`."""
+        request = pb.WatchRequest(tree_id=tree_id, resume_token=resume_token, after_revision=after_revision)
+        return self._connection.stream(self._stub.Watch, request)
+
+    async def _call(self, name: str, request: object) -> object:
+        return await self._connection.unary(getattr(self._stub, name), f"memory.{name}", request)
