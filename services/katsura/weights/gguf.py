@@ -40,7 +40,7 @@ _BLOCK = {
     "ffn_down": "mlp.down_proj",
 }
 _TOKEN_IDS = {"bos": "bos", "eos": "eos", "pad": "padding"}
-_NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<part>\w+)\.(?P<kind>weight|bias)\Z")
+_NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<part>\w+)\.weight\Z")
 _SMALL_FILES_BYTES = 16 * MIB
 """Room for the tokenizer and configuration files."""
 
@@ -117,7 +117,7 @@ def config_json(meta: Mapping[str, Any], tensors: set[str]) -> dict[str, Any]:
             "max_position_embeddings": llama["context_length"],
             "rms_norm_eps": _decimal(llama["attention.layer_norm_rms_epsilon"]),
             "rope_theta": _decimal(llama.get("rope.freq_base", 10000.0)),
-            "attention_bias": "blk.0.attn_q.bias" in tensors,
+            "attention_bias": False,
             "mlp_bias": False,
             "tie_word_embeddings": "output.weight" not in tensors,
             **{name: value for name, value in ids.items() if value is not None},
@@ -127,7 +127,7 @@ def config_json(meta: Mapping[str, Any], tensors: set[str]) -> dict[str, Any]:
 
 
 def unpermuted(rows: npt.NDArray[np.float32], head_count: int) -> npt.NDArray[np.float32]:
-    """Undo llama.cpp's row order of a Q or K projection (weight or bias) with `head_count` heads.
+    """Undo llama.cpp's row order of a Q or K projection with `head_count` heads.
 
     llama.cpp keeps row `i` and row `i + head_size/2` of a head next to each other; checkpoints keep them apart.
     """
@@ -145,9 +145,9 @@ def _open(path: Path) -> gguf.GGUFReader:
 def _hf_name(name: str) -> str:
     match = _NAME.match(name)
     if match is not None and match["layer"] is None and match["part"] in _TOP:
-        return f"{_TOP[match['part']]}.{match['kind']}"
+        return f"{_TOP[match['part']]}.weight"
     if match is not None and match["layer"] is not None and match["part"] in _BLOCK:
-        return f"model.layers.{int(match['layer'])}.{_BLOCK[match['part']]}.{match['kind']}"
+        return f"model.layers.{int(match['layer'])}.{_BLOCK[match['part']]}.weight"
     if name.startswith("rope_freqs"):
         return name
     raise UnimplementedError(f"this GGUF file holds a tensor {name!r} that a Llama model does not have")
