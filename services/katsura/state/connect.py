@@ -11,7 +11,6 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import IntEnum
 from hashlib import blake2b
 from importlib import resources
 from typing import Any, Final, Self
@@ -30,6 +29,7 @@ from katsura.domain.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from katsura.domain.trees import Durability
 from katsura.state import keys
 
 SCHEMES: Final = ("redis", "rediss", "valkey", "valkeys", "unix")
@@ -39,17 +39,6 @@ _LONGEST_WAIT_S: Final = 1.0
 _REPORT_EVERY_S: Final = 5.0
 
 Arg = bytes | str | int | float
-
-
-class Durability(IntEnum):
-    """What the store promises about an acknowledged write, weakest first."""
-
-    CACHE = 1
-    """May be evicted at any time, or gone after a restart."""
-    RELAXED = 2
-    """Survives the death of any process; a power cut may lose the last second (append-only file, fsync each second)."""
-    STRICT = 3
-    """On disk (fsync before the answer), or confirmed by replicas, before the answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from katsura.domain.errors import InternalError, InvalidArgumentError, Reason, UnavailableError
-from katsura.state.connect import Durability, Library, Store, shown, translated
+from katsura.domain.trees import Durability
+from katsura.state.connect import Library, Store, shown, translated
 from katsura.testing.store import EmbeddedStore
 
 ECHO = Library("katsura_echo_1", "#!lua name=katsura_echo_1\n" + "redis.register_function('katsura_echo_1_say', "

@@ -1,0 +1,328 @@
+"""Agent memory as plain data: trees, branches, and immutable nodes (steps, summaries, hints).
+
+The numbers of every enumeration are those of `katsura.api.memory.v1`, so translating one is a cast (a contract test
+compares the names). Times are milliseconds since the Unix epoch, by the store's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from types import MappingProxyType
+from typing import Final
+
+from katsura.domain.ids import BranchName, NodeId, TreeId
+
+ROOT: Final = NodeId(0)
+"""Where every path begins; no node has this id."""
+ROOT_HASH: Final = bytes(32)
+"""Parent hash of a first node."""
+
+
+class Durability(IntEnum):
+    """What a store promises about an acknowledged write, weakest first."""
+
+    UNSPECIFIED = 0
+    CACHE = 1
+    """May be evicted at any time, or gone after a restart."""
+    RELAXED = 2
+    """Survives the death of any process; a power cut may lose the last second (append-only file, fsync each second)."""
+    STRICT = 3
+    """On disk (fsync before the answer), or confirmed by replicas, before the answer."""
+
+
+class BranchState(IntEnum):
+    """Whether a branch may grow."""
+
+    UNSPECIFIED = 0
+    ACTIVE = 1
+    ABANDONED = 2
+    """Left behind by a Revise: readable, not writable."""
+
+
+class StepKind(IntEnum):
+    """What a step is."""
+
+    UNSPECIFIED = 0
+    MESSAGE = 1
+    TOOL_CALL = 2
+    OBSERVATION = 3
+    NOTE = 4
+
+
+class Relation(IntEnum):
+    """How a step relates to the earlier steps it names (Task Memory Engine, arXiv 2505.19436)."""
+
+    UNSPECIFIED = 0
+    NEW = 1
+    REFINE = 2
+    REPLACE = 3
+    ROLLBACK = 4
+
+
+class Effect(IntEnum):
+    """What a step did to the outside world."""
+
+    UNSPECIFIED = 0
+    NONE = 1
+    REVERSIBLE = 2
+    IRREVERSIBLE = 3
+
+
+class Provenance(IntEnum):
+    """Where content came from; what a TOOL said is untrusted."""
+
+    UNSPECIFIED = 0
+    USER = 1
+    MODEL = 2
+    TOOL = 3
+    SYSTEM = 4
+
+
+class SummaryStatus(IntEnum):
+    """Whether a summary may be relied on."""
+
+    UNSPECIFIED = 0
+    PENDING = 1
+    VALID = 2
+    FAILED = 3
+
+
+class Verdict(IntEnum):
+    """Answer of a check."""
+
+    UNSPECIFIED = 0
+    PASS = 1
+    FAIL = 2
+    UNKNOWN = 3
+
+
+class EventKind(IntEnum):
+    """What a commit did."""
+
+    UNSPECIFIED = 0
+    HEARTBEAT = 1
+    TREE_CREATED = 2
+    GROWN = 3
+    COMPRESSED = 4
+    MAINTAINED = 5
+    REVISED = 6
+    FORKED = 7
+    TREE_DELETED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TreePolicy:
+    """Limits and defaults of a tree; `memory.core.limits` fills in what a caller left at zero."""
+
+    raw_token_limit: int = 0
+    compressor: str = ""
+    validators: tuple[str, ...] = ()
+    hint_limit: int = 0
+    durability: Durability = Durability.UNSPECIFIED
+    ttl_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A tree as of one revision."""
+
+    tree_id: TreeId
+    goal: str
+    pins: tuple[str, ...]
+    policy: TreePolicy
+    labels: Mapping[str, str]
+    revision: int
+    incarnation: str
+    default_branch: BranchName
+    node_count: int
+    branch_count: int
+    create_ms: int
+    update_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A named line of execution: heads only, everything else is reached through parents.
+
+    Attributes:
+        boundary: last step covered by `summary_head`; the raw segment is what follows it.
+        raw_tokens: tokens of the raw segment, by the default estimate.
+        cut: depth below which the last assembly showed summaries only.
+        order: 1 for the tree's first branch, then counting.
+    """
+
+    name: BranchName
+    state: BranchState
+    head: NodeId
+    summary_head: NodeId
+    boundary: NodeId
+    fork_node: NodeId
+    parent_branch: str
+    depth: int
+    raw_tokens: int
+    hint: NodeId
+    cut: int
+    create_ms: int
+    order: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that a model asked for; the arguments are JSON text as it wrote them."""
+
+    call_id: str
+    name: str
+    arguments_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a step cost: tokens, and money in millionths."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    micros: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """Named bytes on a step."""
+
+    task: str
+    index: int
+    media_type: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An action, an observation or a message."""
+
+    content: str
+    role: str = "user"
+    kind: StepKind = StepKind.MESSAGE
+    client_step_id: str = ""
+    tool_call: ToolCall | None = None
+    relation: Relation = Relation.NEW
+    related_node_ids: tuple[NodeId, ...] = ()
+    effect: Effect = Effect.NONE
+    undo_ref: str = ""
+    provenance: Provenance = Provenance.UNSPECIFIED
+    cost: Cost = field(default_factory=Cost)
+    attributes: Mapping[str, str] = MappingProxyType({})
+    opaque: bytes = b""
+    attachments: tuple[Attachment, ...] = ()
+    agent_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryBody:
+    """What a summary says."""
+
+    text: str
+    facts: tuple[str, ...] = ()
+    decisions: tuple[str, ...] = ()
+    open_obligations: tuple[str, ...] = ()
+    artifacts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The digest of a segment: the immutable half. What is known about its truth is a `Judgement`.
+
+    Attributes:
+        level: 0 covers steps; 1 and more cover summaries of the level below.
+        cover_digest: hash over the content hashes of the cover, in order.
+        version: counts the summaries made of this segment.
+        covered_tokens, body_tokens: by the default estimate.
+    """
+
+    level: int
+    first_covered: NodeId
+    last_covered: NodeId
+    covered_count: int
+    cover_digest: bytes
+    body: SummaryBody
+    made_by: str
+    version: int
+    covered_tokens: int
+    body_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What one validator found."""
+
+    validator: str
+    verdict: Verdict
+    findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What is known about a summary's truth: the half that changes. `version` counts its changes."""
+
+    status: SummaryStatus = SummaryStatus.PENDING
+    fidelity: Verdict = Verdict.UNKNOWN
+    outcome: Verdict = Verdict.UNKNOWN
+    note: str = ""
+    suggested_restore: NodeId = ROOT
+    required: tuple[str, ...] = ()
+    """Validators whose verdict must be known before the summary is VALID."""
+    checks: tuple[Check, ...] = ()
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What a Revise left behind: untrusted history."""
+
+    abandoned_branch: BranchName
+    abandoned_head: NodeId
+    restored_after: NodeId
+    reason: str
+    first_action: str
+    previous_hint: NodeId
+
+
+Body = Step | Summary | Hint
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node: immutable but for `judgement` and `tokenized_for`, which are kept beside it.
+
+    Attributes:
+        parent_id: the step before it; of a summary or hint, the summary or hint before it.
+        depth: steps from the root up to this one; of a summary, up to its last covered step.
+        tokens: of a step, its default estimate; of a summary, that of its body.
+        path_tokens: `tokens` summed over the path from the root, this node included.
+        judgement: of a summary.
+        tokenized_for: digests of the tokenizers for which token ids are attached.
+    """
+
+    node_id: NodeId
+    parent_id: NodeId
+    content_hash: bytes
+    birth_branch: BranchName
+    depth: int
+    create_ms: int
+    revision: int
+    body: Body
+    tokens: int
+    path_tokens: int
+    judgement: Judgement | None = None
+    tokenized_for: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StandingEffect:
+    """Something an abandoned step did outside that branching does not undo."""
+
+    node_id: NodeId
+    effect: Effect
+    undo_ref: str
+    excerpt: str
