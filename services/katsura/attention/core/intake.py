@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from katsura.attention.core.cache import PageCache
-from katsura.attention.core.events import KvEvent
 from katsura.attention.core.plan import Ended, Failed, Finish, Load, Opened, Outcome, SequenceView
 from katsura.attention.core.schedule import Limits, Scheduler, view_of
 from katsura.attention.core.sequence import Generation, Owner, Phase, Program, Sequence
@@ -225,10 +224,6 @@ class Intake:
         self._answer_forks(now_s)
         outcomes, self._outcomes = self._outcomes + self.schedule.take_outcomes(), []
         return outcomes
-
-    def take_events(self) -> list[KvEvent]:
-        """KV events since the last call."""
-        return self.cache.events.take()
 
     def load(self) -> Load:
         """What the shard carries."""

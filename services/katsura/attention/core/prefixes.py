@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
@@ -77,9 +77,6 @@ class PrefixIndex:
         """All pages of a namespace."""
         return [node.page for node in self._by_name.values() if node.namespace == namespace]
 
-    def links(self) -> Iterator[tuple[bytes, bytes]]:
-        """(name, parent) of every page, parents first."""
-        waiting = [node for node in self._by_name.values() if not node.parent]
-        for node in waiting:
-            yield node.name, node.parent
-            waiting.extend(self._by_name[child] for child in sorted(node.children))
+    def names(self) -> list[bytes]:
+        """Names of all pages."""
+        return list(self._by_name)
