@@ -56,10 +56,10 @@ class F32Writer:
 
     def write(self, name: str, values: npt.NDArray[np.float32]) -> None:
         """Append the next tensor; names and shapes come in the order announced."""
-        expected = self._pending.pop(0)
+        expected = self._pending.pop(0) if self._pending else None
         if (name, values.shape) != expected or values.dtype != np.float32:
             raise InternalError(f"wrote {name} {values.shape} {values.dtype} where f32 {expected} was announced")
-        self._put(np.ascontiguousarray(values).astype("<f4", copy=False).data.cast("B"))
+        self._put(np.ascontiguousarray(values, dtype="<f4").reshape(-1).view(np.uint8).data)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
