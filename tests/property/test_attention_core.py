@@ -6,6 +6,7 @@ back through the page table, so a page that was overwritten, mixed up or freed t
 
 from __future__ import annotations
 
+import contextlib
 import random
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -173,10 +174,8 @@ def run(seed: int, page_tokens: int, page_count: int, step_tokens: int, rounds: 
     rng = random.Random(seed)
     machine = Machine(Limits(page_count, page_tokens, step_tokens, 40, VOCAB, sequences_max=24))
     for _ in range(rounds):
-        try:
+        with contextlib.suppress(OutOfRangeError, ResourceExhaustedError, FailedPreconditionError, NotFoundError):
             operate(machine, rng)
-        except (OutOfRangeError, ResourceExhaustedError, FailedPreconditionError, NotFoundError):
-            pass
         for _ in range(rng.randrange(4)):
             machine.step()
     steps = 0
