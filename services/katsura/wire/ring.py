@@ -1,0 +1,218 @@
+"""Slots in memory that both ends see, and a doorbell socket: what `shm` and `inproc` share.
+
+    requests: written by the client only          replies: written by the server only
+    [slot 0 | slot 1 | ...]                       [slot 0 | slot 1 | ...]
+              \\                                            /
+               `-- doorbell (slot u32, nbytes u32) on a SEQPACKET socket --'
+
+The doorbell message is the only hand-over: nobody polls a word in memory, the kernel orders the writes before the
+message, a blocked reader costs nothing, and when a process dies its socket says so at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import select
+import socket
+import struct
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from katsura.domain.errors import KatsuraError
+from katsura.wire.header import BadFrameError
+from katsura.wire.server import Server
+from katsura.wire.transport import Limits, SlotChannel, slot_view
+
+DOORBELL = struct.Struct("<II")
+
+_log = logging.getLogger(__name__)
+
+
+class RingChannel(SlotChannel):
+    """The client's end."""
+
+    def __init__(
+        self,
+        transport: str,
+        sock: socket.socket,
+        limits: Limits,
+        welcome: Mapping[str, Any],
+        requests: memoryview,
+        replies: memoryview,
+    ) -> None:
+        super().__init__(transport, limits, welcome, requests, replies)
+        self._socket = sock
+        self._readable = select.poll()
+        self._readable.register(sock, select.POLLIN)
+
+    def fileno(self) -> int:
+        """The doorbell socket."""
+        return self._socket.fileno()
+
+    def _ring(self, index: int, nbytes: int, deadline_s: float) -> bool:
+        # Credits bound the messages under way far below the socket's buffer, so a full buffer is a broken peer.
+        try:
+            self._socket.send(DOORBELL.pack(index, nbytes), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _heard(self, deadline_s: float) -> tuple[int, int] | None:
+        if not self._readable.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
+            return None
+        message = self._socket.recv(DOORBELL.size + 1, socket.MSG_DONTWAIT)
+        if not message:
+            raise EOFError
+        if len(message) != DOORBELL.size:
+            raise BadFrameError(f"a doorbell of {len(message)} bytes or more")
+        index, nbytes = DOORBELL.unpack(message)
+        return index, nbytes
+
+    def _close(self) -> None:
+        self._socket.close()
+
+
+class RingGreeting(ABC):
+    """A connection that has not said HELLO yet, on the server. Backends differ in how the memory changes hands."""
+
+    def __init__(self, server: Server, sock: socket.socket) -> None:
+        self._server, self._socket = server, sock
+        sock.setblocking(False)
+        try:
+            self._client = server.enlist(self._drop)
+        except KatsuraError as error:
+            _log.warning("%s", error.message)
+            sock.close()
+            return
+        server.add(sock.fileno(), self._on_event)
+
+    @abstractmethod
+    def _receive(self) -> memoryview:
+        """The HELLO. OSError or BadFrameError."""
+
+    @abstractmethod
+    def _map(self, limits: Limits) -> tuple[memoryview, memoryview]:
+        """Memory of requests and replies. OSError or BadFrameError."""
+
+    @abstractmethod
+    def _send(self, answer: bytes) -> None:
+        """The WELCOME or NACK, with whatever the client needs to map the replies. OSError."""
+
+    def _on_event(self, events: int) -> None:
+        try:
+            hello = self._receive()
+        except BlockingIOError:
+            return
+        except (BadFrameError, OSError) as error:
+            self._drop(f"no HELLO: {error}")
+            return
+        try:
+            limits, answer = self._server.greet(hello)
+            if limits is None:
+                self._send(answer)
+                self._drop("refused")
+                return
+            requests, replies = self._map(limits)
+            peer = RingPeer(self._server, self._client, self._socket, limits, requests, replies)
+            self._send(answer)
+        except (BadFrameError, OSError) as error:
+            self._drop(f"the greeting failed: {error}")
+            return
+        self._server.remove(self._socket.fileno())
+        self._server.settle(self._client, peer.drop)
+        self._server.add(self._socket.fileno(), peer.on_event)
+
+    def _drop(self, why: str) -> None:
+        _log.info("a data-plane connection ended before it was greeted: %s", why)
+        self._server.remove(self._socket.fileno())
+        self._socket.close()
+        self._server.strike_off(self._client)
+
+
+class RingRequest:
+    """A posted slot, on the server."""
+
+    __slots__ = ("_index", "_peer", "client", "frame")
+
+    def __init__(self, peer: RingPeer, index: int, nbytes: int) -> None:
+        self._peer = peer
+        self._index = index
+        self.client = peer.client
+        self.frame = slot_view(peer.requests, index, peer.limits.request_bytes)[:nbytes]
+
+    @property
+    def alive(self) -> bool:
+        """Whether the client is still there."""
+        return self._peer.alive
+
+    @property
+    def reply_buffer(self) -> memoryview:
+        """This slot's half of the reply memory."""
+        return slot_view(self._peer.replies, self._index, self._peer.limits.reply_bytes)
+
+    def answer(self, nbytes: int) -> None:
+        """Ring back."""
+        self._peer.answer(self._index, nbytes)
+
+
+class RingPeer:
+    """One greeted client, on the server: turns doorbells into requests."""
+
+    def __init__(
+        self,
+        server: Server,
+        client: int,
+        sock: socket.socket,
+        limits: Limits,
+        requests: memoryview,
+        replies: memoryview,
+    ) -> None:
+        self.client = client
+        self.limits = limits
+        self.requests, self.replies = requests, replies
+        self.alive = True
+        self._server = server
+        self._socket = sock
+        self._held: set[int] = set()
+
+    def on_event(self, events: int) -> None:
+        """A doorbell, or the end."""
+        try:
+            message = self._socket.recv(DOORBELL.size + 1, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.drop(f"its socket broke: {error}")
+            return
+        if not message:
+            self.drop("it closed")
+            return
+        index, nbytes = DOORBELL.unpack(message) if len(message) == DOORBELL.size else (self.limits.credits, 0)
+        if index >= self.limits.credits or index in self._held or nbytes > self.limits.request_bytes:
+            self.drop(f"it rang for slot {index} with {nbytes} bytes, which it may not")
+            return
+        self._held.add(index)
+        self._server.arrived(RingRequest(self, index, nbytes))
+
+    def answer(self, index: int, nbytes: int) -> None:
+        """Ring the client for a slot that the server held."""
+        if not self.alive:
+            return
+        self._held.remove(index)
+        try:
+            self._socket.send(DOORBELL.pack(index, nbytes), socket.MSG_DONTWAIT)
+        except OSError as error:
+            self.drop(f"it does not take its answer: {error}")
+
+    def drop(self, why: str) -> None:
+        """End this client; its slots are never used again."""
+        if self.alive:
+            self.alive = False
+            _log.info("data-plane client %d left: %s", self.client, why)
+            with contextlib.suppress(OSError):
+                self._server.remove(self._socket.fileno())
+            self._socket.close()
+            self._server.strike_off(self.client)
