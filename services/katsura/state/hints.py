@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
+from katsura.domain.errors import ConflictError, Reason
 from katsura.domain.ids import DeploymentName, Incarnation, InstanceId, ProgramId
 from katsura.domain.kv_events import KvBatch, KvSnapshot
 from katsura.domain.leases import MemberLease, RouterLease, ShardLease
@@ -66,6 +67,7 @@ class Fence:
     """Proof of being coordinator: a write carries it, and is refused once another holder or a later lease exists."""
 
     holder: InstanceId
+    incarnation: Incarnation
     token: int
 
 
@@ -148,11 +150,11 @@ Note = LeaseNotice | TableNotice | KvBatch | SnapshotNotice | Decided | Finished
 
 @dataclass(frozen=True, slots=True)
 class FeedEntry:
-    """One entry of a feed; read on from `cursor`."""
+    """One entry of a feed; read on from `cursor`. `note` is None where this version cannot read the entry."""
 
     feed: Feed
     cursor: str
-    note: Note
+    note: Note | None
 
 
 class HintStore(Protocol):
@@ -192,6 +194,8 @@ class HintStore(Protocol):
     async def publish_kv(self, shard_id: InstanceId, batch: KvBatch) -> bool:
         """Append a batch; True asks for a snapshot: none of this life, a hole after it, or half a log since it.
 
+        A shard that could not publish keeps the batch and publishes it later, or counts it and puts a snapshot.
+
         A batch published again after a lost answer is ignored by readers. Raises ConflictError (LEASE_LOST) where a
         later life of the shard holds its lease.
         """
@@ -230,7 +234,9 @@ class HintStore(Protocol):
         """Append to the ledger of load in flight that all routers follow."""
         ...
 
-    async def hold_coordinator(self, holder: InstanceId, ttl_ms: int = COORDINATOR_TTL_MS) -> Coordination:
+    async def hold_coordinator(
+        self, holder: InstanceId, incarnation: Incarnation, ttl_ms: int = COORDINATOR_TTL_MS
+    ) -> Coordination:
         """Take the coordinator lease if it is free, refresh it if it is ours, and say who holds it.
 
         The token grows with every lease taken. A holder that lapsed and came back has a new one.
@@ -277,3 +283,25 @@ class HintStore(Protocol):
     async def close(self) -> None:
         """Let go of connections; calls that wait end with UnavailableError."""
         ...
+
+
+def lease_lost(instance_id: InstanceId) -> ConflictError:
+    """What an earlier life of an instance is told."""
+    return ConflictError(
+        f"another life of {instance_id} holds its lease; this process must stop",
+        reason=Reason.LEASE_LOST,
+        metadata={"instance_id": instance_id},
+    )
+
+
+def fence_lost(fence: Fence) -> ConflictError:
+    """What a coordinator of the past is told."""
+    return ConflictError(
+        f"{fence.holder} no longer coordinates with token {fence.token}; read who does before writing again",
+        reason=Reason.LEASE_LOST,
+    )
+
+
+def table_moved() -> ConflictError:
+    """What a writer that read an older version is told."""
+    return ConflictError("the table was written meanwhile; read it and decide again", reason=Reason.STALE_EPOCH)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from katsura.domain.clock import Clock
-from katsura.domain.errors import ConflictError, Reason
 from katsura.domain.ids import DeploymentName, Incarnation, InstanceId, ProgramId
 from katsura.domain.kv_events import KvBatch, KvSnapshot
 from katsura.domain.leases import MemberLease, RouterLease, ShardLease
@@ -34,9 +33,13 @@ from katsura.state.hints import (
     SnapshotNotice,
     TableNotice,
     Versioned,
+    fence_lost,
+    lease_lost,
+    table_moved,
 )
 
 _FLEET_NOTES = 1024
+_OF_A_LIFE = (KvBatch, SnapshotNotice)
 
 
 @dataclass(slots=True)
@@ -69,6 +72,7 @@ class TwinHintStore:
         self._leases: dict[tuple[Role, InstanceId], tuple[Any, int]] = {}
         self._logs: dict[Feed, _Log] = {}
         self._snapshots: dict[InstanceId, KvSnapshot] = {}
+        self._holes: set[InstanceId] = set()
         self._affinity: dict[tuple[bytes, ProgramId], tuple[Affinity, int]] = {}
         self._coordinator: tuple[Fence, int] | None = None
         self._tokens = 0
@@ -111,6 +115,13 @@ class TwinHintStore:
     async def publish_kv(self, shard_id: InstanceId, batch: KvBatch) -> bool:
         """Append a batch."""
         self._check_life(shard_id, batch.incarnation)
+        log = self._logs.get(Feed(FeedKind.KV, shard_id))
+        last = log.notes[-1] if log is not None else None
+        known = last.sequence if isinstance(last, _OF_A_LIFE) and last.incarnation == batch.incarnation else 0
+        snapshot = self._snapshots.get(shard_id)
+        taken = snapshot.sequence if snapshot is not None else 0
+        if batch.sequence > max(known, taken) + 1 or batch.sequence - taken > self._kv_limit / 2:
+            self._holes.add(shard_id)
         await self._note(Feed(FeedKind.KV, shard_id), batch)
         return self._snapshot_wanted(shard_id, batch.incarnation)
 
@@ -118,6 +129,7 @@ class TwinHintStore:
         """Replace the snapshot."""
         self._check_life(shard_id, snapshot.incarnation)
         self._snapshots[shard_id] = snapshot
+        self._holes.discard(shard_id)
         await self._note(Feed(FeedKind.KV, shard_id), SnapshotNotice(snapshot.incarnation, snapshot.sequence))
 
     async def read_kv_snapshot(self, shard_id: InstanceId) -> KvSnapshot | None:
@@ -158,14 +170,16 @@ class TwinHintStore:
             note = replace(note, at_ms=self._clock.wall_ms())
         await self._note(Feed(FeedKind.DECISIONS), note)
 
-    async def hold_coordinator(self, holder: InstanceId, ttl_ms: int = COORDINATOR_TTL_MS) -> Coordination:
+    async def hold_coordinator(
+        self, holder: InstanceId, incarnation: Incarnation, ttl_ms: int = COORDINATOR_TTL_MS
+    ) -> Coordination:
         """Take, refresh or read the coordinator lease."""
         now = self._clock.wall_ms()
         if self._coordinator is None or self._coordinator[1] <= now:
             self._tokens += 1
-            self._coordinator = (Fence(holder, self._tokens), now + ttl_ms)
+            self._coordinator = (Fence(holder, incarnation, self._tokens), now + ttl_ms)
         fence, expire_ms = self._coordinator
-        mine = fence.holder == holder
+        mine = (fence.holder, fence.incarnation) == (holder, incarnation)
         self._coordinator = (fence, now + ttl_ms if mine else expire_ms)
         return Coordination(fence, mine)
 
@@ -244,13 +258,7 @@ class TwinHintStore:
 
     def _snapshot_wanted(self, shard_id: InstanceId, incarnation: Incarnation) -> bool:
         snapshot = self._snapshots.get(shard_id)
-        if snapshot is None or snapshot.incarnation != incarnation:
-            return True
-        kept = [n for n in self._logs.get(Feed(FeedKind.KV, shard_id), _Log(1)).notes if isinstance(n, KvBatch)]
-        if not kept or kept[-1].incarnation != incarnation:
-            return False
-        hole = kept[0].incarnation == incarnation and kept[0].sequence > snapshot.sequence + 1
-        return hole or kept[-1].sequence - snapshot.sequence > self._kv_limit // 2
+        return snapshot is None or snapshot.incarnation != incarnation or shard_id in self._holes
 
     def _check_fence(self, fence: Fence) -> None:
         held = self._coordinator
@@ -282,25 +290,3 @@ class TwinHintStore:
                 await self._changed.wait_for(ready)
         except TimeoutError:
             return
-
-
-def lease_lost(instance_id: InstanceId) -> ConflictError:
-    """What an earlier life of an instance is told."""
-    return ConflictError(
-        f"another life of {instance_id} holds its lease; this process must stop",
-        reason=Reason.LEASE_LOST,
-        metadata={"instance_id": instance_id},
-    )
-
-
-def fence_lost(fence: Fence) -> ConflictError:
-    """What a coordinator of the past is told."""
-    return ConflictError(
-        f"{fence.holder} no longer coordinates with token {fence.token}; read who does before writing again",
-        reason=Reason.LEASE_LOST,
-    )
-
-
-def table_moved() -> ConflictError:
-    """What a writer that read an older version is told."""
-    return ConflictError("the table was written meanwhile; read it and decide again", reason=Reason.STALE_EPOCH)
