@@ -105,11 +105,11 @@ class ChatTemplate:
                 reason=Reason.UNSUPPORTED_FIELD,
                 field="tools",
             )
-        data = {"messages": list(messages), "tools": list(tools) if tools else None, **self._special}
+        data = {"messages": _plain(messages, "messages"), "tools": _plain(tools, "tools") if tools else None}
         parts: list[str] = []
         size = 0
         try:
-            for part in self._template.generate(data, add_generation_prompt=add_generation_prompt):
+            for part in self._template.generate(self._special, **data, add_generation_prompt=add_generation_prompt):
                 parts.append(part)
                 size += len(part)
                 if size > self._max_chars:
@@ -213,6 +213,17 @@ class ChatTemplate:
             carried = "" if safe_here else text
             safe.append(text if safe_here else "")
         return safe
+
+
+def _plain(value: object, field: str) -> Any:
+    """A copy of `value` in JSON's own types: an object with methods would be a door out of the sandbox."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{field}.{key}") for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(item, f"{field}[{index}]") for index, item in enumerate(value)]
+    raise InvalidArgumentError(f"{field} is a {type(value).__name__}; messages are plain JSON data", field=field)
 
 
 def _default(template: object) -> str | None:
