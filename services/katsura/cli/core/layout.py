@@ -1,0 +1,289 @@
+"""From resources to processes: which run, with which environment, on which address.
+
+Pure: paths and secrets come in as text, `ProcessSpec`s go out; `up` starts them and `fleet` decides when.
+
+    Split      store, [hints], memory x m, router x r, experts x e, attention x a, gateway
+    Unified    store, [hints], memory x m, router x r, engine x u, gateway
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from katsura.domain.errors import InvalidArgumentError
+from katsura.manifests.bundle import Bundle
+from katsura.manifests.kinds import Durability, MemoryStore, MemoryStoreSpec, Metadata, ModelDeployment
+
+SOCKET_PATH_MAX = 107
+"""Longest path of a unix socket on Linux, in bytes."""
+
+
+class Role(StrEnum):
+    """What a process is, in the order in which roles are ended from last to first."""
+
+    STORE = "store"
+    HINTS = "hints"
+    MEMORY = "memory"
+    ROUTER = "router"
+    EXPERTS = "experts"
+    ATTENTION = "attention"
+    ENGINE = "engine"
+    GATEWAY = "gateway"
+
+    @property
+    def is_store(self) -> bool:
+        """Whether it is a server that we embed rather than a service of ours."""
+        return self in (Role.STORE, Role.HINTS)
+
+
+_RANK = {role: rank for rank, role in enumerate(Role)}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one run lives.
+
+    Attributes:
+        run_dir: short folder of its sockets, ended with the run.
+        data_dir: folder that outlives it.
+        http_listen: `host:port` of the gateway.
+        token: secret shared by the processes of this run.
+        redis_url: a server to use instead of an embedded one; empty for none.
+        log_format, log_level: of every process.
+        metrics_port: first of the ports on which processes serve Prometheus metrics on loopback; 0 for none.
+    """
+
+    run_dir: str
+    data_dir: str
+    http_listen: str
+    token: str
+    redis_url: str = ""
+    log_format: str = "human"
+    log_level: str = "info"
+    metrics_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """One process to start.
+
+    Attributes:
+        module: run as `python -m module`; for a store, empty.
+        env: its KATSURA_ variables, beside those that are made at each start (pipes).
+        address: `unix:/path` or `host:port`, where it will serve.
+        args: arguments of an embedded server.
+        grace_s: how long it may drain.
+    """
+
+    name: str
+    role: Role
+    module: str
+    address: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    args: tuple[str, ...] = ()
+    grace_s: float = 30.0
+
+    @property
+    def stage(self) -> int:
+        """Stores start first, then everything else at once: services find each other in any order."""
+        return 0 if self.role.is_store else 1
+
+    @property
+    def rank(self) -> int:
+        """Ends before all lower ranks."""
+        return _RANK[self.role]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Every process of a run, and the stores that they use."""
+
+    processes: tuple[ProcessSpec, ...]
+    store_url: str
+    hints_url: str
+    durability: Durability
+
+
+def lay_out(bundle: Bundle, place: Place, model_folders: Mapping[str, str]) -> Layout:
+    """Turn resources into processes.
+
+    Args:
+        bundle: what is wanted.
+        place: where this run lives.
+        model_folders: deployment name to its prepared folder.
+
+    Raises:
+        InvalidArgumentError: resources that one machine cannot run together.
+    """
+    if not bundle.deployments:
+        raise InvalidArgumentError(
+            "the manifests hold no ModelDeployment, so there is nothing to serve; add one (see deploy/samples)",
+            field="kind",
+        )
+    store = the_store(bundle)
+    return _Builder(bundle, store, place, model_folders).build()
+
+
+def the_store(bundle: Bundle) -> MemoryStore:
+    """The one MemoryStore of a local run; the default one where none is written.
+
+    Raises:
+        InvalidArgumentError: more than one.
+    """
+    if len(bundle.memory_stores) > 1:
+        names = ", ".join(store.metadata.name for store in bundle.memory_stores)
+        raise InvalidArgumentError(f"a local run has one MemoryStore, these files have {names}; keep one", field="kind")
+    return bundle.memory_stores[0] if bundle.memory_stores else MemoryStore(Metadata("default"), MemoryStoreSpec())
+
+
+def valkey_args(socket: str, folder: str, durability: Durability, evict_bytes: int | None = None) -> tuple[str, ...]:
+    """Arguments of an embedded server: one unix socket that only its owner may open, no port, no dumps.
+
+    Args:
+        socket: path of the socket.
+        folder: where the append-only file lies.
+        durability: how often it is written through.
+        evict_bytes: memory after which keys are evicted; None never evicts.
+    """
+    append, fsync = {
+        Durability.STRICT: ("yes", "always"),
+        Durability.RELAXED: ("yes", "everysec"),
+        Durability.CACHE: ("no", "no"),
+    }[durability]
+    policy = "noeviction" if evict_bytes is None else "allkeys-lru"
+    settings = {
+        "port": "0",
+        "unixsocket": socket,
+        "unixsocketperm": "700",
+        "dir": folder,
+        "save": "",
+        "appendonly": append,
+        "appendfsync": fsync,
+        "maxmemory": str(evict_bytes or 0),
+        "maxmemory-policy": policy,
+        "daemonize": "no",
+    }
+    return tuple(part for key, value in settings.items() for part in (f"--{key}", value))
+
+
+class _Builder:
+    def __init__(self, bundle: Bundle, store: MemoryStore, place: Place, model_folders: Mapping[str, str]) -> None:
+        self._bundle = bundle
+        self._spec = store.spec
+        self._place = place
+        self._folders = model_folders
+        self._store_url = place.redis_url or (self._spec.redis.url if self._spec.redis else "")
+        hints = self._spec.hints
+        self._embeds_hints = hints is not None and hints.redis is None
+        self._hints_url = hints.redis.url if hints and hints.redis else ""
+
+    def build(self) -> Layout:
+        stores = list(self._stores())
+        urls = {spec.role: f"unix://{spec.address.removeprefix('unix:')}" for spec in stores}
+        self._store_url = self._store_url or urls[Role.STORE]
+        self._hints_url = self._hints_url or urls.get(Role.HINTS, self._store_url)
+        services = [*self._memory(), *self._routers()]
+        for deployment in self._bundle.deployments:
+            services += self._model(deployment)
+        services.append(self._gateway(services))
+        if self._place.metrics_port:
+            services = [
+                _with_env(spec, KATSURA_METRICS_LISTEN=f"127.0.0.1:{self._place.metrics_port + i}")
+                for i, spec in enumerate(services)
+            ]
+        return Layout((*stores, *services), self._store_url, self._hints_url, self._spec.durability)
+
+    def _stores(self) -> Iterator[ProcessSpec]:
+        if not self._store_url:
+            yield self._embedded(Role.STORE, self._spec.durability, None)
+        if self._embeds_hints:
+            assert self._spec.hints is not None
+            yield self._embedded(Role.HINTS, Durability.CACHE, self._spec.hints.bytes)
+
+    def _embedded(self, role: Role, durability: Durability, evict_bytes: int | None) -> ProcessSpec:
+        address = self._address(role.value)
+        folder = f"{self._place.data_dir}/{role.value}"
+        args = valkey_args(address.removeprefix("unix:"), folder, durability, evict_bytes)
+        return ProcessSpec(role.value, role, "", address, args=args)
+
+    def _memory(self) -> Iterator[ProcessSpec]:
+        for index in range(self._spec.replicas):
+            yield self._service(f"memory-{index}", Role.MEMORY, "katsura.memory")
+
+    def _routers(self) -> Iterator[ProcessSpec]:
+        # Routers serve every deployment; each may ask for some, the largest wish is met.
+        for index in range(max(d.spec.replicas_of("router") for d in self._bundle.deployments)):
+            yield self._service(f"router-{index}", Role.ROUTER, "katsura.router")
+
+    def _model(self, deployment: ModelDeployment) -> Iterator[ProcessSpec]:
+        name, spec = deployment.metadata.name, deployment.spec
+        env = {
+            "KATSURA_DEPLOYMENT": name,
+            "KATSURA_MODEL_PATH": self._folders[name],
+            "KATSURA_MODEL_ALIASES": ",".join(spec.model.aliases),
+            "KATSURA_DTYPE": spec.dtype.value,
+            "KATSURA_NUMERICS": spec.numerics.value,
+            "KATSURA_FFN_SLICES": str(spec.ffn.slices),
+            "KATSURA_FFN_GROUPS": str(spec.ffn.groups),
+            "KATSURA_SOCKET_DIR": f"{self._place.run_dir}/shm",
+        }
+        leads = env | {
+            "KATSURA_KV_BYTES": str(spec.kv.bytes),
+            "KATSURA_PAGE_TOKENS": str(spec.kv.page_tokens),
+            "KATSURA_STEP_TOKENS": str(spec.batch.step_tokens),
+        }
+        if spec.model.context_tokens is not None:
+            leads["KATSURA_CONTEXT_TOKENS"] = str(spec.model.context_tokens)
+        prefix = f"{name}-" if len(self._bundle.deployments) > 1 else ""
+        for role, wanted, module, own in (
+            (Role.EXPERTS, "experts", "katsura.experts", env),
+            (Role.ATTENTION, "attention", "katsura.attention", leads),
+            (Role.ENGINE, "unified", "katsura.engine", leads),
+        ):
+            for index in range(spec.replicas_of(wanted)):
+                grace_s = float(spec.drain_timeout_seconds)
+                yield self._service(f"{prefix}{role.value}-{index}", role, module, own, grace_s)
+
+    def _gateway(self, services: list[ProcessSpec]) -> ProcessSpec:
+        env = {
+            "KATSURA_HTTP_LISTEN": self._place.http_listen,
+            "KATSURA_MEMORY_ADDRESS": ",".join(spec.address for spec in services if spec.role is Role.MEMORY),
+            "KATSURA_ROUTER_ADDRESSES": ",".join(spec.address for spec in services if spec.role is Role.ROUTER),
+        }
+        spec = self._service("gateway", Role.GATEWAY, "katsura.gateway", env)
+        listen = {key: value for key, value in spec.env.items() if key != "KATSURA_LISTEN"}
+        return ProcessSpec(spec.name, spec.role, spec.module, self._place.http_listen, listen, grace_s=spec.grace_s)
+
+    def _service(
+        self, name: str, role: Role, module: str, own: Mapping[str, str] | None = None, grace_s: float = 30.0
+    ) -> ProcessSpec:
+        address = self._address(name)
+        env = {
+            "KATSURA_LISTEN": address,
+            "KATSURA_INSTANCE_ID": name,
+            "KATSURA_STORE_URL": self._store_url,
+            "KATSURA_HINTS_URL": self._hints_url,
+            "KATSURA_INTERNAL_TOKEN": self._place.token,
+            "KATSURA_LOG_FORMAT": self._place.log_format,
+            "KATSURA_LOG_LEVEL": self._place.log_level,
+            "KATSURA_DRAIN_TIMEOUT_S": f"{grace_s:g}",
+            **(own or {}),
+        }
+        # The process ends by itself after its drain; the signal that cannot be refused comes a little later.
+        return ProcessSpec(name, role, module, address, env, grace_s=grace_s + 5.0)
+
+    def _address(self, name: str) -> str:
+        path = f"{self._place.run_dir}/{name}.sock"
+        if len(path.encode()) > SOCKET_PATH_MAX:
+            raise InvalidArgumentError(
+                f"the socket path {path} is longer than {SOCKET_PATH_MAX} bytes; set TMPDIR to a shorter folder",
+                field="TMPDIR",
+            )
+        return f"unix:{path}"
+
+
+def _with_env(spec: ProcessSpec, **more: str) -> ProcessSpec:
+    env = {**spec.env, **more}
+    return ProcessSpec(spec.name, spec.role, spec.module, spec.address, env, spec.args, spec.grace_s)

@@ -1,0 +1,166 @@
+"""What `katsura up` shows: bars while it prepares, a line per process as it comes, one screen at the end.
+
+On a terminal lines replace themselves; into a file each thing is said once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from katsura.cli.core.fleet import Fleet, Phase
+from katsura.cli.core.layout import Layout
+from katsura.cli.data import RunRecord
+from katsura.domain.units import human_seconds
+from katsura.manifests.bundle import Bundle
+from katsura.manifests.kinds import Topology
+from katsura.weights.progress import Stage
+
+_DOING = {
+    Stage.WAIT: "waiting for another process",
+    Stage.DOWNLOAD: "downloading",
+    Stage.UNPACK: "unpacking",
+    Stage.CONVERT: "converting",
+    Stage.VERIFY: "verifying",
+}
+_MARK = {
+    Phase.READY: ("●", "green"),
+    Phase.STARTING: ("◐", "yellow"),
+    Phase.BACKOFF: ("✗", "red"),
+    Phase.STOPPING: ("◌", "yellow"),
+}
+
+
+class Narrator:
+    """Tells the person at `console` what happens, with times since the start."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.start_s = time.monotonic()
+        self._live: Live | None = None
+        self._told: dict[str, Phase] = {}
+
+    def say(self, text: str, trouble: bool = False) -> None:
+        """One sentence."""
+        elapsed = f"{time.monotonic() - self.start_s:6.1f} s  "
+        self.console.print(Text(elapsed, "dim").append(text, "red" if trouble else "default"))
+
+    @contextmanager
+    def preparing(self, name: str) -> Iterator[Preparation]:
+        """Show the bars of one model."""
+        said = TextColumn("          {task.description}")
+        columns = (said, BarColumn(), DownloadColumn(binary_units=True), TimeElapsedColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
+            yield Preparation(self, name, bars)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Show the processes while they start."""
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(console=self.console, transient=True, refresh_per_second=8) as live:
+            self._live = live
+            try:
+                yield
+            finally:
+                self._live = None
+
+    def fleet(self, fleet: Fleet) -> None:
+        """Processes changed."""
+        if self._live is not None:
+            self._live.update(_lines(fleet))
+        for name, child in fleet.children.items():
+            if child.phase is Phase.READY and not child.restarts and self._told.get(name) is not Phase.READY:
+                self.say(f"{name} is ready")
+            self._told[name] = child.phase
+
+    def screen(self, record: RunRecord, layout: Layout, bundle: Bundle) -> None:
+        """The one screen that says what runs where."""
+        took = human_seconds(time.monotonic() - self.start_s)
+        out = self.console
+        out.print()
+        out.print(Text.assemble(("Katsura is up", "bold green"), f" after {took}. Ctrl-C stops everything."))
+        out.print()
+        facts = Table.grid(padding=(0, 2))
+        facts.add_row("URL", Text(f"{record.url}/v1", "bold"))
+        for deployment in bundle.deployments:
+            spec = deployment.spec
+            cut = f", FFN in {spec.ffn.slices} slices" if spec.topology is Topology.SPLIT else ""
+            names = " = ".join(deployment.model_names)
+            facts.add_row("model", f"{names} ({spec.topology}, {spec.dtype}, {spec.numerics}{cut})")
+        facts.add_row("store", f"{_without_password(layout.store_url)} ({layout.durability})")
+        out.print(facts)
+        out.print()
+        out.print(process_table(record))
+        out.print()
+        out.print("Try it: katsura chat, katsura tree list, or")
+        out.print(curl_line(record.url, bundle.deployments[0].metadata.name), soft_wrap=True, highlight=False)
+        out.print()
+
+
+class Preparation:
+    """`weights.progress.Progress` of one model, drawn as bars or told as lines."""
+
+    def __init__(self, narrator: Narrator, name: str, bars: Progress) -> None:
+        self._narrator = narrator
+        self._name = name
+        self._bars = bars
+        self._tasks: dict[Stage, TaskID] = {}
+
+    def advance(self, stage: Stage, done_bytes: int, total_bytes: int | None) -> None:
+        """See `Progress`."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(f"{_DOING[stage]} {self._name}", total=total_bytes)
+            if self._bars.disable:
+                self._narrator.say(f"{_DOING[stage]} {self._name}")
+        self._bars.update(self._tasks[stage], completed=done_bytes, total=total_bytes)
+
+    def say(self, message: str) -> None:
+        """See `Progress`."""
+        self._narrator.say(message)
+
+
+def process_table(record: RunRecord, health: Sequence[str] = ()) -> Table:
+    """Processes with pid and address; `health` adds a column."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("process", "pid", "state", "restarts", "address", *(("health",) if health else ())):
+        table.add_column(title, overflow="fold")
+    for index, process in enumerate(record.processes):
+        good = process.state == Phase.READY
+        row: list[str | Text] = [
+            process.name,
+            str(process.pid or "-"),
+            Text(process.state, "green" if good else "red"),
+            str(process.restarts),
+            process.address,
+        ]
+        table.add_row(*row, *([health[index]] if health else []))
+    return table
+
+
+def curl_line(url: str, model: str) -> str:
+    """A request to copy."""
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "What is a fjord?"}}]}}'
+    return f"  curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n    -d '{body}'"
+
+
+def _lines(fleet: Fleet) -> Group:
+    now = [child for child in fleet.children.values() if child.phase in _MARK and child.phase is not Phase.READY]
+    rows = []
+    for child in now:
+        mark, style = _MARK[child.phase]
+        rows.append(Text.assemble("          ", (mark, style), f" {child.name} {child.phase}"))
+    return Group(*rows)
+
+
+def _without_password(url: str) -> str:
+    head, at, tail = url.rpartition("@")
+    return f"{head.partition('://')[0]}://…@{tail}" if at else url
