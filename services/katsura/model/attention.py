@@ -39,7 +39,14 @@ class Part(NamedTuple):
 
 def part_function(backend: AttentionBackend) -> PartFunction:
     """The bare kernel of a backend."""
-    return _flash if backend is AttentionBackend.FLASH else _matmul
+    return {AttentionBackend.FLASH: _flash, AttentionBackend.FLASH_F32: _flash_f32, AttentionBackend.MATMUL: _matmul}[
+        backend
+    ]
+
+
+def mask_dtype(backend: AttentionBackend, dtype: DType) -> torch.dtype:
+    """The dtype that a backend wants its masks in, for q of `dtype`."""
+    return torch.float32 if backend is AttentionBackend.FLASH_F32 else TORCH_DTYPE[dtype]
 
 
 def part(backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Part:
@@ -50,7 +57,7 @@ def part(backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, mask: Tenso
         q: `[segments, kv_heads, rows, dim]`; may be expanded along segments.
         k: `[segments, kv_heads, keys, dim]`.
         v: the same.
-        mask: additive, of q's dtype, broadcastable to `[segments, kv_heads, rows, keys]`; 0 or `NEVER`.
+        mask: additive, of `mask_dtype`, broadcastable to `[segments, kv_heads, rows, keys]`; 0 or `NEVER`.
     """
     o, lse = part_function(backend)(q, k, v, mask)
     if mask is None:
@@ -106,6 +113,10 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
     o, lse = attend(q, k, v, 0.0, False, attn_mask=mask)
     return o, lse
+
+
+def _flash_f32(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _flash(q.float(), k.float(), v.float(), mask)
 
 
 def _matmul(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -101,8 +101,8 @@ class Decoder:
         parts = [self._run_parts(layer, q[i : i + 1], tile) for i, tile in enumerate(step.singles)]
         o, lse = _joined([piece for pieces in parts for piece in pieces])
         if step.page_count_max > 1:
-            o = merge_outputs(*self._grid(o, lse, step)).to(q.dtype)
-        return o[:, :, : self._group].reshape(-1, self._q_width)
+            o = merge_outputs(*self._grid(o, lse, step))
+        return o[:, :, : self._group].reshape(-1, self._q_width).to(q.dtype)
 
     def _grid(self, o: Tensor, lse: Tensor, step: PreparedStep) -> tuple[Tensor, Tensor]:
         """Parts of the singles as `[page, single, ...]`; sequences with fewer pages end in empty parts."""
@@ -120,9 +120,9 @@ class Decoder:
         folded = q.new_zeros(1, self._kv_heads, rows, self._dim)
         folded[0, :, :used] = q.permute(1, 0, 2, 3).reshape(self._kv_heads, used, self._dim)
         o, lse = _joined(self._run_parts(layer, folded, tile))
-        merged = o[0] if o.shape[0] == 1 else merge_outputs(o, lse).to(q.dtype)
+        merged = o[0] if o.shape[0] == 1 else merge_outputs(o, lse)
         unfolded = merged[:, :used].view(self._kv_heads, tile.row_count, self._group, self._dim)
-        return unfolded.permute(1, 0, 2, 3).reshape(tile.row_count, self._q_width)
+        return unfolded.permute(1, 0, 2, 3).reshape(tile.row_count, self._q_width).to(q.dtype)
 
     def _run_parts(self, layer: int, q: Tensor, tile: Tile) -> list[tuple[Tensor, Tensor]]:
         """Parts of `q` `[1, kv_heads, rows, dim]` over the runs of `tile`, a part per page."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.shape import Numerics
-from katsura.model.attention import COLUMN_BLOCK, NEVER
+from katsura.model.attention import COLUMN_BLOCK, NEVER, mask_dtype
 from katsura.model.batch import SequenceStep, StepBatch
 from katsura.model.config import ModelConfig
 from katsura.model.kernels import KernelPlan
@@ -73,10 +73,11 @@ class StepPreparer:
     def __init__(self, config: ModelConfig, kernels: KernelPlan, arena: KvArena) -> None:
         shape = config.shape
         self._page_tokens, self._arena, self._one_token = arena.page_tokens, arena, kernels.attention.one_token
-        self._dtype, self._device = TORCH_DTYPE[kernels.dtype], arena.device
+        self._mask_dtype = mask_dtype(kernels.attention.backend, kernels.dtype)
+        self._device = arena.device
         self._group = shape.head_count // shape.kv_head_count
         self._multiple = rows_multiple(config, kernels)
-        self._rope = RopeTable(config.rope, shape.head_size, self._dtype, self._device)
+        self._rope = RopeTable(config.rope, shape.head_size, TORCH_DTYPE[kernels.dtype], self._device)
 
     def padded(self, queries: int) -> int:
         """Kernel rows of a tile of `queries` queries: their heads, folded and padded."""
@@ -143,12 +144,12 @@ class StepPreparer:
         if count == 1:
             if slot == self._page_tokens - 1:
                 return None
-            mask = torch.zeros(self._page_tokens, dtype=self._dtype, device=self._device)
+            mask = torch.zeros(self._page_tokens, dtype=self._mask_dtype, device=self._device)
             mask[slot + 1 :] = NEVER
             return mask.view(1, 1, 1, -1)
         slots = torch.arange(self._page_tokens, device=self._device)
         last = torch.arange(self.padded(count), device=self._device).div_(self._group, rounding_mode="floor") + slot
-        mask = torch.zeros(last.shape[0], self._page_tokens, dtype=self._dtype, device=self._device)
+        mask = torch.zeros(last.shape[0], self._page_tokens, dtype=self._mask_dtype, device=self._device)
         return mask.masked_fill_(slots > last.unsqueeze(1), NEVER).view(1, 1, -1, self._page_tokens)
 
     def _runs(self, pages: Sequence[int], mask: Tensor | None) -> tuple[Run, ...]:

@@ -33,7 +33,7 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
-    "initializer_range": 0.2,
+    "initializer_range": 0.1,
 }
 LLAMA3 = {
     "rope_type": "llama3",
