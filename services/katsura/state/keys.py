@@ -6,6 +6,7 @@ one function touches together share a hash tag `{...}`, so the function is atomi
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Final
 from urllib.parse import quote
 
@@ -16,3 +17,99 @@ STORE_INCARNATION: Final = "katsura:store:incarnation"
 def quoted(name: str) -> str:
     """`name` with everything but letters, digits and `_.-~` percent-encoded: safe between separators and braces."""
     return quote(name, safe="")
+
+
+# Hints: everything below can be rebuilt by the processes that wrote it (state.hints). One hash tag, since functions and
+# blocking reads cross these keys; only programs spread.
+
+
+def lease_records(role: str) -> bytes:
+    """HASH instance id -> `<put_ms>\\n<JSON lease>`, owner: each process its own field. With `lease_expiry`."""
+    return f"katsura:{{hints}}:lease:{role}".encode()
+
+
+def lease_lives(role: str) -> bytes:
+    """HASH instance id -> `<incarnation> <start_ms>`: which life holds the lease."""
+    return f"katsura:{{hints}}:lease-life:{role}".encode()
+
+
+def lease_expiry(role: str) -> bytes:
+    """ZSET instance id by the millisecond at which its lease ends; whoever lists removes what has ended."""
+    return f"katsura:{{hints}}:lease-expiry:{role}".encode()
+
+
+FLEET: Final = b"katsura:{hints}:fleet"
+"""STREAM of about 1024 notices, owner: lease and table functions. `k` lease|table, `a` role|deployment, `b` id."""
+
+
+def kv_events(shard_id: str) -> bytes:
+    """STREAM of KV_STREAM_BATCHES, owner: the shard, TTL 10 min. `i` incarnation, `s` sequence, `e` events (binary,
+    domain.kv_events); an entry without `e` says that a snapshot taken after batch `s` exists."""
+    return f"katsura:{{hints}}:kv:{quoted(shard_id)}".encode()
+
+
+def kv_snapshot(shard_id: str) -> bytes:
+    """HASH `i` incarnation, `s` sequence, `h` page hashes side by side, `w` 1 where a newer one is wanted; owner: the
+    shard, TTL 10 min."""
+    return f"katsura:{{hints}}:kv-snapshot:{quoted(shard_id)}".encode()
+
+
+DECISIONS: Final = b"katsura:{hints}:decisions"
+"""STREAM of about DECISION_NOTES, owner: routers. `d` decision with `s` shard, `i` incarnation, `p` tokens to prefill;
+or `f` the decision that ended."""
+
+COORDINATOR: Final = b"katsura:{hints}:coordinator"
+"""STRING `<token> <incarnation> <router id>`, TTL COORDINATOR_TTL_MS. Functions that write tables compare it."""
+
+COORDINATOR_TOKENS: Final = b"katsura:{hints}:coordinator-tokens"
+"""STRING counter of leases taken: the fencing token."""
+
+
+def expert_tables(deployment: str, revision_id: str) -> bytes:
+    """STREAM of one entry `t` JSON ExpertTables, owner: the coordinator; its entry id is the version to wait past."""
+    return f"katsura:{{hints}}:experts:{quoted(deployment)}:{quoted(revision_id)}".encode()
+
+
+EXPERT_TABLE_NAMES: Final = b"katsura:{hints}:experts"
+"""SET of `<deployment> <revision>` with tables."""
+
+
+def endpoints(deployment: str) -> bytes:
+    """STREAM of one entry `t` JSON EndpointTable, owner: the coordinator."""
+    return f"katsura:{{hints}}:endpoints:{quoted(deployment)}".encode()
+
+
+ENDPOINT_NAMES: Final = b"katsura:{hints}:endpoints"
+"""SET of deployments with endpoint tables."""
+
+
+def program_affinity(tenant_salt: bytes, program_id: str) -> bytes:
+    """STRING JSON Affinity, owner: routers, TTL AFFINITY_TTL_MS. The name is a hash keyed by the tenant's salt."""
+    return b"katsura:program:" + blake2b(program_id.encode(), key=tenant_salt, digest_size=16).hexdigest().encode()
+
+
+# Tenants and API keys: owner `state.tenants`, durable store, no TTL.
+
+TENANTS: Final = "katsura:tenants"
+"""SET of tenant ids that have a record."""
+
+API_KEY_DIGESTS: Final = "katsura:api-keys"
+"""HASH key id -> digest of the key: finds a key by the id that people see. Written after the key's own record."""
+
+
+def tenant(tenant_id: str) -> str:
+    """HASH of one tenant: `salt` (32 bytes, written once), `create_ms`."""
+    return f"katsura:tenant:{quoted(tenant_id)}"
+
+
+def api_key(digest: str) -> str:
+    """HASH of one API key, by the SHA-256 of the key (hexadecimal): `id tenant name hint create_ms [revoke_ms]`."""
+    return f"katsura:api-key:{digest}"
+
+
+# Responses: owner `state.responses`, durable store, no TTL; goes with its tree.
+
+
+def responses(tenant_id: str, tree_id: str) -> str:
+    """HASH response token -> JSON: the stored responses of one tree, but for their text, which is in the tree."""
+    return f"katsura:responses:{{{quoted(tenant_id)}:{quoted(tree_id)}}}"
