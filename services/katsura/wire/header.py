@@ -25,9 +25,10 @@ ALIGN_BYTES = 64
 CONTROL_BYTES_MAX = 64 * 1024
 """Longest control frame: a HELLO, WELCOME or NACK is never a way to make a peer allocate."""
 DIGEST_BYTES = 8
+WIRE_VERSION = 1
+"""Version of the frame. Part of a revision's name: shards and members of two versions never meet."""
 
 _MAGIC = 0x574B
-_VERSION = 1
 _LAYOUT = struct.Struct("<HBBBBHHHIIIQQ8sIIII")
 _CHECKSUM = struct.Struct("<I")
 _CHECKED_BYTES = HEADER_BYTES - _CHECKSUM.size
@@ -110,7 +111,7 @@ def aligned(count: int) -> int:
 
 def write_header(buffer: memoryview, header: Header) -> None:
     """Write `header` and its checksum into the first 64 bytes of `buffer`."""
-    _LAYOUT.pack_into(buffer, 0, _MAGIC, _VERSION, *header, 0)
+    _LAYOUT.pack_into(buffer, 0, _MAGIC, WIRE_VERSION, *header, 0)
     _CHECKSUM.pack_into(buffer, _CHECKED_BYTES, zlib.crc32(buffer[:_CHECKED_BYTES]))
 
 
@@ -120,8 +121,8 @@ def read_header(buffer: memoryview) -> Header:
         raise BadFrameError(f"a frame of {len(buffer)} bytes is shorter than its {HEADER_BYTES}-byte header")
     checksum = zlib.crc32(buffer[:_CHECKED_BYTES])
     magic, version, kind, *fields, written = _LAYOUT.unpack_from(buffer, 0)
-    if magic != _MAGIC or version != _VERSION:
-        raise BadFrameError(f"not a frame of version {_VERSION}: magic {magic:#06x}, version {version}")
+    if magic != _MAGIC or version != WIRE_VERSION:
+        raise BadFrameError(f"not a frame of version {WIRE_VERSION}: magic {magic:#06x}, version {version}")
     if written != checksum:
         raise BadFrameError("the header's checksum does not match its fields")
     if kind not in _KINDS:
