@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers.decoders import ByteLevel
 
 from katsura.domain.errors import DataLossError, NotFoundError, Reason
 
@@ -36,7 +37,6 @@ class Tokenizer:
     ) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(definition.decode("utf-8"))
-            raw = json.loads(definition)
         except Exception as error:  # the library raises nothing narrower
             raise DataLossError(f"tokenizer.json is not a tokenizer: {error}") from error
         self.digest = hashlib.sha256(definition).digest()
@@ -46,7 +46,7 @@ class Tokenizer:
         known_eos = self._tokenizer.token_to_id(self.special_tokens.get("eos_token", ""))
         self.eos_ids = tuple(eos_ids) if eos_ids else () if known_eos is None else (known_eos,)
         self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
-        self.is_byte_level = (raw.get("decoder") or {}).get("type") == "ByteLevel"
+        self.is_byte_level = isinstance(self._tokenizer.decoder, ByteLevel)
         # A token that takes part of its surroundings with it, or needs a word's edge, is no place to cut.
         plain = {t.content for t in added.values() if not (t.lstrip or t.rstrip or t.single_word or t.normalized)}
         self.boundaries = tuple(sorted(plain - _ambiguous({t.content for t in added.values()})))

@@ -59,13 +59,16 @@ def convert(path: Path, folder: Path, progress: Progress) -> dict[str, str]:
     reader = _open(path)
     meta = {name: field.contents() for name, field in reader.fields.items()}
     names = {tensor.name: _hf_name(tensor.name) for tensor in reader.tensors}
-    config = config_json(meta, set(names))
-    small: dict[str, dict[str, Any]] = {
-        "config.json": config,
-        "generation_config.json": {key: value for key, value in config.items() if key.endswith("_token_id")},
-        "tokenizer.json": tokenizer_json(meta),
-        "tokenizer_config.json": tokenizer_config_json(meta, config["max_position_embeddings"]),
-    }
+    try:
+        config = config_json(meta, set(names))
+        small: dict[str, dict[str, Any]] = {
+            "config.json": config,
+            "generation_config.json": {key: value for key, value in config.items() if key.endswith("_token_id")},
+            "tokenizer.json": tokenizer_json(meta),
+            "tokenizer_config.json": tokenizer_config_json(meta, config["max_position_embeddings"]),
+        }
+    except KeyError as missing:
+        raise DataLossError(f"{path.name} lacks the metadata {missing}; fetch it again") from missing
     weights = folder / "model.safetensors"
     shapes = {names[t.name]: tuple(int(n) for n in reversed(t.shape)) for t in reader.tensors}
     writer = F32Writer(weights, shapes)
@@ -96,34 +99,31 @@ def config_json(meta: Mapping[str, Any], tensors: set[str]) -> dict[str, Any]:
             f"this GGUF file uses {', '.join(sorted(odd))}, which is not read from GGUF; take the model as a "
             "safetensors folder instead"
         )
-    try:
-        heads, hidden = llama["attention.head_count"], llama["embedding_length"]
-        head_dim = llama.get("attention.key_length", hidden // heads)
-        if llama.get("rope.dimension_count", head_dim) != head_dim:
-            raise UnimplementedError("this GGUF file rotates a part of each head only, which is not a Llama model")
-        ids = {f"{name}_token_id": meta.get(f"tokenizer.ggml.{key}_token_id") for name, key in _TOKEN_IDS.items()}
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "dtype": "float32",
-            "hidden_act": "silu",
-            "hidden_size": hidden,
-            "intermediate_size": llama["feed_forward_length"],
-            "num_hidden_layers": llama["block_count"],
-            "num_attention_heads": heads,
-            "num_key_value_heads": llama.get("attention.head_count_kv", heads),
-            "head_dim": head_dim,
-            "vocab_size": llama.get("vocab_size", len(meta["tokenizer.ggml.tokens"])),
-            "max_position_embeddings": llama["context_length"],
-            "rms_norm_eps": _decimal(llama["attention.layer_norm_rms_epsilon"]),
-            "rope_theta": _decimal(llama.get("rope.freq_base", 10000.0)),
-            "attention_bias": False,
-            "mlp_bias": False,
-            "tie_word_embeddings": "output.weight" not in tensors,
-            **{name: value for name, value in ids.items() if value is not None},
-        }
-    except KeyError as missing:
-        raise DataLossError(f"this GGUF file lacks the metadata {missing}; it is cut short or badly made") from missing
+    heads, hidden = llama["attention.head_count"], llama["embedding_length"]
+    head_dim = llama.get("attention.key_length", hidden // heads)
+    if llama.get("rope.dimension_count", head_dim) != head_dim:
+        raise UnimplementedError("this GGUF file rotates a part of each head only, which is not a Llama model")
+    ids = {f"{name}_token_id": meta.get(f"tokenizer.ggml.{key}_token_id") for name, key in _TOKEN_IDS.items()}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": "float32",
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": llama["feed_forward_length"],
+        "num_hidden_layers": llama["block_count"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": llama.get("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "vocab_size": llama.get("vocab_size", len(meta["tokenizer.ggml.tokens"])),
+        "max_position_embeddings": llama["context_length"],
+        "rms_norm_eps": _decimal(llama["attention.layer_norm_rms_epsilon"]),
+        "rope_theta": _decimal(llama.get("rope.freq_base", 10000.0)),
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": "output.weight" not in tensors,
+        **{name: value for name, value in ids.items() if value is not None},
+    }
 
 
 def unpermuted(rows: npt.NDArray[np.float32], head_count: int) -> npt.NDArray[np.float32]:

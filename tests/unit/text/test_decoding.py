@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 
@@ -14,12 +14,14 @@ def pieces(tokenizer: Tokenizer, ids: list[int], *, skip: bool = True) -> list[s
     return [*(decoder.push([index]) for index in ids), decoder.finish()]
 
 
+@settings(deadline=None)
 @given(data=st.data(), skip=st.booleans())
 def test_pieces_of_any_ids_join_to_the_whole_decoding(byte_level: Tokenizer, data: DataObject, skip: bool) -> None:
     ids = data.draw(st.lists(st.integers(0, byte_level.vocab_size - 1), max_size=40))
     assert "".join(pieces(byte_level, ids, skip=skip)) == byte_level.decode(ids, skip_special_tokens=skip)
 
 
+@settings(deadline=None)
 @given(text=st.text(max_size=40))
 def test_no_piece_of_real_text_shows_a_replacement_character(byte_level: Tokenizer, text: str) -> None:
     text = text.replace("\ufffd", "")
@@ -28,6 +30,7 @@ def test_no_piece_of_real_text_shows_a_replacement_character(byte_level: Tokeniz
     assert not any("\ufffd" in piece for piece in shown)
 
 
+@settings(deadline=None)
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\ufffd▁"), max_size=40))
 def test_word_marks_and_byte_fallback_come_out_as_one_text(sentence_piece: Tokenizer, text: str) -> None:
     ids = sentence_piece.encode(text)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from katsura.domain.errors import InvalidArgumentError
@@ -21,6 +21,7 @@ def whole(text: str, stops: list[str]) -> tuple[str, str | None]:
     return text, None
 
 
+@settings(deadline=None)
 @given(parts=st.lists(AB, max_size=6), stops=STOPS)
 def test_the_result_is_that_of_the_whole_text_however_it_is_cut(parts: list[str], stops: list[str]) -> None:
     watch = StopStrings(stops)
@@ -28,6 +29,7 @@ def test_the_result_is_that_of_the_whole_text_however_it_is_cut(parts: list[str]
     assert (sent, watch.matched) == whole("".join(parts), stops)
 
 
+@settings(deadline=None)
 @given(parts=st.lists(AB, max_size=6), stops=STOPS)
 def test_nothing_is_held_that_cannot_begin_a_stop_string(parts: list[str], stops: list[str]) -> None:
     watch, sent, seen = StopStrings(stops), "", ""

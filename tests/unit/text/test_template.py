@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from katsura.domain.errors import DataLossError, InvalidArgumentError, NotFoundError, OutOfRangeError, Reason
@@ -146,6 +146,7 @@ CONTENT = st.text(max_size=8) | st.sampled_from(["", " ", "\n", "  12", "<|im_en
 
 @pytest.mark.parametrize("source", [CHATML, MISTRAL, HOISTING], ids=["chatml", "mistral", "hoisting"])
 @pytest.mark.parametrize("kind", ["byte_level", "sentence_piece"])
+@settings(deadline=None)
 @given(contents=st.lists(CONTENT, min_size=1, max_size=5), prompt=st.booleans())
 def test_segments_join_to_the_render_and_their_ids_to_its_ids(
     request: pytest.FixtureRequest, source: str, kind: str, contents: list[str], prompt: bool

@@ -89,6 +89,13 @@ def test_a_file_cut_short_is_data_loss(keep: int, tiny_gguf: Any, tmp_path: Path
         converted(path, tmp_path)
 
 
+def test_a_file_without_a_tokenizer_is_data_loss(tiny_gguf: Any, tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "m.gguf").path
+    path.write_bytes(path.read_bytes().replace(b"tokenizer.ggml.merges", b"tokenizer.ggml.merged"))
+    with pytest.raises(DataLossError, match=r"tokenizer\.ggml\.merges"):
+        converted(path, tmp_path)
+
+
 def test_scaled_rope_is_refused_by_name(tiny_gguf: Any, tmp_path: Path) -> None:
     with pytest.raises(UnimplementedError, match=r"rope\.scaling\.type"):
         converted(tiny_gguf(tmp_path / "m.gguf", rope_scaling="yarn").path, tmp_path)
