@@ -255,7 +255,10 @@ class HintStore(Protocol):
         ...
 
     async def drop_expert_tables(self, fence: Fence, deployment: DeploymentName, revision_id: str) -> None:
-        """Forget the tables of a revision that nobody serves. Raises ConflictError (LEASE_LOST) for a stale fence."""
+        """Forget the tables of a revision that nobody serves: readers see neither phase, under a new version.
+
+        Raises ConflictError (LEASE_LOST) for a stale fence.
+        """
         ...
 
     async def read_expert_tables(self, deployment: DeploymentName, revision_id: str) -> Versioned[ExpertTables]:

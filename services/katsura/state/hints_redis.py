@@ -174,7 +174,8 @@ class RedisHintStore:
             keys.EXPERT_TABLE_NAMES,
             keys.FLEET,
         ]
-        args = [_fence_text(fence), f"{deployment} {revision_id}", deployment]
+        empty = to_json(ExpertTables(deployment, revision_id))
+        args = [_fence_text(fence), empty, f"{deployment} {revision_id}", deployment]
         if (await self._call("drop_table", names, args))[0] != b"OK":
             raise fence_lost(fence)
 

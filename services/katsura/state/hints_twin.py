@@ -199,7 +199,9 @@ class TwinHintStore:
     async def drop_expert_tables(self, fence: Fence, deployment: DeploymentName, revision_id: str) -> None:
         """Forget the tables of a revision."""
         self._check_fence(fence)
-        self._expert_tables.pop((deployment, revision_id), None)
+        self._versions += 1
+        empty = Versioned(ExpertTables(deployment, revision_id), str(self._versions))
+        self._expert_tables[deployment, revision_id] = empty
         await self._note(Feed(FeedKind.FLEET), TableNotice(deployment))
 
     async def read_expert_tables(self, deployment: DeploymentName, revision_id: str) -> Versioned[ExpertTables]:
@@ -218,7 +220,8 @@ class TwinHintStore:
 
     async def list_expert_tables(self) -> tuple[Versioned[ExpertTables], ...]:
         """All tables."""
-        return tuple(self._expert_tables[name] for name in sorted(self._expert_tables))
+        held = (self._expert_tables[name] for name in sorted(self._expert_tables))
+        return tuple(found for found in held if found.value.committed or found.value.prepared)
 
     async def write_endpoints(self, fence: Fence, table: EndpointTable, expected_version: str) -> str:
         """Replace a deployment's endpoint table."""

@@ -147,17 +147,20 @@ register('write_table', function(keys, args)
   local last = redis.call('XREVRANGE', tbl, '+', '-', 'COUNT', 1)[1]
   if (last and last[1] or '') ~= expected then return {'STALE_EPOCH'} end
   local version = redis.call('XADD', tbl, 'MAXLEN', '=', 1, '*', 't', record)
+  redis.call('PERSIST', tbl)
   redis.call('SADD', names, name)
   tell(fleet, 'table', deployment, '')
   return {'OK', version}
 end)
 
--- KEYS coordinator, table, names, fleet   ARGV fence, name, deployment   -> {'OK'} or {'LEASE_LOST'}
+-- The empty record stays for a minute, so that whoever waits sees the version change.
+-- KEYS coordinator, table, names, fleet   ARGV fence, empty record, name, deployment   -> {'OK'} or {'LEASE_LOST'}
 register('drop_table', function(keys, args)
   local coordinator, tbl, names, fleet = unpack(keys)
-  local fence, name, deployment = unpack(args)
+  local fence, record, name, deployment = unpack(args)
   if redis.call('GET', coordinator) ~= fence then return {'LEASE_LOST'} end
-  redis.call('DEL', tbl)
+  redis.call('XADD', tbl, 'MAXLEN', '=', 1, '*', 't', record)
+  redis.call('PEXPIRE', tbl, 60000)
   redis.call('SREM', names, name)
   tell(fleet, 'table', deployment, '')
   return {'OK'}

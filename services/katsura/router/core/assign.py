@@ -1,0 +1,160 @@
+"""Which member holds which reduction groups: even primaries, spread alternates, few moves.
+
+Every group has the same cost, so giving each next group to the member that would finish it first minimises the slowest
+member's share exactly (identical jobs on uniform machines). What a member serves or has loaded already stays with it as
+far as its share allows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import log2
+
+from katsura.domain.ids import InstanceId
+from katsura.domain.leases import GroupRange, MemberLease
+from katsura.domain.shape import Numerics
+from katsura.domain.tables import Assignment, ExpertTable
+
+ALTERNATES = 1
+"""Members that hold a group besides its primary, where capacity allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a table gives: members by rank, and per group its primary and its alternates."""
+
+    members: tuple[MemberLease, ...]
+    primary: tuple[InstanceId, ...]
+    alternates: tuple[tuple[InstanceId, ...], ...]
+
+
+def assign(members: Sequence[MemberLease], current: ExpertTable | None) -> Layout | None:
+    """The best layout over `members` (live, of one revision), or None where together they cannot hold every group."""
+    ranked = _ranked(members, current)
+    if not ranked:
+        return None
+    if ranked[0].numerics is Numerics.INVARIANT:
+        ranked = _one_fingerprint(ranked, current)
+    room = {m.instance_id: _capacity(m) for m in ranked}
+    group_count = ranked[0].layout.group_count
+    if sum(room.values()) < group_count:
+        return None
+    primary = _primaries(ranked, room, current, group_count)
+    return Layout(tuple(ranked), primary, _alternates(ranked, room, current, primary))
+
+
+def table_of(layout: Layout) -> tuple[Assignment, ...]:
+    """The layout as assignments by rank; every layer is cut alike."""
+    made = []
+    for rank, member in enumerate(layout.members):
+        name = member.instance_id
+        first = tuple(g for g, owner in enumerate(layout.primary) if owner == name)
+        second = tuple(g for g, owners in enumerate(layout.alternates) if name in owners)
+        ranges = [(GroupRange(0, member.layer_count, groups),) if groups else () for groups in (first, second)]
+        endpoints, print_ = member.data_endpoints, member.fingerprint
+        made.append(Assignment(name, member.incarnation, rank, endpoints, print_, ranges[0], ranges[1]))
+    return tuple(made)
+
+
+def _ranked(members: Sequence[MemberLease], current: ExpertTable | None) -> list[MemberLease]:
+    """Members of the current table keep their order; others follow by the start of their life."""
+    before = {a.member_id: a.rank for a in current.assignments} if current else {}
+    return sorted(members, key=lambda m: (before.get(m.instance_id, len(before)), m.start_ms, m.instance_id))
+
+
+def _one_fingerprint(members: list[MemberLease], current: ExpertTable | None) -> list[MemberLease]:
+    """Members that compute the same bits: those that serve now if they can hold everything, else the roomiest."""
+    room: Counter[str] = Counter()
+    for member in members:
+        room[member.fingerprint] += _capacity(member)
+    serving = {a.fingerprint for a in current.assignments} if current else set()
+    needed = members[0].layout.group_count
+    best = max(sorted(room), key=lambda p: (p in serving and room[p] >= needed, room[p]))
+    return [m for m in members if m.fingerprint == best]
+
+
+def _capacity(member: MemberLease) -> int:
+    """Groups, in all layers, that fit into it."""
+    bytes_per_group = member.group_bytes * member.layer_count
+    fits = member.capacity_bytes // bytes_per_group if bytes_per_group else member.layout.group_count
+    return min(fits, member.layout.group_count)
+
+
+def _slowness(members: Sequence[MemberLease]) -> dict[InstanceId, float]:
+    """Cost of a group on each member, in powers of two: smaller differences are noise of the self-measurement."""
+    known = [m.unit_cost_s for m in members if m.unit_cost_s > 0]
+    fastest = min(known, default=1.0)
+    return {m.instance_id: 2.0 ** round(log2((m.unit_cost_s or fastest) / fastest)) for m in members}
+
+
+def _shares(members: Sequence[MemberLease], room: Mapping[InstanceId, int], group_count: int) -> Counter[InstanceId]:
+    cost = _slowness(members)
+    shares: Counter[InstanceId] = Counter()
+    for _ in range(group_count):
+        open_ = [m.instance_id for m in members if shares[m.instance_id] < room[m.instance_id]]
+        shares[min(open_, key=lambda name: (shares[name] + 1) * cost[name])] += 1
+    return shares
+
+
+def _loaded(member: MemberLease) -> frozenset[int]:
+    """Groups that it has in every layer."""
+    layers = Counter(group for r in member.loaded for group in r.groups for _ in range(r.layer_start, r.layer_end))
+    return frozenset(group for group, count in layers.items() if count >= member.layer_count)
+
+
+def _primaries(
+    members: Sequence[MemberLease], room: Mapping[InstanceId, int], current: ExpertTable | None, group_count: int
+) -> tuple[InstanceId, ...]:
+    """A primary for each group: who has been it, then who has it loaded, then whoever has a share left."""
+    left = _shares(members, room, group_count)
+    names = [m.instance_id for m in members]
+    before = {g: a.member_id for a in (current.assignments if current else ()) for r in a.primary for g in r.groups}
+    loaded = {m.instance_id: _loaded(m) for m in members}
+    primary: dict[int, InstanceId] = {}
+    for fits in (
+        lambda name, group: before.get(group) == name,
+        lambda name, group: group in loaded[name],
+        lambda name, group: True,
+    ):
+        for group in range(group_count):
+            name = next((n for n in names if group not in primary and left[n] > 0 and fits(n, group)), None)
+            if name is not None:
+                primary[group] = name
+                left[name] -= 1
+    return tuple(primary[group] for group in range(group_count))
+
+
+def _alternates(
+    members: Sequence[MemberLease],
+    room: Mapping[InstanceId, int],
+    current: ExpertTable | None,
+    primary: Sequence[InstanceId],
+) -> tuple[tuple[InstanceId, ...], ...]:
+    """Stand-ins for each group: equal fingerprint, room left; whoever has it already, then whoever stands in least.
+
+    The groups of one primary are spread over several members, so that its loss burdens no single one.
+    """
+    left = Counter(room)
+    left.subtract(primary)
+    print_ = {m.instance_id: m.fingerprint for m in members}
+    has = {m.instance_id: _loaded(m) for m in members}
+    before = {(g, a.member_id) for a in (current.assignments if current else ()) for r in a.alternate for g in r.groups}
+    burden: Counter[tuple[InstanceId, InstanceId]] = Counter()
+    chosen: list[list[InstanceId]] = [[] for _ in primary]
+    for _ in range(ALTERNATES):
+        for group, owner in enumerate(primary):
+            able = [
+                name
+                for name in left
+                if left[name] > 0 and name != owner and name not in chosen[group] and print_[name] == print_[owner]
+            ]
+            if able:
+                name = min(
+                    able, key=lambda n: ((group, n) not in before, group not in has[n], burden[owner, n], -left[n], n)
+                )
+                chosen[group].append(name)
+                left[name] -= 1
+                burden[owner, name] += 1
+    return tuple(tuple(names) for names in chosen)
