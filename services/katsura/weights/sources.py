@@ -308,7 +308,7 @@ def _payload(path: Path, named: str | None = None) -> Path:
             return found[0]
         if len(found) > 1:
             raise InvalidArgumentError(
-                f"{shown} holds {len(found)} models ({', '.join(f.name for f in found)}); name one of them with file://",
+                f"{shown} holds {len(found)} models ({', '.join(f.name for f in found)}); name one with file://",
                 field="source",
             )
         if any(f.suffix in _PICKLED for f in path.iterdir()):
