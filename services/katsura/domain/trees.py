@@ -6,10 +6,12 @@ compares the names). Times are milliseconds since the Unix epoch, by the store's
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
+from dataclasses import fields as dataclass_fields
 from enum import IntEnum
-from types import MappingProxyType
+from hashlib import blake2b
 from typing import Final
 
 from katsura.domain.ids import BranchName, NodeId, TreeId
@@ -212,7 +214,7 @@ class Step:
     undo_ref: str = ""
     provenance: Provenance = Provenance.UNSPECIFIED
     cost: Cost = field(default_factory=Cost)
-    attributes: Mapping[str, str] = MappingProxyType({})
+    attributes: Mapping[str, str] = field(default_factory=dict)
     opaque: bytes = b""
     attachments: tuple[Attachment, ...] = ()
     agent_id: str = ""
@@ -326,3 +328,74 @@ class StandingEffect:
     effect: Effect
     undo_ref: str
     excerpt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A node as an assembly sees it. `count` is its rendered tokens under the tokenizer asked for, None where no ids
+    are attached; `token_ids` are those ids where they were asked for."""
+
+    node: Node
+    count: int | None
+    token_ids: tuple[int, ...] = ()
+
+    @property
+    def cost(self) -> int:
+        """Rendered tokens, or their estimate."""
+        return self.node.tokens if self.count is None else self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What a snapshot left out: the newest node of it, and the tokens of all of it by the default estimate."""
+
+    node_id: NodeId = ROOT
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What an assembly needs of a branch, as of one revision.
+
+    Attributes:
+        steps: raw steps oldest first, without those covered by a VALID summary.
+        summaries, hints: the branch's chains, oldest first.
+        root_count, root_ids: of the segment that shows goal and pins (attached under node 0).
+    """
+
+    tree: Tree
+    branch: Branch
+    steps: tuple[Shown, ...]
+    summaries: tuple[Shown, ...]
+    hints: tuple[Shown, ...]
+    steps_rest: Rest = Rest()
+    summaries_rest: Rest = Rest()
+    hints_rest: Rest = Rest()
+    root_count: int | None = None
+    root_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Identity of a mutation: repeating it with the same digest answers the same; an empty id is never remembered."""
+
+    request_id: str
+    digest: str
+
+
+def request_of(request_id: str, operation: str, *fields: object) -> Request:
+    """The identity of a call: a digest over its named fields, so that the wire's encoding never matters."""
+    text = json.dumps([operation, *map(_plain, fields)], sort_keys=True, separators=(",", ":"))
+    return Request(request_id, blake2b(text.encode(), digest_size=16).hexdigest())
+
+
+def _plain(value: object) -> object:
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclass_fields(value)}
+    if isinstance(value, bytes):
+        return blake2b(value, digest_size=16).hexdigest()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
