@@ -13,6 +13,7 @@ import os
 import sys
 from asyncio.subprocess import Process
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +238,5 @@ async def answers_ping(socket_path: str, timeout_s: float = 1.0) -> bool:
         return False
     finally:
         writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()

@@ -232,9 +232,7 @@ class _House:
         """
         self._data.write_run(self._record())
         announcing = asyncio.ensure_future(self._announce())
-        announcing.add_done_callback(
-            lambda task: task.cancelled() or (task.exception() and self._supervisor.ask_stop())
-        )
+        announcing.add_done_callback(self._announced)
         try:
             await self._supervisor.run()
         finally:
@@ -257,6 +255,10 @@ class _House:
         if not self._supervisor.fleet.stopping:
             self._tell.say("stopping: work in flight is finished first; Ctrl-C again ends it at once")
         self._supervisor.ask_stop()
+
+    def _announced(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._supervisor.ask_stop()
 
     def _changed(self, fleet: Fleet) -> None:
         self._tell.fleet(fleet)

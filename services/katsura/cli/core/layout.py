@@ -16,6 +16,9 @@ from katsura.domain.errors import InvalidArgumentError
 from katsura.manifests.bundle import Bundle
 from katsura.manifests.kinds import Durability, MemoryStore, MemoryStoreSpec, Metadata, ModelDeployment
 
+_GRACE_S = 30.0
+_AFTER_DRAIN_S = 5.0
+"""A process ends by itself after its drain; the signal that cannot be refused comes a little later."""
 SOCKET_PATH_MAX = 107
 """Longest path of a unix socket on Linux, in bytes."""
 
@@ -63,6 +66,12 @@ class Place:
     log_format: str = "human"
     log_level: str = "info"
     metrics_port: int = 0
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches the gateway."""
+        host = self.http_listen.rpartition(":")[0].strip("[]")
+        return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,13 +196,13 @@ class _Builder:
         services = [*self._memory(), *self._routers()]
         for deployment in self._bundle.deployments:
             services += self._model(deployment)
-        services.append(self._gateway(services))
-        if self._place.metrics_port:
+        gateway = self._gateway(services)
+        if self._place.metrics_port:  # the gateway serves its own at /metrics
             services = [
                 _with_env(spec, KATSURA_METRICS_LISTEN=f"127.0.0.1:{self._place.metrics_port + i}")
                 for i, spec in enumerate(services)
             ]
-        return Layout((*stores, *services), self._store_url, self._hints_url, self._spec.durability)
+        return Layout((*stores, *services, gateway), self._store_url, self._hints_url, self._spec.durability)
 
     def _stores(self) -> Iterator[ProcessSpec]:
         if not self._store_url:
@@ -247,32 +256,40 @@ class _Builder:
                 yield self._service(f"{prefix}{role.value}-{index}", role, module, own, grace_s)
 
     def _gateway(self, services: list[ProcessSpec]) -> ProcessSpec:
-        env = {
-            "KATSURA_HTTP_LISTEN": self._place.http_listen,
-            "KATSURA_MEMORY_ADDRESS": ",".join(spec.address for spec in services if spec.role is Role.MEMORY),
+        place = self._place
+        # One memory process answers the gateway; a cluster puts a Service in front of all of them.
+        memory = next(spec.address for spec in services if spec.role is Role.MEMORY)
+        env = self._shared("gateway", _GRACE_S) | {
+            "KATSURA_HTTP_LISTEN": place.http_listen,
+            "KATSURA_MEMORY_ADDRESS": memory,
             "KATSURA_ROUTER_ADDRESSES": ",".join(spec.address for spec in services if spec.role is Role.ROUTER),
+            "KATSURA_ALLOW_KEYLESS": "true" if place.is_loopback else "false",
         }
-        spec = self._service("gateway", Role.GATEWAY, "katsura.gateway", env)
-        listen = {key: value for key, value in spec.env.items() if key != "KATSURA_LISTEN"}
-        return ProcessSpec(spec.name, spec.role, spec.module, self._place.http_listen, listen, grace_s=spec.grace_s)
+        return ProcessSpec(
+            "gateway", Role.GATEWAY, "katsura.gateway", place.http_listen, env, grace_s=_GRACE_S + _AFTER_DRAIN_S
+        )
 
     def _service(
-        self, name: str, role: Role, module: str, own: Mapping[str, str] | None = None, grace_s: float = 30.0
+        self, name: str, role: Role, module: str, own: Mapping[str, str] | None = None, grace_s: float = _GRACE_S
     ) -> ProcessSpec:
         address = self._address(name)
         env = {
+            **self._shared(name, grace_s),
             "KATSURA_LISTEN": address,
+            "KATSURA_HINTS_URL": self._hints_url,
+            **(own or {}),
+        }
+        return ProcessSpec(name, role, module, address, env, grace_s=grace_s + _AFTER_DRAIN_S)
+
+    def _shared(self, name: str, grace_s: float) -> dict[str, str]:
+        return {
             "KATSURA_INSTANCE_ID": name,
             "KATSURA_STORE_URL": self._store_url,
-            "KATSURA_HINTS_URL": self._hints_url,
             "KATSURA_INTERNAL_TOKEN": self._place.token,
             "KATSURA_LOG_FORMAT": self._place.log_format,
             "KATSURA_LOG_LEVEL": self._place.log_level,
             "KATSURA_DRAIN_TIMEOUT_S": f"{grace_s:g}",
-            **(own or {}),
         }
-        # The process ends by itself after its drain; the signal that cannot be refused comes a little later.
-        return ProcessSpec(name, role, module, address, env, grace_s=grace_s + 5.0)
 
     def _address(self, name: str) -> str:
         path = f"{self._place.run_dir}/{name}.sock"

@@ -93,8 +93,18 @@ def test_the_front_ends_first_and_the_store_last() -> None:
 
 def test_metrics_have_a_port_per_process_when_asked_for() -> None:
     layout = laid_out("demo.yaml", replace(PLACE, metrics_port=9100))
-    ports = [spec.env["KATSURA_METRICS_LISTEN"] for spec in layout.processes if not spec.role.is_store]
-    assert ports == [f"127.0.0.1:{9100 + i}" for i in range(6)]
+    ports = [spec.env["KATSURA_METRICS_LISTEN"] for spec in layout.processes[1:-1]]
+    assert "KATSURA_METRICS_LISTEN" not in layout.processes[-1].env  # its own port has /metrics
+    assert ports == [f"127.0.0.1:{9100 + i}" for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("listen", "keyless"),
+    [("127.0.0.1:1", "true"), ("[::1]:1", "true"), ("0.0.0.0:1", "false"), ("10.0.0.1:1", "false")],
+)
+def test_requests_without_a_key_are_served_on_loopback_only(listen: str, keyless: str) -> None:
+    gateway = laid_out("demo.yaml", replace(PLACE, http_listen=listen)).processes[-1]
+    assert gateway.env["KATSURA_ALLOW_KEYLESS"] == keyless
 
 
 def test_two_models_share_router_and_memory() -> None:

