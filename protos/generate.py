@@ -10,7 +10,7 @@ from pathlib import Path
 from grpc_tools import protoc
 
 PROTOS = Path(__file__).resolve().parent
-CHARTER = '"""Generated from protos/ by `make protos`: never edit. Only rpc, sdk, server modules and testing import it."""\n'
+CHARTER = '"""Generated from protos/ by `make protos`; never edit."""\n'
 
 
 def generate(target: Path) -> None:
