@@ -16,7 +16,7 @@ from torch import Tensor
 from katsura.domain.shape import DType, FfnLayout, ModelShape, Numerics
 from katsura.model.attention import NEVER, PartFunction, flash_works, mask_dtype, part_function
 from katsura.model.kernels import AttentionBackend, AttentionKernel, KernelPlan, LinearBackend, LinearKernel
-from katsura.model.linear import TORCH_DTYPE, backend_function, packed_works
+from katsura.model.linear import TORCH_DTYPE, PackedLinear, backend_function, packed_works
 
 Now = Callable[[], float]
 """A clock in seconds."""
@@ -24,8 +24,9 @@ Now = Callable[[], float]
 ROWS_MAX = 512
 """Rows of one product whose invariance is tested; more are cut into calls of this size."""
 _ROW_COUNTS = (*range(1, 65), 65, 79, 96, 127, 128, 129, 200, 255, 256, 384, 511, ROWS_MAX)
-_ROW_MINIMA = (1, 2, 4, 8, 16)
+_ROW_MINIMA = (1, 2, 4, 8, 16, 32)
 _TIMED_ROWS = (1, 4, 16)
+_SPREAD = 8
 _WEIGHT_ELEMENTS_MAX = 1 << 24
 """Wider weights (lm_head) are tested on their first rows: the inner loops are the same."""
 
@@ -58,19 +59,36 @@ def _plan_linear(
     k: int, n: int, dtype: DType, numerics: Numerics, now: Now, generator: torch.Generator
 ) -> LinearKernel:
     n = min(n, max(1, _WEIGHT_ELEMENTS_MAX // k))
-    weight = (torch.randn(n, k, generator=generator) * k**-0.5).to(TORCH_DTYPE[dtype])
-    x = torch.randn(ROWS_MAX, k, generator=generator).to(TORCH_DTYPE[dtype])
+    x, weight = cancelling_operands(ROWS_MAX, k, n, dtype, generator)
     best: tuple[float, LinearKernel] | None = None
     for backend in LinearBackend:
         if backend is LinearBackend.PACKED and not packed_works(dtype):
             continue
         product = backend_function(backend, weight)
         kernel = LinearKernel(backend) if numerics is Numerics.FAST else invariant_kernel(backend, product, x)
-        seconds = sum(_seconds(product, x[: max(rows, kernel.rows_min)], now) for rows in _TIMED_ROWS)
+        linear = PackedLinear(weight, kernel)
+        seconds = sum(_seconds(linear, x[:rows], now) for rows in _TIMED_ROWS)
         if best is None or seconds < best[0]:
             best = seconds, kernel
     assert best is not None, "the plain backend always works"
     return best[1]
+
+
+def cancelling_operands(rows: int, k: int, n: int, dtype: DType, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`x` `[rows, k]` and `weight` `[n, k]` whose product is zero but for rounding.
+
+    Each term meets its negative at a random other place of the sum, so what is left is the trace of the order of
+    addition: a kernel that adds in another order is seen in most elements, even through rounding to bf16. The terms
+    spread over many magnitudes, or sums of short bf16 products would be exact in any order.
+    """
+    half = k // 2
+    x, weight = torch.zeros(rows, k), torch.zeros(n, k)
+    mirror = torch.randperm(half, generator=generator)
+    x[:, :half], weight[:, :half] = (torch.randn(m, half, generator=generator) for m in (rows, n))
+    x[:, :half] *= 2.0 ** torch.randint(-_SPREAD, _SPREAD, (half,), generator=generator)
+    x, weight = x.to(TORCH_DTYPE[dtype]), weight.to(TORCH_DTYPE[dtype])
+    x[:, half : 2 * half], weight[:, half : 2 * half] = -x[:, mirror], weight[:, mirror]
+    return x, weight
 
 
 def invariant_kernel(backend: LinearBackend, product: Callable[[Tensor], Tensor], x: Tensor) -> LinearKernel:
@@ -135,6 +153,8 @@ def attention_is_invariant(
     for page_tokens in (8, 64):
         q = torch.randn(1, heads, rows_max, dim, generator=generator).to(TORCH_DTYPE[dtype])
         k, v = torch.randn(2, 3, heads, page_tokens, dim, generator=generator).to(TORCH_DTYPE[dtype])
+        half = page_tokens // 2  # equal keys with opposite values: the output shows the order of addition
+        k[:, :, half:], v[:, :, half:] = k[:, :, :half].flip(2), -v[:, :, :half].flip(2)
         mask = torch.zeros(3, 1, 1, page_tokens, dtype=mask_dtype(backend, dtype))
         whole = attend(q.expand(3, -1, -1, -1), k, v, None)
         masked = attend(q, k[:1], v[:1], _last_hidden(mask, rows_max))

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from katsura.domain.shape import DType, FfnLayout, Numerics, layout_for
+from katsura.domain.shape import DType, FfnLayout, ModelShape, Numerics, layout_for
 from katsura.model.batch import SequenceStep, StepBatch
 from katsura.model.calibrate import plan_kernels
 from katsura.model.config import ModelConfig, parse_config
@@ -132,6 +133,11 @@ class Engine:
         return torch.cat(parts)
 
 
+@cache
+def cached_plan(shape: ModelShape, layout: FfnLayout, dtype: DType, numerics: Numerics) -> KernelPlan:
+    return plan_kernels(shape, layout, dtype, numerics, time.perf_counter)
+
+
 def build_engine(
     tiny: Tiny,
     *,
@@ -145,7 +151,7 @@ def build_engine(
 ) -> Engine:
     layout: FfnLayout = layout_for(tiny.config.shape, slices, groups)
     if kernels is None:
-        kernels = plan_kernels(tiny.config.shape, layout, dtype, numerics, time.perf_counter)
+        kernels = cached_plan(tiny.config.shape, layout, dtype, numerics)
     arena = KvArena(tiny.config, page_count, page_tokens, dtype)
     decoder = Decoder(tiny.config, build_attention(tiny.config, tiny.read, kernels), arena, kernels)
     layers = [
