@@ -139,7 +139,7 @@ def operate(machine: Machine, rng: random.Random) -> None:
         choices, count, stop = rng.randrange(1, 4), rng.randrange(1, 12), frozenset({rng.randrange(VOCAB)})
         ids = tuple(f"g{call}.{i}" for i in range(choices))
         program = Program(rng.choice(("", "p", "q")), priority=rng.randrange(2))
-        intake.generate(Generate(call, owner, program, "", ids, tuple(prompt), count, stop, 1e9))
+        intake.generate(Generate(call, owner, program, "", ids, tuple(prompt), count, tuple(stop), 1e9))
         for choice in range(choices):
             machine.expected[call, choice] = answer(prompt, count, stop, machine.limits.length_max)
     elif kind == "cancel" and machine.expected:
@@ -158,7 +158,7 @@ def on_idle(machine: Machine, rng: random.Random, kind: str, call: int, name: st
     if kind == "continue":
         more = tuple(rng.randrange(2) for _ in range(rng.randrange(3)))
         before = [*sequence.tokens, *more]
-        intake.generate(Generate(call, sequence.owner, Program(), name, (f"c{call}",), more, 5, frozenset(), 1e9))
+        intake.generate(Generate(call, sequence.owner, Program(), name, (f"c{call}",), more, 5, (), 1e9))
         machine.expected[call, 0] = answer(before, 5, frozenset(), machine.limits.length_max)
     elif kind == "fork":
         length = rng.randrange(len(sequence.tokens) + 1)

@@ -55,7 +55,7 @@ class Generate:
     new_ids: tuple[str, ...]
     tokens: tuple[int, ...]
     new_tokens_max: int
-    stop_ids: frozenset[int]
+    stop_ids: tuple[int, ...]
     deadline_s: float
     resumed: tuple[Resumed, ...] = ()
 
@@ -106,8 +106,12 @@ class Intake:
         self._begin(sequence, deadline_s)
         self._remember(owner, request_id, (sequence_id,))
 
-    def generate(self, request: Generate) -> None:
-        """Begin a generation; answered by `Admitted`, then `Drew` and `Ended`, or by `Failed`."""
+    def generate(self, request: Generate) -> dict[int, str]:
+        """Begin a generation; answered by `Admitted`, then `Drew` and `Ended`, or by `Failed`.
+
+        Returns:
+            The sequence of each choice that is not finished.
+        """
         choices = len(request.new_ids)
         resumed = request.resumed or (Resumed((), False),) * choices
         if len(resumed) != choices:
@@ -134,6 +138,7 @@ class Intake:
         base.tokens += resumed[live[0]].tokens
         base.generation = _generation(request, live[0], len(resumed[live[0]].tokens), prompt)
         self._begin(base, request.deadline_s)
+        return {live[0]: base.sequence_id} | {choice: request.new_ids[choice] for choice in live[1:]}
 
     def fork(self, call: int, request_id: str, owner: Owner, parent_id: str, ids: tuple[str, ...], length: int,
              deadline_s: float) -> None:  # fmt: skip
@@ -187,6 +192,12 @@ class Intake:
             elif call in sequence.calls:
                 sequence.calls.remove(call)
         self._forks.pop(call, None)
+
+    def fail(self, sequence_id: str, error: KatsuraError, now_s: float) -> None:
+        """Fail what is being done with one sequence."""
+        sequence = self.sequences[sequence_id]
+        self._fail(sequence, error)
+        self.schedule.end(sequence, now_s)
 
     def drop_pages(self, owner: Owner, names: list[bytes], all_pages: bool) -> int:
         """Drop cached pages of a tenant; returns how many."""
@@ -352,7 +363,7 @@ class Intake:
 
 
 def _generation(request: Generate, choice: int, drawn: int, prompt: int) -> Generation:
-    return Generation(request.call, choice, request.new_tokens_max, request.stop_ids, drawn, drawn, prompt)
+    return Generation(request.call, choice, request.new_tokens_max, frozenset(request.stop_ids), drawn, drawn, prompt)
 
 
 def _draining() -> UnavailableError:
