@@ -40,7 +40,9 @@ from katsura.state.hints import (
     table_moved,
 )
 from katsura.state.records import from_json, to_json
+from katsura.telemetry import log
 
+_LOG = log.get(__name__)
 LIBRARY: Final = Library.read("hints")
 _BLOCK_MAX_S: Final = 2.0
 """One blocking read ends well before the connection's own timeout; longer waits are several reads."""
@@ -232,7 +234,10 @@ class RedisHintStore:
         leases = []
         for found in await self._call("list_leases", _lease_keys(role), []):
             put_ms, _, record = found.partition(b"\n")
-            leases.append(replace(from_json(kind, record), put_ms=int(put_ms)))
+            try:
+                leases.append(replace(from_json(kind, record), put_ms=int(put_ms)))
+            except DataLossError as error:  # one broken record must not hide the others
+                _LOG.warning("a lease is skipped", why=error.message)
         return tuple(sorted(leases, key=lambda lease: lease.instance_id))
 
     async def _tell_kv(self, function: str, shard_id: InstanceId, told: KvBatch | KvSnapshot, body: bytes) -> bool:

@@ -84,6 +84,6 @@ class KvMirror:
         """Leading pages of `chain` that each shard holds."""
         return self._index.match(chain)
 
-    def sequences(self) -> dict[InstanceId, int]:
+    def sequences(self) -> dict[str, int]:
         """Last batch applied of each shard."""
         return {shard: known.sequence for shard, known in sorted(self._shards.items())}
