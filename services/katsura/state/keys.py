@@ -113,3 +113,31 @@ def api_key(digest: str) -> str:
 def responses(tenant_id: str, tree_id: str) -> str:
     """HASH response token -> JSON: the stored responses of one tree, but for their text, which is in the tree."""
     return f"katsura:responses:{{{quoted(tenant_id)}:{quoted(tree_id)}}}"
+
+
+# Memory trees: durable, written only by the functions of functions/memory_*.lua. One hash tag per tree, so that a
+# mutation is atomic. A TTL is set on all of a tree's keys, at each commit, where its policy asks for one.
+
+
+def tree(tenant: str, tree_id: str, part: str) -> bytes:
+    """A key of one tree. Parts, where `id` is a node's number in decimal:
+
+    - `meta` HASH: goal, pins, policy, labels (JSON); revision, next (last node id), branch_count, default, created,
+      updated (ms), ttl_ms, birth (16 hex digits: this life of the id), incarnation, create (replay record), replayed.
+    - `branches` HASH name -> JSON of heads. - `versions` HASH `<chain parent>:<base>:<last>` -> summaries made of it.
+    - `nodes` HASH id -> `<ms> <revision> <birth branch>\\n<salt 16 bytes><JSON>`; never changed.
+    - `links` HASH id -> `parent len jump depth tokens cum a b hash` (memory_1_tree.lua); never changed.
+    - `blobs` HASH id -> opaque bytes and attachments, sized; never changed.
+    - `steps` HASH `<branch> <client step id>` -> `<id> <body digest>`. - `kids` HASH `<parent>:<body digest>` -> id.
+    - `verdicts` HASH summary id -> `<status> <version>\\n<JSON>`: the half of a summary that changes.
+    - `replays` HASH request id -> digest and answer; `order` LIST of request ids, oldest first: at most Limits.replays.
+    - `events` STREAM of about Limits.events, entry id `<revision>-<ms>`: `k` kind, `b` branch, `n` node ids; kept for
+      a minute after the tree is deleted.
+    - `tokenizers` SET of digests; `tokens:<digest>` HASH id -> u32 token ids, the first ones attached.
+    """
+    return f"katsura:{{{quoted(tenant)}/{quoted(tree_id)}}}:{part}".encode()
+
+
+def tree_index(tenant: str) -> bytes:
+    """ZSET, all scores 0, of `<created ms, 13 digits>:<tree id>`. A hint: completed and cleaned by reads. No TTL."""
+    return f"katsura:trees:{quoted(tenant)}".encode()

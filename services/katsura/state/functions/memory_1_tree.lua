@@ -1,0 +1,191 @@
+-- Memory trees, part 1: what every function below stands on. Keys and formats: state/keys.py.
+--
+-- Called with KEYS[1] = the tree's `meta` key; the tree's other keys share its hash tag and are derived from it.
+-- A write takes ARGV[1..4] = events kept, replays kept, request id ('' for none), digest of the request's named fields.
+-- Each function checks everything first and writes last (a script that fails half-way is not rolled back), answers
+-- {'OK', ...} or {reason, ...}, and does work bounded by its arguments, never by the size of the tree.
+
+local ROOT = {id = 0, parent = 0, len = 0, jump = 0, depth = 0, tokens = 0, cum = 0, a = 0, b = 0,
+              hash = '0000000000000000000000000000000000000000000000000000000000000000'}
+local ACTIVE, ABANDONED = 1, 2
+local VALID, FAILED = 2, 3
+local EVENT = {CREATED = 2, GROWN = 3, COMPRESSED = 4, MAINTAINED = 5, REVISED = 6, FORKED = 7, DELETED = 8}
+local DELETED_EVENTS_KEPT_MS = 60000
+local SUFFIXES = {'meta', 'branches', 'nodes', 'links', 'blobs', 'steps', 'kids', 'verdicts', 'versions', 'replays',
+                  'order', 'events', 'tokenizers'}
+
+local function keys_of(meta_key)
+  local t = {prefix = string.sub(meta_key, 1, -5), fresh = {}}
+  for _, suffix in ipairs(SUFFIXES) do t[suffix] = t.prefix .. suffix end
+  return t
+end
+
+-- The tree of KEYS[1], or nil and the answer to give.
+local function open(keys)
+  local t = keys_of(keys[1])
+  local m = redis.call('HMGET', t.meta, 'revision', 'next', 'birth', 'incarnation', 'default', 'ttl_ms', 'branch_count',
+                       'updated')
+  if not m[1] then return nil, {'TREE_NOT_FOUND'} end
+  t.revision, t.next, t.birth, t.incarnation = tonumber(m[1]), tonumber(m[2]), m[3], m[4]
+  t.default, t.ttl_ms, t.branch_count, t.updated = m[5], tonumber(m[6]), tonumber(m[7]), tonumber(m[8])
+  return t
+end
+
+-- Milliseconds by the store's clock; within a tree it never steps back.
+local function now_ms(t)
+  local time = redis.call('TIME')
+  return math.max(tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000), t.updated or 0)
+end
+
+local function load_branch(t, name)
+  if name == '' then name = t.default end
+  local text = redis.call('HGET', t.branches, name)
+  if not text then return nil, {'BRANCH_NOT_FOUND', name} end
+  local branch = cjson.decode(text)
+  branch.name = name
+  return branch
+end
+
+local function save_branch(t, branch)
+  redis.call('HSET', t.branches, branch.name, cjson.encode(branch))
+end
+
+-- A node's place: parent, len (nodes up to it), jump (an ancestor further up), depth, tokens, cum (tokens up to it),
+-- a and b (a step: nearest step with an effect, 0; a summary: step before its cover, last step of it), content hash.
+local function link(t, id)
+  if id == 0 then return ROOT end
+  if t.fresh[id] then return t.fresh[id] end
+  local raw = redis.call('HGET', t.links, id)
+  if not raw then return nil end
+  local p, l, j, d, k, c, a, b, h =
+    string.match(raw, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%x+)$')
+  return {id = id, parent = tonumber(p), len = tonumber(l), jump = tonumber(j), depth = tonumber(d),
+          tokens = tonumber(k), cum = tonumber(c), a = tonumber(a), b = tonumber(b), hash = h}
+end
+
+-- Skew-binary jump pointer (Myers 1983): one per node gives every ancestor in O(log n), and forks share it.
+local function child_of(t, id, parent, place)
+  local jump = link(t, parent.jump)
+  local further = link(t, jump.jump)
+  place.id, place.parent, place.len = id, parent.id, parent.len + 1
+  place.jump = (parent.len - jump.len == jump.len - further.len) and further.id or parent.id
+  place.cum = parent.cum + place.tokens
+  t.fresh[id] = place
+  return place
+end
+
+-- The nearest node at or above `id` whose depth is at most `depth`.
+local function climb(t, id, depth)
+  local at = link(t, id)
+  while at.depth > depth do
+    local jump = link(t, at.jump)
+    at = jump.depth > depth and jump or link(t, at.parent)
+  end
+  return at
+end
+
+-- The step `id` if it lies on the path that ends at `head`, else nil and the answer to give.
+local function on_path(t, head, id)
+  local at = link(t, id)
+  if not at then return nil, {'NODE_NOT_FOUND', id} end
+  if climb(t, head, at.depth).id ~= id then return nil, {'BAD_BOUNDARY', id} end
+  return at
+end
+
+local function save_node(t, place, branch, record, now)
+  redis.call('HSET', t.links, place.id, string.format('%d %d %d %d %d %d %d %d %s', place.parent, place.len, place.jump,
+    place.depth, place.tokens, place.cum, place.a, place.b, place.hash))
+  redis.call('HSET', t.nodes, place.id, string.format('%d %d %s\n', now, t.revision + 1, branch) .. record)
+end
+
+-- The answer given before to this request id, or nil. It writes, so that the durability barrier that follows the call
+-- covers the commit it repeats.
+local function replay(t, args)
+  local request, digest = args[3], args[4]
+  if request == '' then return nil end
+  local seen = redis.call('HGET', t.replays, request)
+  if not seen then return nil end
+  redis.call('HINCRBY', t.meta, 'replayed', 1)
+  if string.sub(seen, 1, #digest) ~= digest then return {'REQUEST_ID_REUSED'} end
+  return {'OK', string.sub(seen, #digest + 1)}
+end
+
+local function remember(t, args, text)
+  if args[3] == '' then return end
+  redis.call('HSET', t.replays, args[3], args[4] .. text)
+  if redis.call('RPUSH', t.order, args[3]) > tonumber(args[2]) then
+    redis.call('HDEL', t.replays, redis.call('LPOP', t.order))
+  end
+end
+
+local function expire(t)
+  if t.ttl_ms == 0 then return end
+  for _, suffix in ipairs(SUFFIXES) do redis.call('PEXPIRE', t[suffix], t.ttl_ms) end
+  for _, digest in ipairs(redis.call('SMEMBERS', t.tokenizers)) do
+    redis.call('PEXPIRE', t.prefix .. 'tokens:' .. digest, t.ttl_ms)
+  end
+end
+
+-- Close a commit: revision, event, replay record, life time. `answer` becomes the JSON that the caller gets.
+local function commit(t, args, now, event, branch_name, ids, answer)
+  t.revision = t.revision + 1
+  redis.call('HSET', t.meta, 'revision', t.revision, 'updated', now)
+  redis.call('XADD', t.events, 'MAXLEN', '~', args[1], string.format('%d-%d', t.revision, now),
+             'k', event, 'b', branch_name, 'n', table.concat(ids, ' '))
+  answer.revision, answer.incarnation, answer.now = t.revision, t.incarnation, now
+  local text = cjson.encode(answer)
+  remember(t, args, text)
+  expire(t)
+  return {'OK', text}
+end
+
+-- ARGV: 1-4, birth, incarnation, goal, pins, policy, labels, ttl_ms, branch name.
+register('create', function(keys, args)
+  local t = keys_of(keys[1])
+  local made = redis.call('HGET', t.meta, 'create')
+  if made then
+    redis.call('HINCRBY', t.meta, 'replayed', 1)
+    local request, digest, text = string.match(made, '^([^\n]*)\n([^\n]*)\n(.*)$')
+    if args[3] == '' or request ~= args[3] then return {'TREE_EXISTS'} end
+    if digest ~= args[4] then return {'REQUEST_ID_REUSED'} end
+    return {'OK', text}
+  end
+  local now = now_ms(t)
+  local branch = {name = args[12], state = ACTIVE, head = 0, summary_head = 0, boundary = 0, fork_node = 0,
+                  parent_branch = '', depth = 0, raw_tokens = 0, hint = 0, cut = 0, create_ms = now, order = 1}
+  t.revision, t.incarnation, t.ttl_ms = 0, args[6], tonumber(args[11])
+  redis.call('UNLINK', t.events)
+  redis.call('HSET', t.meta, 'next', 0, 'birth', args[5], 'incarnation', args[6], 'goal', args[7], 'pins', args[8],
+             'policy', args[9], 'labels', args[10], 'ttl_ms', args[11], 'default', args[12], 'branch_count', 1,
+             'created', now)
+  save_branch(t, branch)
+  local request = args[3]
+  args[3] = ''  -- kept in `meta` instead: this record is never dropped for newer ones
+  local done = commit(t, args, now, EVENT.CREATED, args[12], {}, {branch = branch})
+  redis.call('HSET', t.meta, 'create', request .. '\n' .. args[4] .. '\n' .. done[2])
+  return done
+end)
+
+-- ARGV: 1-2.
+register('delete', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  local created = redis.call('HGET', t.meta, 'created')
+  args[3], args[4] = '', ''
+  commit(t, args, now_ms(t), EVENT.DELETED, '', {}, {})
+  for _, digest in ipairs(redis.call('SMEMBERS', t.tokenizers)) do
+    redis.call('UNLINK', t.prefix .. 'tokens:' .. digest)
+  end
+  for _, suffix in ipairs(SUFFIXES) do
+    if suffix ~= 'events' then redis.call('UNLINK', t[suffix]) end
+  end
+  redis.call('PEXPIRE', t.events, DELETED_EVENTS_KEPT_MS)
+  return {'OK', created}
+end, {'allow-oom'})
+
+-- ARGV: 1-4. Answers {'OK'} where the request was never seen.
+register('replay', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  return replay(t, args) or {'OK'}
+end)

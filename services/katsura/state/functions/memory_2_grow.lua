@@ -1,0 +1,111 @@
+-- Memory trees, part 2: Grow.
+--
+-- The caller plans: it makes records and chained content hashes for the steps that it takes to be new, under the head
+-- that it takes to be current. Where the plan does not fit the tree nothing is written and {'REPLAN', ...} says what
+-- holds: one more call, made only after a walk onto existing children or a head that the caller had not seen.
+
+local GROW_ARGS, STEP_ARGS = 9, 9
+
+-- client id, body digest, mergeable, tokens, effect, related ids, record ('': planned as existing), hash, blob.
+local function step_of(args, i)
+  local at = GROW_ARGS + (i - 1) * STEP_ARGS
+  return {client = args[at + 1], digest = args[at + 2], mergeable = args[at + 3] == '1', tokens = tonumber(args[at + 4]),
+          effect = args[at + 5] == '1', related = args[at + 6], record = args[at + 7], hash = args[at + 8],
+          blob = args[at + 9]}
+end
+
+-- Which steps are there already: repeated by client id on this branch, or walked onto as identical children.
+local function resolve(t, branch, args, count)
+  local found = {ids = {}, merged = {}, fresh = {}, steps = {}, base = branch.head, repeated = 0}
+  local walking = args[9] == '1'
+  for i = 1, count do
+    local step = step_of(args, i)
+    found.steps[i] = step
+    local known = step.client ~= '' and redis.call('HGET', t.steps, branch.name .. ' ' .. step.client)
+    local child = not known and walking and step.mergeable
+      and redis.call('HGET', t.kids, found.base .. ':' .. step.digest)
+    found.merged[i] = (known or child) and true or false
+    if known then
+      local id, digest = string.match(known, '^(%d+) (.*)$')
+      if digest ~= step.digest then return nil, {'STEP_ID_REUSED', i - 1, id} end
+      found.ids[i] = tonumber(id)
+      found.repeated = found.repeated + 1
+    elseif child then
+      found.base = tonumber(child)
+      found.ids[i] = found.base
+    else
+      walking = false
+      found.fresh[#found.fresh + 1] = i
+    end
+    for id in string.gmatch(step.related, '%d+') do
+      if not link(t, tonumber(id)) then return nil, {'NODE_NOT_FOUND', id, i - 1} end
+    end
+  end
+  return found
+end
+
+local function plan_fits(t, args, found)
+  if #found.fresh == 0 then return true end
+  if args[7] ~= t.birth or tonumber(args[8]) ~= found.base then return false end
+  for i, step in ipairs(found.steps) do
+    if (step.record == '') ~= found.merged[i] then return false end
+  end
+  return true
+end
+
+local function append(t, branch, found, now)
+  local at = link(t, found.base)
+  for _, i in ipairs(found.fresh) do
+    local step = found.steps[i]
+    t.next = t.next + 1
+    local place = child_of(t, t.next, at, {depth = at.depth + 1, tokens = step.tokens, b = 0, hash = step.hash,
+                                           a = step.effect and t.next or at.a})
+    save_node(t, place, branch.name, step.record, now)
+    if step.blob ~= '' then redis.call('HSET', t.blobs, place.id, step.blob) end
+    if step.mergeable then redis.call('HSETNX', t.kids, at.id .. ':' .. step.digest, place.id) end
+    found.ids[i] = place.id
+    at = place
+  end
+  return at
+end
+
+-- ARGV: 1-4, branch, expected head (-1: any), planned birth, planned base, merge, then 9 per step.
+register('grow', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  local again = replay(t, args)
+  if again then return again end
+  local branch, unknown = load_branch(t, args[5])
+  if not branch then return unknown end
+  if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
+  local count = (#args - GROW_ARGS) / STEP_ARGS
+  local found, wrong = resolve(t, branch, args, count)
+  if not found then return wrong end
+  local expected = tonumber(args[6])
+  if found.repeated < count and expected >= 0 and expected ~= branch.head then
+    return {'HEAD_MOVED', branch.head, branch.name}
+  end
+  if not plan_fits(t, args, found) then
+    return {'REPLAN', t.birth, found.base, link(t, found.base).hash, table.concat(found.fresh, ' '), branch.head}
+  end
+  local now = now_ms(t)
+  local answer = {ids = found.ids, merged = found.merged, branch = branch}
+  if found.repeated == count then
+    answer.revision, answer.incarnation, answer.now = t.revision, t.incarnation, t.updated
+    local text = cjson.encode(answer)
+    redis.call('HINCRBY', t.meta, 'replayed', 1)
+    remember(t, args, text)
+    return {'OK', text}
+  end
+  local head = append(t, branch, found, now)
+  for i, step in ipairs(found.steps) do
+    if step.client ~= '' then
+      redis.call('HSET', t.steps, branch.name .. ' ' .. step.client, found.ids[i] .. ' ' .. step.digest)
+    end
+  end
+  branch.head, branch.depth = head.id, head.depth
+  branch.raw_tokens = head.cum - link(t, branch.boundary).cum
+  save_branch(t, branch)
+  redis.call('HSET', t.meta, 'next', t.next)
+  return commit(t, args, now, EVENT.GROWN, branch.name, found.ids, answer)
+end)

@@ -1,0 +1,107 @@
+-- Memory trees, part 3: Compress and Maintain.
+
+-- Status and version of what is known about a summary (verdicts: `<status> <version>\n<JSON>`), and the JSON.
+local function verdict(t, id)
+  local status, version, text = string.match(redis.call('HGET', t.verdicts, id), '^(%d+) (%d+)\n(.*)$')
+  return tonumber(status), tonumber(version), text
+end
+
+local function save_verdict(t, id, status, version, text)
+  redis.call('HSET', t.verdicts, id, string.format('%d %d\n', status, version) .. text)
+end
+
+-- The last summary of the branch that did not fail: what a new one continues.
+local function standing_summary(t, branch)
+  local at = link(t, branch.summary_head)
+  while at.id ~= 0 and verdict(t, at.id) == FAILED do at = link(t, at.parent) end
+  return at
+end
+
+local function adopt(t, branch, place)
+  branch.summary_head, branch.boundary = place.id, place.b
+  branch.raw_tokens = link(t, branch.head).cum - link(t, place.b).cum
+  save_branch(t, branch)
+end
+
+local function segment_key(parent, base, last)
+  return string.format('%d:%d:%d', parent, base, last)
+end
+
+-- ARGV: branch, expected head (-1: any), last covered (0: the head).
+-- {'OK', branch JSON, chain parent, its hash, its record, its verdict JSON, base, last, count, versions made, tokens}
+register('cover', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  local branch, unknown = load_branch(t, args[1])
+  if not branch then return unknown end
+  if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
+  local expected, last = tonumber(args[2]), tonumber(args[3])
+  if expected >= 0 and expected ~= branch.head then return {'HEAD_MOVED', branch.head, branch.name} end
+  local at, off_path = on_path(t, branch.head, last == 0 and branch.head or last)
+  if not at then return off_path end
+  local parent = standing_summary(t, branch)
+  local base = link(t, parent.b)
+  if at.depth <= base.depth then return {'BAD_BOUNDARY', at.id} end
+  local record, judgement = '', ''
+  if parent.id ~= 0 then
+    local _, _, text = verdict(t, parent.id)
+    record, judgement = redis.call('HGET', t.nodes, parent.id), text
+  end
+  local made = redis.call('HGET', t.versions, segment_key(parent.id, base.id, at.id)) or 0
+  return {'OK', cjson.encode(branch), parent.id, parent.hash, record, judgement, base.id, at.id, at.depth - base.depth,
+          tonumber(made), at.cum - base.cum}
+end, {'no-writes'})
+
+-- ARGV: 1-4, branch, expected head (-1: any), summary head seen, chain parent, base, last, versions seen, status,
+-- record, hash, body tokens, judgement JSON.
+register('summarise', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  local again = replay(t, args)
+  if again then return again end
+  local branch, unknown = load_branch(t, args[5])
+  if not branch then return unknown end
+  if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
+  local expected, parent, base, last = tonumber(args[6]), tonumber(args[8]), tonumber(args[9]), tonumber(args[10])
+  local moved = expected >= 0 and expected ~= branch.head
+  if moved or branch.summary_head ~= tonumber(args[7]) or not on_path(t, branch.head, last) then
+    return {'HEAD_MOVED', branch.head, branch.name}
+  end
+  local segment, versions, status = segment_key(parent, base, last), tonumber(args[11]), tonumber(args[12])
+  if tonumber(redis.call('HGET', t.versions, segment) or 0) ~= versions then
+    return {'HEAD_MOVED', branch.head, branch.name}
+  end
+  local now = now_ms(t)
+  t.next = t.next + 1
+  local place = child_of(t, t.next, link(t, parent), {depth = link(t, last).depth, tokens = tonumber(args[15]),
+                                                      a = base, b = last, hash = args[14]})
+  save_node(t, place, branch.name, args[13], now)
+  save_verdict(t, place.id, status, 1, args[16])
+  redis.call('HSET', t.versions, segment, versions + 1)
+  redis.call('HSET', t.meta, 'next', t.next)
+  if status ~= FAILED then adopt(t, branch, place) end
+  return commit(t, args, now, EVENT.COMPRESSED, branch.name, {place.id},
+                {ids = {place.id}, branch = branch, judgement = args[16]})
+end)
+
+-- ARGV: 1-4, branch, summary, version seen, status, judgement JSON.
+register('judge', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  local again = replay(t, args)
+  if again then return again end
+  local branch, unknown = load_branch(t, args[5])
+  if not branch then return unknown end
+  local id, version, status = tonumber(args[6]), tonumber(args[7]), tonumber(args[8])
+  if redis.call('HEXISTS', t.verdicts, id) == 0 then return {'NODE_NOT_FOUND', id} end
+  local _, seen = verdict(t, id)
+  if seen ~= version then return {'HEAD_MOVED', branch.head, branch.name} end
+  save_verdict(t, id, status, version + 1, args[9])
+  local place = link(t, id)
+  if status == VALID and branch.state == ACTIVE and id ~= branch.summary_head and standing_summary(t, branch).id == place.parent
+    and on_path(t, branch.head, place.b) then
+    adopt(t, branch, place)
+  end
+  return commit(t, args, now_ms(t), EVENT.MAINTAINED, branch.name, {id},
+                {ids = {id}, branch = branch, judgement = args[9]})
+end)

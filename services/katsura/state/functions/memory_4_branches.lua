@@ -1,0 +1,94 @@
+-- Memory trees, part 4: Revise and Fork. Both cost the same at any depth: a branch is heads, the rest is shared.
+
+local function branch_at(t, name, source, at, now)
+  local summary = climb(t, source.summary_head, at.depth)
+  t.branch_count = t.branch_count + 1
+  return {name = name, state = ACTIVE, head = at.id, summary_head = summary.id, boundary = summary.b, fork_node = at.id,
+          parent_branch = source.name, depth = at.depth, raw_tokens = at.cum - link(t, summary.b).cum,
+          hint = climb(t, source.hint, at.depth).id, cut = 0, create_ms = now, order = t.branch_count}
+end
+
+-- The name asked for if it is free, or the first free one of `<prefix><number>`; else nil and the answer.
+local function free_name(t, asked)
+  if asked ~= '' then
+    if redis.call('HEXISTS', t.branches, asked) == 1 then return nil, {'BRANCH_EXISTS', asked} end
+    return asked
+  end
+  local number = t.branch_count + 1
+  while redis.call('HEXISTS', t.branches, 'b' .. number) == 1 do number = number + 1 end
+  return 'b' .. number
+end
+
+-- ARGV: branch, expected head (-1: any), restore after.
+-- {'OK', branch JSON, first abandoned step, its record, hint kept, its hash, then id and record of each standing effect}
+register('retreat', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  local branch, unknown = load_branch(t, args[1])
+  if not branch then return unknown end
+  if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
+  local expected, restore = tonumber(args[2]), tonumber(args[3])
+  if expected >= 0 and expected ~= branch.head then return {'HEAD_MOVED', branch.head, branch.name} end
+  local at, off_path = on_path(t, branch.head, restore)
+  if not at then return off_path end
+  if restore == branch.head then return {'BAD_BOUNDARY', restore} end
+  local first = climb(t, branch.head, at.depth + 1)
+  local hint = climb(t, branch.hint, at.depth)
+  local answer = {'OK', cjson.encode(branch), first.id, redis.call('HGET', t.nodes, first.id), hint.id, hint.hash}
+  local effect = link(t, link(t, branch.head).a)
+  while effect.depth > at.depth do
+    answer[#answer + 1] = effect.id
+    answer[#answer + 1] = redis.call('HGET', t.nodes, effect.id)
+    effect = link(t, link(t, effect.parent).a)
+  end
+  return answer
+end, {'no-writes'})
+
+-- ARGV: 1-4, branch, head seen, restore after, new branch, keep the default branch (1: move it along), hint kept,
+-- hint record, hash, tokens, ids of the standing effects.
+register('revise', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  local again = replay(t, args)
+  if again then return again end
+  local old, unknown = load_branch(t, args[5])
+  if not old then return unknown end
+  if old.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', old.name} end
+  if old.head ~= tonumber(args[6]) then return {'HEAD_MOVED', old.head, old.name} end
+  local name, taken = free_name(t, args[8])
+  if not name then return taken end
+  local now, at = now_ms(t), link(t, tonumber(args[7]))
+  local new = branch_at(t, name, old, at, now)
+  t.next = t.next + 1
+  local place = child_of(t, t.next, link(t, tonumber(args[10])), {depth = at.depth, tokens = tonumber(args[13]), a = 0,
+                                                                  b = at.id, hash = args[12]})
+  save_node(t, place, name, args[11], now)
+  new.hint, old.state = place.id, ABANDONED
+  save_branch(t, new)
+  save_branch(t, old)
+  redis.call('HSET', t.meta, 'next', t.next, 'branch_count', t.branch_count)
+  if args[9] == '1' and t.default == old.name then redis.call('HSET', t.meta, 'default', name) end
+  return commit(t, args, now, EVENT.REVISED, name, {place.id},
+                {ids = {place.id}, branch = new, abandoned = old, effects = args[14]})
+end)
+
+-- ARGV: 1-4, branch, at node (0: the head, -1: the empty root), new branch.
+register('fork', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  local again = replay(t, args)
+  if again then return again end
+  local source, unknown = load_branch(t, args[5])
+  if not source then return unknown end
+  local id = tonumber(args[6])
+  if id == 0 then id = source.head elseif id == -1 then id = 0 end
+  local at, off_path = on_path(t, source.head, id)
+  if not at then return off_path end
+  local name, taken = free_name(t, args[7])
+  if not name then return taken end
+  local now = now_ms(t)
+  local branch = branch_at(t, name, source, at, now)
+  save_branch(t, branch)
+  redis.call('HSET', t.meta, 'branch_count', t.branch_count)
+  return commit(t, args, now, EVENT.FORKED, name, {}, {branch = branch})
+end)

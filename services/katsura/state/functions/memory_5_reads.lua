@@ -1,0 +1,164 @@
+-- Memory trees, part 5: reads (one call, one point in time), and the two writes that are not commits: attaching token
+-- ids and noting a cut.
+
+local function tokenized(t, id)
+  local digests = {}
+  for _, digest in ipairs(redis.call('SMEMBERS', t.tokenizers)) do
+    if redis.call('HEXISTS', t.prefix .. 'tokens:' .. digest, id) == 1 then digests[#digests + 1] = digest end
+  end
+  table.sort(digests)
+  return table.concat(digests, ' ')
+end
+
+local function raw_link(t, id)
+  return redis.call('HGET', t.links, id)
+end
+
+-- One node as an array: id, link, record, verdict ('' but for summaries), blob, tokenizer digests.
+local function whole(t, id)
+  return {id, raw_link(t, id), redis.call('HGET', t.nodes, id), redis.call('HGET', t.verdicts, id) or '',
+          redis.call('HGET', t.blobs, id) or '', tokenized(t, id)}
+end
+
+-- {'OK', meta as a flat list, branches as a flat list}
+register('read', function(keys)
+  local t = keys_of(keys[1])
+  local meta = redis.call('HGETALL', t.meta)
+  if #meta == 0 then return {'TREE_NOT_FOUND'} end
+  return {'OK', meta, redis.call('HGETALL', t.branches)}
+end, {'no-writes'})
+
+-- ARGV: most bytes, then ids. {'OK', node...}
+register('nodes', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  local answer, bytes = {'OK'}, 0
+  for i = 2, #args do
+    local id = tonumber(args[i])
+    if not link(t, id) or id == 0 then return {'NODE_NOT_FOUND', id, i - 2} end
+    local node = whole(t, id)
+    bytes = bytes + #node[3] + #node[5]
+    if i > 2 and bytes > tonumber(args[1]) then return {'TOO_LARGE', i - 2} end
+    answer[i] = node
+  end
+  return answer
+end, {'no-writes'})
+
+-- ARGV: branch, last step of the page (0: the head), most steps, most bytes, do not go above this depth.
+-- {'OK', branch JSON, next end node, node...} newest first.
+register('path', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  local branch, unknown = load_branch(t, args[1])
+  if not branch then return unknown end
+  local id, most, bytes, floor = tonumber(args[2]), tonumber(args[3]), tonumber(args[4]), tonumber(args[5])
+  local at, off_path = on_path(t, branch.head, id == 0 and branch.head or id)
+  if not at then return off_path end
+  local answer = {'OK', cjson.encode(branch), 0}
+  while at.depth > floor and #answer - 3 < most do
+    local node = whole(t, at.id)
+    bytes = bytes - #node[3] - #node[5]
+    if bytes < 0 and #answer > 3 then break end
+    answer[#answer + 1] = node
+    at = link(t, at.parent)
+  end
+  answer[3] = at.depth > floor and at.id or 0
+  return answer
+end, {'no-writes'})
+
+-- Rendered tokens of a node under the tokenizer, -1 where no ids are attached.
+local function count_tokens(t, tokens_key, id)
+  if not tokens_key or redis.call('HEXISTS', tokens_key, id) == 0 then return -1 end
+  return redis.call('HSTRLEN', tokens_key, id) / 4
+end
+
+local function shown(t, tokens_key, with_ids, id)
+  local count = count_tokens(t, tokens_key, id)
+  local ids = with_ids and count >= 0 and redis.call('HGET', tokens_key, id) or ''
+  return {id, raw_link(t, id), redis.call('HGET', t.nodes, id), redis.call('HGET', t.verdicts, id) or '', count, ids}
+end
+
+local function cost_of(unit, place)
+  return unit[5] >= 0 and unit[5] or place.tokens
+end
+
+-- Raw steps, newest first, passing over the covers of VALID summaries, until they cost more than `limit`.
+local function raw_steps(t, branch, limit, most, tokens_key, with_ids)
+  local units, spent, at, summary = {}, 0, link(t, branch.head), link(t, branch.summary_head)
+  while at.id ~= 0 and spent <= limit and #units < most do
+    if summary.id ~= 0 and summary.b == at.id then
+      if verdict(t, summary.id) == VALID then at = link(t, summary.a) end
+      summary = link(t, summary.parent)
+    else
+      local unit = shown(t, tokens_key, with_ids, at.id)
+      spent = spent + cost_of(unit, at)
+      units[#units + 1] = unit
+      at = link(t, at.parent)
+    end
+  end
+  return units, at
+end
+
+-- A chain of summaries or hints, newest first, until it costs more than `limit`.
+local function chain(t, id, limit, most, tokens_key, with_ids)
+  local units, spent, at = {}, 0, link(t, id)
+  while at.id ~= 0 and spent <= limit and #units < most do
+    local unit = shown(t, tokens_key, with_ids, at.id)
+    spent = spent + cost_of(unit, at)
+    units[#units + 1] = unit
+    at = link(t, at.parent)
+  end
+  return units, at
+end
+
+-- ARGV: branch, token limit, most units, most hints, tokenizer digest ('': none), with ids.
+-- {'OK', meta, branch JSON, revision, root unit, steps, summaries, hints, rest of steps, rest of summaries,
+--  rest of hints}; a rest is {id, tokens not returned}.
+register('context', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  local branch, unknown = load_branch(t, args[1])
+  if not branch then return unknown end
+  local limit, most, with_ids = tonumber(args[2]), tonumber(args[3]), args[6] == '1'
+  local tokens_key = args[5] ~= '' and t.prefix .. 'tokens:' .. args[5] or nil
+  local steps, step_rest = raw_steps(t, branch, limit, most, tokens_key, with_ids)
+  local summaries, summary_rest = chain(t, branch.summary_head, limit, most, tokens_key, with_ids)
+  local hints, hint_rest = chain(t, branch.hint, limit, tonumber(args[4]), tokens_key, with_ids)
+  local root_count = count_tokens(t, tokens_key, 0)
+  local root_ids = with_ids and root_count >= 0 and redis.call('HGET', tokens_key, 0) or ''
+  return {'OK', redis.call('HGETALL', t.meta), cjson.encode(branch), {root_count, root_ids}, steps, summaries, hints,
+          {step_rest.id, step_rest.cum}, {summary_rest.id, summary_rest.cum}, {hint_rest.id, hint_rest.cum}}
+end, {'no-writes'})
+
+-- ARGV: tokenizer digest, most tokenizers, then id and ids (little-endian u32) by turns. {'OK', ids that stayed...}
+register('attach', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  for i = 3, #args, 2 do
+    if not link(t, tonumber(args[i])) then return {'NODE_NOT_FOUND', args[i], (i - 3) / 2} end
+  end
+  if redis.call('SISMEMBER', t.tokenizers, args[1]) == 0 and redis.call('SCARD', t.tokenizers) >= tonumber(args[2]) then
+    return {'TOO_MANY_TOKENIZERS'}
+  end
+  redis.call('SADD', t.tokenizers, args[1])
+  redis.call('HINCRBY', t.meta, 'replayed', 1)  -- the barrier after this call also covers ids attached before
+  local answer = {'OK'}
+  for i = 3, #args, 2 do
+    if redis.call('HSETNX', t.prefix .. 'tokens:' .. args[1], args[i], args[i + 1]) == 0 then
+      answer[#answer + 1] = tonumber(args[i])
+    end
+  end
+  expire(t)
+  return answer
+end)
+
+-- ARGV: branch, depth. A note for `cut_moved`: it may be lost, and nothing is decided by it.
+register('note_cut', function(keys, args)
+  local t = open(keys)
+  local branch = t and load_branch(t, args[1])
+  if branch then
+    branch.cut = tonumber(args[2])
+    save_branch(t, branch)
+  end
+  return {'OK'}
+end)

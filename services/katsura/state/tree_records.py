@@ -1,0 +1,297 @@
+"""How nodes of memory trees are written down: canonical records, content hashes, and the way back.
+
+A record is what its content hash covers: a salt of 16 bytes, then JSON with one-letter names in which defaults are
+absent. `H(parent, salt, content)` chains a node to its whole past, and the salt, drawn per node, makes a redacted
+node's hash say nothing about what it was.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Final
+
+from katsura.domain.errors import DataLossError, Reason
+from katsura.domain.ids import BranchName, NodeId
+from katsura.domain.trees import (
+    Attachment,
+    Body,
+    Check,
+    Cost,
+    Durability,
+    Effect,
+    Hint,
+    Judgement,
+    Node,
+    Provenance,
+    Relation,
+    Step,
+    StepKind,
+    Summary,
+    SummaryBody,
+    SummaryStatus,
+    ToolCall,
+    TreePolicy,
+    Verdict,
+)
+
+SALT_BYTES: Final = 16
+HASH_BYTES: Final = 32
+_NO_COST: Final = Cost()
+_MERGE_IGNORES: Final = ("i", "o")
+"""Fields in which identical children may differ: the client's step id, and the cost."""
+
+
+def content_hash(parent: bytes, record: bytes) -> bytes:
+    """H(parent, salt, content) of a node whose record is `record`, 32 bytes."""
+    return blake2b(parent + record, digest_size=HASH_BYTES, person=b"katsura-node").digest()
+
+
+def record_of(body: Body, salt: bytes) -> bytes:
+    """The record of a node: its salt and its canonical fields."""
+    return salt + _json(_FIELDS_OF[type(body)](body))
+
+
+def body_digest(step: Step, namespace: bytes) -> str:
+    """Digest by which identical children and repeated steps of one tree (`namespace`) are recognised, 24 hex digits."""
+    fields = {name: value for name, value in _step_fields(step).items() if name not in _MERGE_IGNORES}
+    return blake2b(_json(fields), digest_size=12, key=namespace[:64]).hexdigest()
+
+
+def body_of(node_id: int, record: bytes, blob: bytes) -> Body:
+    """The way back from `record_of` and `blob_of`.
+
+    Raises:
+        DataLossError: the stored bytes are not a record.
+    """
+    try:
+        fields = json.loads(record[SALT_BYTES:])
+        return _BODY_OF[fields["t"]](fields, blob)
+    except (ValueError, KeyError, IndexError, TypeError, struct.error) as error:
+        raise DataLossError(
+            f"node {node_id} cannot be read back: the stored record is not what was written",
+            reason=Reason.UNSPECIFIED,
+            metadata={"node": str(node_id)},
+        ) from error
+
+
+def blob_of(step: Step) -> bytes:
+    """Opaque bytes and attachments, kept out of line; empty where there are none."""
+    if not step.opaque and not step.attachments:
+        return b""
+    parts = [_sized(step.opaque)]
+    for item in step.attachments:
+        head = _json([item.task, item.index, item.media_type])
+        parts += [_sized(head), _sized(item.data)]
+    return b"".join(parts)
+
+
+def cover_digest(hashes: Sequence[bytes]) -> bytes:
+    """Digest over the content hashes of a cover, in order, 32 bytes."""
+    return blake2b(b"".join(hashes), digest_size=HASH_BYTES, person=b"katsura-cover").digest()
+
+
+def node_of(
+    node_id: int, link: bytes, stored: bytes, judgement: Judgement | None, blob: bytes = b"", tokenized: bytes = b""
+) -> Node:
+    """A node from its link and its stored form (`functions/memory_1_tree.lua` writes both)."""
+    head, _, record = stored.partition(b"\n")
+    now, revision, branch = head.split(b" ")
+    parent, _, _, depth, tokens, cum, _, _, digest = link.split(b" ")
+    return Node(
+        node_id=NodeId(node_id),
+        parent_id=NodeId(int(parent)),
+        content_hash=bytes.fromhex(digest.decode()),
+        birth_branch=BranchName(branch.decode()),
+        depth=int(depth),
+        create_ms=int(now),
+        revision=int(revision),
+        body=body_of(node_id, record, blob),
+        tokens=int(tokens),
+        path_tokens=int(cum),
+        judgement=judgement,
+        tokenized_for=tuple(tokenized.decode().split()),
+    )
+
+
+def check_chain(node_id: int, parent_hash: bytes, stored: bytes, found: bytes) -> None:
+    """Refuse a stored node whose content hash is not `found`.
+
+    Raises:
+        DataLossError: a byte changed after it was written.
+    """
+    if content_hash(parent_hash, stored.partition(b"\n")[2]) != found:
+        raise DataLossError(
+            f"node {node_id} is damaged: its content does not match its hash; its siblings can still be read",
+            reason=Reason.UNSPECIFIED,
+            metadata={"node": str(node_id)},
+        )
+
+
+def judgement_json(judgement: Judgement) -> str:
+    """A judgement as JSON, without its version (the store counts that)."""
+    checks = [[c.validator, int(c.verdict), list(c.findings)] for c in judgement.checks]
+    fields = [int(judgement.status), int(judgement.fidelity), int(judgement.outcome), judgement.note]
+    return _json([*fields, judgement.suggested_restore, list(judgement.required), checks]).decode()
+
+
+def judgement_of(text: str | bytes, version: int) -> Judgement:
+    """The way back from `judgement_json`."""
+    status, fidelity, outcome, note, restore, required, checks = json.loads(text)
+    return Judgement(
+        status=SummaryStatus(status),
+        fidelity=Verdict(fidelity),
+        outcome=Verdict(outcome),
+        note=note,
+        suggested_restore=NodeId(restore),
+        required=tuple(required),
+        checks=tuple(Check(name, Verdict(verdict), tuple(findings)) for name, verdict, findings in checks),
+        version=version,
+    )
+
+
+def policy_json(policy: TreePolicy) -> str:
+    """A policy as JSON."""
+    numbers = [policy.raw_token_limit, policy.hint_limit, int(policy.durability), policy.ttl_s]
+    return _json([*numbers, policy.compressor, list(policy.validators)]).decode()
+
+
+def policy_of(text: str | bytes) -> TreePolicy:
+    """The way back from `policy_json`."""
+    raw, hints, durability, ttl, compressor, validators = json.loads(text)
+    return TreePolicy(raw, compressor, tuple(validators), hints, Durability(durability), ttl)
+
+
+def pack_ids(token_ids: Sequence[int]) -> bytes:
+    """Token ids as little-endian u32."""
+    return struct.pack(f"<{len(token_ids)}I", *token_ids)
+
+
+def unpack_ids(data: bytes) -> tuple[int, ...]:
+    """The way back from `pack_ids`."""
+    return struct.unpack(f"<{len(data) // 4}I", data)
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _sized(data: bytes) -> bytes:
+    return struct.pack("<I", len(data)) + data
+
+
+def _step_fields(step: Step) -> dict[str, Any]:
+    call, cost = step.tool_call, step.cost
+    blob = blob_of(step)
+    fields: dict[str, Any] = {
+        "i": step.client_step_id,
+        "k": int(step.kind),
+        "l": int(step.relation) if step.relation != Relation.NEW else None,
+        "n": list(step.related_node_ids),
+        "e": int(step.effect) if step.effect != Effect.NONE else None,
+        "u": step.undo_ref,
+        "p": int(step.provenance),
+        "o": [cost.prompt_tokens, cost.cached_tokens, cost.completion_tokens, cost.micros]
+        if cost != _NO_COST
+        else None,
+        "a": dict(step.attributes),
+        "f": [call.call_id, call.name, call.arguments_json] if call else None,
+        "g": step.agent_id,
+        "b": blake2b(blob, digest_size=16).hexdigest() if blob else None,
+    }
+    return {"t": "s", "r": step.role, "c": step.content, **{name: value for name, value in fields.items() if value}}
+
+
+def _summary_fields(summary: Summary) -> dict[str, Any]:
+    body = summary.body
+    lists = {"f": body.facts, "d": body.decisions, "o": body.open_obligations, "a": body.artifacts}
+    return {
+        "t": "c",
+        "c": body.text,
+        "l": summary.level,
+        "w": [summary.first_covered, summary.last_covered, summary.covered_count],
+        "h": summary.cover_digest.hex(),
+        "m": summary.made_by,
+        "v": summary.version,
+        "k": [summary.covered_tokens, summary.body_tokens],
+        **{name: list(items) for name, items in lists.items() if items},
+    }
+
+
+def _hint_fields(hint: Hint) -> dict[str, Any]:
+    nodes = [hint.abandoned_head, hint.restored_after, hint.previous_hint]
+    return {"t": "h", "b": hint.abandoned_branch, "n": nodes, "c": hint.reason, "f": hint.first_action}
+
+
+def _step_of(fields: Mapping[str, Any], blob: bytes) -> Step:
+    call, cost = fields.get("f"), fields.get("o")
+    opaque, attachments = _unblob(blob)
+    return Step(
+        content=fields["c"],
+        role=fields["r"],
+        kind=StepKind(fields.get("k", 0)),
+        client_step_id=fields.get("i", ""),
+        tool_call=ToolCall(*call) if call else None,
+        relation=Relation(fields.get("l", Relation.NEW)),
+        related_node_ids=tuple(NodeId(n) for n in fields.get("n", ())),
+        effect=Effect(fields.get("e", Effect.NONE)),
+        undo_ref=fields.get("u", ""),
+        provenance=Provenance(fields.get("p", 0)),
+        cost=Cost(*cost) if cost else _NO_COST,
+        attributes=fields.get("a", {}),
+        opaque=opaque,
+        attachments=attachments,
+        agent_id=fields.get("g", ""),
+    )
+
+
+def _unblob(blob: bytes) -> tuple[bytes, tuple[Attachment, ...]]:
+    parts: list[bytes] = []
+    at = 0
+    while at < len(blob):
+        (size,) = struct.unpack_from("<I", blob, at)
+        parts.append(blob[at + 4 : at + 4 + size])
+        at += 4 + size
+    if not parts:
+        return b"", ()
+    attachments = []
+    for head, data in zip(parts[1::2], parts[2::2], strict=True):
+        task, index, media_type = json.loads(head)
+        attachments.append(Attachment(task, index, media_type, data))
+    return parts[0], tuple(attachments)
+
+
+def _summary_of(fields: Mapping[str, Any], _: bytes) -> Summary:
+    first, last, count = fields["w"]
+    lists = (tuple(fields.get(name, ())) for name in "fdoa")
+    return Summary(
+        level=fields["l"],
+        first_covered=NodeId(first),
+        last_covered=NodeId(last),
+        covered_count=count,
+        cover_digest=bytes.fromhex(fields["h"]),
+        body=SummaryBody(fields["c"], *lists),
+        made_by=fields["m"],
+        version=fields["v"],
+        covered_tokens=fields["k"][0],
+        body_tokens=fields["k"][1],
+    )
+
+
+def _hint_of(fields: Mapping[str, Any], _: bytes) -> Hint:
+    head, restored, previous = (NodeId(n) for n in fields["n"])
+    return Hint(BranchName(fields["b"]), head, restored, fields["c"], fields["f"], previous)
+
+
+_FIELDS_OF: Final[Mapping[type, Callable[[Any], dict[str, Any]]]] = {
+    Step: _step_fields,
+    Summary: _summary_fields,
+    Hint: _hint_fields,
+}
+_BODY_OF: Final[Mapping[str, Callable[[Mapping[str, Any], bytes], Body]]] = {
+    "s": _step_of,
+    "c": _summary_of,
+    "h": _hint_of,
+}

@@ -1,0 +1,105 @@
+"""What the functions of memory trees answer, as domain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from katsura.domain.ids import BranchName, NodeId
+from katsura.domain.trees import (
+    ROOT,
+    ROOT_HASH,
+    Branch,
+    BranchState,
+    EventKind,
+    Judgement,
+    Node,
+    Shown,
+    StandingEffect,
+    Step,
+    Tree,
+)
+from katsura.state.tree_records import body_of, check_chain, judgement_of, node_of, policy_of, unpack_ids
+from katsura.state.trees import Event, Position, TreeRef, excerpt
+
+
+def index_name(ref: TreeRef, created_ms: int) -> bytes:
+    """Member of the tenant's index for a tree."""
+    return f"{created_ms:013}:{ref.tree}".encode()
+
+
+def position_of(said: Mapping[str, Any]) -> Position:
+    """The point in time of a commit."""
+    return Position(said["revision"], said["incarnation"])
+
+
+def branch_of(found: Mapping[str, Any]) -> Branch:
+    """A branch from its stored JSON."""
+    return Branch(**{**found, "state": BranchState(found["state"])})
+
+
+def tree_of(ref: TreeRef, flat: Sequence[bytes]) -> Tree:
+    """A tree from its `meta` hash, given as a flat list."""
+    meta = dict(zip(flat[::2], flat[1::2], strict=True))
+    return Tree(
+        tree_id=ref.tree,
+        goal=meta[b"goal"].decode(),
+        pins=tuple(json.loads(meta[b"pins"])),
+        policy=policy_of(meta[b"policy"]),
+        labels=json.loads(meta[b"labels"]),
+        revision=int(meta[b"revision"]),
+        incarnation=meta[b"incarnation"].decode(),
+        default_branch=BranchName(meta[b"default"].decode()),
+        node_count=int(meta[b"next"]),
+        branch_count=int(meta[b"branch_count"]),
+        create_ms=int(meta[b"created"]),
+        update_ms=int(meta[b"updated"]),
+    )
+
+
+def _judgement(stored: bytes) -> Judgement | None:
+    if not stored:
+        return None
+    head, _, text = stored.partition(b"\n")
+    return judgement_of(text, int(head.split(b" ")[1]))
+
+
+def link_hash(link: bytes) -> bytes:
+    """Content hash of the node that a link belongs to."""
+    return bytes.fromhex(link.rpartition(b" ")[2].decode())
+
+
+def stored_node(found: Sequence[Any]) -> Node:
+    """A node with everything kept beside it; a first node is checked against its content hash."""
+    node_id, link, stored, verdict, blob, tokenized = found
+    node = node_of(node_id, link, stored, _judgement(verdict), blob, tokenized)
+    if node.parent_id == ROOT:
+        check_chain(node_id, ROOT_HASH, stored, node.content_hash)
+    return node
+
+
+def shown_node(found: Sequence[Any]) -> Shown:
+    """A node as a snapshot carries it."""
+    node_id, link, stored, verdict, count, token_ids = found
+    node = node_of(node_id, link, stored, _judgement(verdict))
+    return Shown(node, None if count < 0 else count, unpack_ids(token_ids))
+
+
+def effect_of(node_id: int, stored: bytes) -> StandingEffect:
+    """The standing effect of a stored step."""
+    step = body_of(node_id, stored.partition(b"\n")[2], b"")
+    assert isinstance(step, Step), "only steps have effects"
+    return StandingEffect(NodeId(node_id), step.effect, step.undo_ref, excerpt(step))
+
+
+def event_of(tree: Tree, entry: bytes, fields: Mapping[bytes, bytes]) -> Event:
+    """A commit from its stream entry."""
+    name = entry.decode()
+    return Event(
+        kind=EventKind(int(fields[b"k"])),
+        position=Position(int(name.partition("-")[0]), tree.incarnation),
+        branch=fields[b"b"].decode(),
+        node_ids=tuple(NodeId(int(n)) for n in fields[b"n"].split()),
+        resume_token=f"{tree.incarnation}.{name}",
+    )

@@ -1,0 +1,358 @@
+"""The store of memory trees: every mutation atomic within its tree, every read as of one revision.
+
+The memory service calls it. `RedisTreeStore` (trees_redis.py) keeps trees in Valkey or Redis, `TwinTreeStore`
+(trees_twin.py) in memory; one contract suite covers both. What a summary or a context should say is not decided here.
+
+Every method may raise UnavailableError (STORE_UNAVAILABLE): a mutation that raised it may have happened, and is
+repeated with the same `Request`. Reasons of refusal:
+
+    NotFoundError            TREE_NOT_FOUND (also for another tenant's id), BRANCH_NOT_FOUND, NODE_NOT_FOUND
+    AlreadyExistsError       TREE_EXISTS, BRANCH_EXISTS, REQUEST_ID_REUSED (also for a client_step_id with another body)
+    ConflictError            HEAD_MOVED: metadata "head" is the branch's head now
+    FailedPreconditionError  BAD_BOUNDARY, BRANCH_NOT_WRITABLE
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from katsura.domain.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    FailedPreconditionError,
+    InternalError,
+    KatsuraError,
+    NotFoundError,
+    OutOfRangeError,
+    Reason,
+    ResourceExhaustedError,
+)
+from katsura.domain.ids import BranchName, NodeId, TenantId, TreeId
+from katsura.domain.trees import (
+    Branch,
+    Durability,
+    EventKind,
+    Hint,
+    Judgement,
+    Node,
+    Request,
+    Snapshot,
+    StandingEffect,
+    Step,
+    Summary,
+    Tree,
+    TreePolicy,
+)
+
+SHORT_TEXT_CHARS = 200
+"""Length to which excerpts of steps are shortened."""
+TOKENIZERS_MAX = 16
+"""Tokenizers whose ids one tree keeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeRef:
+    """A tree of a tenant."""
+
+    tenant: TenantId
+    tree: TreeId
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of a tree's past the store keeps: events for Watch, answers for repeated requests."""
+
+    events: int = 8192
+    replays: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class NewTree:
+    """A tree to be made."""
+
+    goal: str
+    pins: tuple[str, ...]
+    policy: TreePolicy
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class NewStep:
+    """A step to be appended, and its estimated tokens."""
+
+    step: Step
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A point in time of a tree; a revision means nothing in another life of the store."""
+
+    revision: int
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """One node id per step, whether it was there before, and the branch afterwards."""
+
+    node_ids: tuple[NodeId, ...]
+    merged: tuple[bool, ...]
+    branch: Branch
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Cover:
+    """What a new summary of a branch would cover: the steps after `base` up to `last`.
+
+    Attributes:
+        branch: as seen; its head and summary head are compared when the summary is written.
+        previous: the last summary that did not fail, which the new one continues.
+        versions: summaries made of this very segment so far.
+        tokens: of the cover, by the default estimate.
+    """
+
+    branch: Branch
+    previous: Node | None
+    parent_hash: bytes
+    base: NodeId
+    last: NodeId
+    count: int
+    versions: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A summary or hint as written, its branch afterwards, and when."""
+
+    node: Node
+    branch: Branch
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Revised:
+    """The new branch, the one left behind, the hint between them, and what cannot be undone by branching."""
+
+    branch: Branch
+    abandoned: Branch
+    hint: Node
+    effects: tuple[StandingEffect, ...]
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Retreat:
+    """What a Revise would leave behind: everything its hint needs to be written."""
+
+    branch: Branch
+    restore_after: NodeId
+    first_abandoned: Node
+    previous_hint: NodeId
+    previous_hash: bytes
+    effects: tuple[StandingEffect, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A page of a path, oldest first, and where the page before it ends (0 at the root)."""
+
+    nodes: tuple[Node, ...]
+    next_end: NodeId
+    branch: Branch
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One commit, or a heartbeat."""
+
+    kind: EventKind
+    position: Position
+    branch: str = ""
+    node_ids: tuple[NodeId, ...] = ()
+    resume_token: str = ""
+
+
+class TreeStore(Protocol):
+    """Trees of all tenants. A branch given as "" is the tree's default branch."""
+
+    @property
+    def durability(self) -> Durability:
+        """What an acknowledged write survives."""
+        ...
+
+    async def create(self, ref: TreeRef, new: NewTree, request: Request) -> tuple[Tree, Branch]:
+        """Make a tree with one empty branch. Raises TREE_EXISTS."""
+        ...
+
+    async def read(self, ref: TreeRef) -> tuple[Tree, tuple[Branch, ...]]:
+        """The tree and its branches in the order they were made."""
+        ...
+
+    async def trees(self, tenant: TenantId, page_size: int, page_token: str) -> tuple[tuple[Tree, ...], str]:
+        """Trees of a tenant, newest first, and the token of the next page ("" at the end)."""
+        ...
+
+    async def drop(self, ref: TreeRef) -> None:
+        """Drop a tree and everything in it; watchers get TREE_DELETED."""
+        ...
+
+    async def grow(
+        self,
+        ref: TreeRef,
+        branch: str,
+        expected_head: int | None,
+        steps: Sequence[NewStep],
+        merge: bool,
+        request: Request,
+    ) -> Grown:
+        """Append steps, all or none. A step whose client_step_id is known on this branch answers the step made before;
+        with `merge`, a leading step that equals a child of the head (effect NONE) is walked onto."""
+        ...
+
+    async def replayed(self, ref: TreeRef, request: Request) -> Written | Revised | None:
+        """What `summarise`, `judge` or `revise` answered to this request before; writes pass the barrier again."""
+        ...
+
+    async def cover(self, ref: TreeRef, branch: str, expected_head: int | None, last: int) -> Cover:
+        """What a summary up to the step `last` (0: the head) would cover. Raises BAD_BOUNDARY where nothing is left."""
+        ...
+
+    async def summarise(
+        self,
+        ref: TreeRef,
+        cover: Cover,
+        expected_head: int | None,
+        summary: Summary,
+        judgement: Judgement,
+        request: Request,
+    ) -> Written:
+        """Write a summary of `cover`; it becomes the branch's unless it FAILED. Raises HEAD_MOVED where the branch is
+        no longer as `cover` saw it."""
+        ...
+
+    async def judge(self, ref: TreeRef, branch: str, summary: Node, judgement: Judgement, request: Request) -> Written:
+        """Replace what is known about a summary, if it is still what `summary` shows (else HEAD_MOVED). One that turns
+        VALID and continues the branch's chain becomes its summary."""
+        ...
+
+    async def retreat(self, ref: TreeRef, branch: str, expected_head: int | None, restore_after: int) -> Retreat:
+        """What a Revise to `restore_after` (0: keep nothing) would leave behind."""
+        ...
+
+    async def revise(
+        self,
+        ref: TreeRef,
+        retreat: Retreat,
+        hint: Hint,
+        tokens: int,
+        new_branch: str,
+        move_default: bool,
+        request: Request,
+    ) -> Revised:
+        """Abandon the branch for a new one that ends at `retreat.restore_after` and carries `hint`."""
+        ...
+
+    async def fork(
+        self, ref: TreeRef, branch: str, at_node: int, new_branch: str, request: Request
+    ) -> tuple[Branch, Position]:
+        """Name a new branch at a step of `branch` (0: its head, -1: the empty root)."""
+        ...
+
+    async def snapshot(
+        self, ref: TreeRef, branch: str, token_limit: int, hint_limit: int, tokenizer: str, with_ids: bool
+    ) -> Snapshot:
+        """The newest part of a branch, until steps, and summaries, cost more than `token_limit` each."""
+        ...
+
+    async def note_cut(self, ref: TreeRef, branch: BranchName, cut: int) -> None:
+        """Remember where the last assembly cut. Not a commit."""
+        ...
+
+    async def path(
+        self, ref: TreeRef, branch: str, end_node: int, page_size: int, bytes_max: int, above: int = 0
+    ) -> Path:
+        """Steps of a branch's path that end at `end_node` (0: the head), none at or above depth `above`."""
+        ...
+
+    async def nodes(self, ref: TreeRef, node_ids: Sequence[int], bytes_max: int) -> tuple[Node, ...]:
+        """Nodes by id, in the order asked for."""
+        ...
+
+    async def attach(self, ref: TreeRef, tokenizer: str, tokens: Mapping[int, Sequence[int]]) -> tuple[NodeId, ...]:
+        """Attach rendered token ids (under 0: those of goal and pins); the ids of nodes that had some and kept them."""
+        ...
+
+    def watch(self, ref: TreeRef, resume_token: str, after_revision: int, heartbeat_s: float) -> AsyncIterator[Event]:
+        """Every commit after a point, once and in order, and a heartbeat in each silence of `heartbeat_s` seconds.
+
+        Raises:
+            OutOfRangeError: WATCH_COMPACTED, the point is no longer kept, or belongs to another life of the store.
+        """
+        ...
+
+
+def refusal(ref: TreeRef, reason: str, *details: str) -> KatsuraError:
+    """The error for a store function's answer `{reason, details...}`."""
+    first = details[0] if details else ""
+    match reason:
+        case "TREE_NOT_FOUND":
+            text = f"tree {ref.tree!r} does not exist"
+            return NotFoundError(text, reason=Reason.TREE_NOT_FOUND, field="tree_id")
+        case "BRANCH_NOT_FOUND":
+            text = f"tree {ref.tree!r} has no branch {first!r}"
+            return NotFoundError(text, reason=Reason.BRANCH_NOT_FOUND, field="branch")
+        case "NODE_NOT_FOUND":
+            place = {"index": details[1]} if len(details) > 1 else {}
+            text = f"tree {ref.tree!r} has no node {first}"
+            return NotFoundError(text, reason=Reason.NODE_NOT_FOUND, metadata={"node": first, **place})
+        case "TREE_EXISTS":
+            text = f"tree {ref.tree!r} exists already; choose another tree_id, or none"
+            return AlreadyExistsError(text, reason=Reason.TREE_EXISTS, field="tree_id")
+        case "BRANCH_EXISTS":
+            text = f"branch {first!r} exists already; choose another new_branch, or none"
+            return AlreadyExistsError(text, reason=Reason.BRANCH_EXISTS, field="new_branch")
+        case "REQUEST_ID_REUSED":
+            text = "request_id was used before with another body; make a new one for a new request"
+            return AlreadyExistsError(text, reason=Reason.REQUEST_ID_REUSED, field="request_id")
+        case "STEP_ID_REUSED":
+            text = f"steps[{first}].client_step_id was used on this branch for another step, node {details[1]}"
+            field = f"steps[{first}].client_step_id"
+            return AlreadyExistsError(text, reason=Reason.REQUEST_ID_REUSED, field=field, metadata={"node": details[1]})
+        case "HEAD_MOVED":
+            text = f"branch {details[1]!r} has moved: its head is now {first}; read it again, then decide"
+            return ConflictError(text, reason=Reason.HEAD_MOVED, metadata={"head": first, "branch": details[1]})
+        case "BAD_BOUNDARY":
+            text = f"node {first} is not a place on this branch where that can be done"
+            return FailedPreconditionError(text, reason=Reason.BAD_BOUNDARY, metadata={"node": first})
+        case "BRANCH_NOT_WRITABLE":
+            text = f"branch {first!r} was abandoned by a Revise; go on with the branch it returned, or fork this one"
+            return FailedPreconditionError(text, reason=Reason.BRANCH_NOT_WRITABLE, field="branch")
+        case "TOO_LARGE":
+            text = f"the nodes asked for are too large for one answer; ask for the first {first} of them"
+            return OutOfRangeError(text, reason=Reason.BODY_TOO_LARGE, field="node_ids", metadata={"fits": first})
+        case "TOO_MANY_TOKENIZERS":
+            text = f"the tree keeps token ids of {TOKENIZERS_MAX} tokenizers already"
+            return ResourceExhaustedError(text, field="tokenizer_digest")
+    return InternalError(f"the store answered {reason} {details}")
+
+
+def compacted(why: str) -> OutOfRangeError:
+    """The error for a Watch that cannot go on without a gap."""
+    return OutOfRangeError(
+        f"cannot watch from there without a gap: {why}; read the tree again and watch from its revision",
+        reason=Reason.WATCH_COMPACTED,
+    )
+
+
+def excerpt(step: Step) -> str:
+    """The first words of a step, on one line."""
+    text = step.content
+    if step.tool_call is not None:
+        text = f"{step.tool_call.name}({step.tool_call.arguments_json}) {text}"
+    text = " ".join(text.split())
+    return text if len(text) <= SHORT_TEXT_CHARS else text[: SHORT_TEXT_CHARS - 1] + "…"

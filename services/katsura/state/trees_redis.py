@@ -1,0 +1,539 @@
+"""Memory trees in Valkey or Redis: one function call per operation (functions/memory_*.lua)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Final
+
+from katsura.domain.errors import ConflictError, InvalidArgumentError, NotFoundError
+from katsura.domain.ids import BranchName, NodeId, TenantId, TreeId
+from katsura.domain.trees import (
+    ROOT,
+    Branch,
+    Durability,
+    Effect,
+    EventKind,
+    Hint,
+    Judgement,
+    Node,
+    Request,
+    Rest,
+    Snapshot,
+    StandingEffect,
+    Summary,
+    Tree,
+)
+from katsura.state import keys
+from katsura.state.connect import Arg, Library, Store, translated
+from katsura.state.tree_records import (
+    SALT_BYTES,
+    blob_of,
+    body_digest,
+    check_chain,
+    content_hash,
+    judgement_json,
+    judgement_of,
+    pack_ids,
+    policy_json,
+    record_of,
+    unpack_ids,
+)
+from katsura.state.tree_replies import (
+    branch_of,
+    effect_of,
+    event_of,
+    index_name,
+    link_hash,
+    position_of,
+    shown_node,
+    stored_node,
+    tree_of,
+)
+from katsura.state.trees import (
+    TOKENIZERS_MAX,
+    Cover,
+    Event,
+    Grown,
+    Limits,
+    NewStep,
+    NewTree,
+    Path,
+    Position,
+    Retreat,
+    Revised,
+    TreeRef,
+    Written,
+    compacted,
+    refusal,
+)
+
+MEMORY_FUNCTIONS: Final = Library.read("memory_")
+"""Load it with `Store.open(libraries=[...])`."""
+_PLANS_MAX: Final = 64
+_HEADS_KEPT: Final = 16384
+_SNAPSHOT_UNITS_MAX: Final = 4096
+_EVENTS_PER_READ: Final = 256
+_NO_LIMIT: Final = 1 << 52
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What Grow takes to be so: this life of the tree, the node that the first new step follows, its hash, and which
+    steps are new."""
+
+    birth: str
+    base: int
+    base_hash: bytes
+    fresh: frozenset[int]
+    head: int
+
+
+class RedisTreeStore:
+    """Trees of all tenants in one store."""
+
+    def __init__(self, store: Store, limits: Limits) -> None:
+        self._store = store
+        self._limits = limits
+        self._heads: OrderedDict[tuple[TreeRef, str], _Plan] = OrderedDict()
+
+    @property
+    def durability(self) -> Durability:
+        """What an acknowledged write survives."""
+        return self._store.durability
+
+    async def create(self, ref: TreeRef, new: NewTree, request: Request) -> tuple[Tree, Branch]:
+        """Make a tree with one empty branch."""
+        await self._store.refresh()
+        said = await self._write(
+            ref,
+            "create",
+            request,
+            secrets.token_hex(8),
+            self._store.incarnation,
+            new.goal,
+            json.dumps(new.pins),
+            policy_json(new.policy),
+            json.dumps(dict(new.labels)),
+            new.policy.ttl_s * 1000,
+            "main",
+        )
+        branch = branch_of(said["branch"])
+        now = said["now"]
+        await self._index(ref, now)
+        tree = Tree(
+            ref.tree, new.goal, new.pins, new.policy, dict(new.labels), said["revision"], said["incarnation"],
+            branch.name, 0, 1, now, now,
+        )  # fmt: skip
+        return tree, branch
+
+    async def read(self, ref: TreeRef) -> tuple[Tree, tuple[Branch, ...]]:
+        """The tree and its branches in the order they were made."""
+        tree, branches = await self._read(ref)
+        await self._index(ref, tree.create_ms)
+        return tree, branches
+
+    async def trees(self, tenant: TenantId, page_size: int, page_token: str) -> tuple[tuple[Tree, ...], str]:
+        """Trees of a tenant, newest first; names whose tree is gone are removed from the index on the way."""
+        index = keys.tree_index(tenant)
+        newest = b"(" + page_token.encode() if page_token else b"+"
+        with translated(self._store.url):
+            found: Any = await self._store.client.zrevrangebylex(index, newest, b"-", start=0, num=page_size)
+        names: list[bytes] = list(found)
+        trees = await asyncio.gather(*(self._listed(tenant, name) for name in names))
+        gone = [name for name, tree in zip(names, trees, strict=True) if tree is None]
+        if gone:
+            with translated(self._store.url):
+                await self._store.client.zrem(index, *gone)
+        return tuple(t for t in trees if t is not None), names[-1].decode() if len(names) == page_size else ""
+
+    async def drop(self, ref: TreeRef) -> None:
+        """Drop a tree and everything in it."""
+        answer = await self._call(ref, "delete", self._limits.events, self._limits.replays)
+        with translated(self._store.url):
+            await self._store.client.zrem(keys.tree_index(ref.tenant), index_name(ref, int(answer[1])))
+
+    async def grow(
+        self,
+        ref: TreeRef,
+        branch: str,
+        expected_head: int | None,
+        steps: Sequence[NewStep],
+        merge: bool,
+        request: Request,
+    ) -> Grown:
+        """Append steps, all or none: one call where the plan fits, two after a walk or on a head not seen before."""
+        namespace = keys.tree(ref.tenant, ref.tree, "")
+        digests = [body_digest(new.step, namespace) for new in steps]
+        records = [record_of(new.step, secrets.token_bytes(SALT_BYTES)) for new in steps]
+        plan = self._heads.get((ref, branch))
+        if plan is not None and expected_head in (None, plan.base):
+            plan = replace(plan, fresh=frozenset(range(len(steps))))
+        else:
+            plan = _Plan("", -1, b"", frozenset(), -1)
+        head: int = plan.head
+        for _ in range(_PLANS_MAX):
+            hashes = _chain(plan, records)
+            arguments: list[Arg] = [branch, -1 if expected_head is None else expected_head, plan.birth, plan.base]
+            arguments.append(int(merge))
+            for i, new in enumerate(steps):
+                arguments += _step_arguments(new, digests[i], records[i], hashes[i])
+            answer = await self._answer(
+                ref, "grow", self._limits.events, self._limits.replays, *_of(request), *arguments
+            )
+            if answer[0] != b"REPLAN":
+                return self._grown(ref, branch, plan, hashes, _said(ref, answer))
+            birth, base, base_hash, fresh, head = answer[1:]
+            plan = _Plan(
+                birth.decode(),
+                base,
+                bytes.fromhex(base_hash.decode()),
+                frozenset(int(i) - 1 for i in fresh.split()),
+                head,
+            )
+        raise ConflictError(
+            f"branch {branch!r} moved {_PLANS_MAX} times while this Grow was made; write to a branch of your own",
+            metadata={"head": str(head), "branch": branch},
+        )
+
+    async def replayed(self, ref: TreeRef, request: Request) -> Written | Revised | None:
+        """What `summarise`, `judge` or `revise` answered to this request before."""
+        if not request.request_id:
+            return None
+        answer = await self._call(ref, "replay", self._limits.events, self._limits.replays, *_of(request))
+        if len(answer) == 1:
+            return None
+        return await self._written(ref, json.loads(answer[1]))
+
+    async def cover(self, ref: TreeRef, branch: str, expected_head: int | None, last: int) -> Cover:
+        """What a summary up to the step `last` (0: the head) would cover."""
+        expected = -1 if expected_head is None else expected_head
+        answer = await self._call(ref, "cover", branch, expected, last, read_only=True)
+        found, parent, parent_hash, record, _, base, end, count, versions, tokens = answer[1:]
+        previous = None
+        if record:
+            (previous,) = await self.nodes(ref, [parent], _NO_LIMIT)
+        return Cover(
+            branch=branch_of(json.loads(found)),
+            previous=previous,
+            parent_hash=bytes.fromhex(parent_hash.decode()),
+            base=NodeId(base),
+            last=NodeId(end),
+            count=count,
+            versions=versions,
+            tokens=tokens,
+        )
+
+    async def summarise(
+        self,
+        ref: TreeRef,
+        cover: Cover,
+        expected_head: int | None,
+        summary: Summary,
+        judgement: Judgement,
+        request: Request,
+    ) -> Written:
+        """Write a summary of `cover`; it becomes the branch's unless it FAILED."""
+        record = record_of(summary, secrets.token_bytes(SALT_BYTES))
+        said = await self._write(
+            ref,
+            "summarise",
+            request,
+            cover.branch.name,
+            -1 if expected_head is None else expected_head,
+            cover.branch.summary_head,
+            cover.previous.node_id if cover.previous else ROOT,
+            cover.base,
+            cover.last,
+            cover.versions,
+            int(judgement.status),
+            record,
+            content_hash(cover.parent_hash, record).hex(),
+            summary.body_tokens,
+            judgement_json(judgement),
+        )
+        written = await self._written(ref, said)
+        assert isinstance(written, Written)
+        return written
+
+    async def judge(self, ref: TreeRef, branch: str, summary: Node, judgement: Judgement, request: Request) -> Written:
+        """Replace what is known about a summary, if it is still what `summary` shows."""
+        assert summary.judgement is not None, "only summaries are judged"
+        said = await self._write(
+            ref,
+            "judge",
+            request,
+            branch,
+            summary.node_id,
+            summary.judgement.version,
+            int(judgement.status),
+            judgement_json(judgement),
+        )
+        written = await self._written(ref, said)
+        assert isinstance(written, Written)
+        return written
+
+    async def retreat(self, ref: TreeRef, branch: str, expected_head: int | None, restore_after: int) -> Retreat:
+        """What a Revise to `restore_after` (0: keep nothing) would leave behind."""
+        expected = -1 if expected_head is None else expected_head
+        answer = await self._call(ref, "retreat", branch, expected, restore_after, read_only=True)
+        found, first, _, hint, hint_hash, *effects = answer[1:]
+        (node,) = await self.nodes(ref, [first], _NO_LIMIT)
+        return Retreat(
+            branch=branch_of(json.loads(found)),
+            restore_after=NodeId(restore_after),
+            first_abandoned=node,
+            previous_hint=NodeId(hint),
+            previous_hash=bytes.fromhex(hint_hash.decode()),
+            effects=tuple(effect_of(n, stored) for n, stored in zip(effects[::2], effects[1::2], strict=True)),
+        )
+
+    async def revise(
+        self,
+        ref: TreeRef,
+        retreat: Retreat,
+        hint: Hint,
+        tokens: int,
+        new_branch: str,
+        move_default: bool,
+        request: Request,
+    ) -> Revised:
+        """Abandon the branch for a new one that ends at `retreat.restore_after` and carries `hint`."""
+        record = record_of(hint, secrets.token_bytes(SALT_BYTES))
+        effects = [[e.node_id, int(e.effect), e.undo_ref, e.excerpt] for e in retreat.effects]
+        said = await self._write(
+            ref,
+            "revise",
+            request,
+            retreat.branch.name,
+            retreat.branch.head,
+            retreat.restore_after,
+            new_branch,
+            int(move_default),
+            retreat.previous_hint,
+            record,
+            content_hash(retreat.previous_hash, record).hex(),
+            tokens,
+            json.dumps(effects),
+        )
+        revised = await self._written(ref, said)
+        assert isinstance(revised, Revised)
+        return revised
+
+    async def fork(
+        self, ref: TreeRef, branch: str, at_node: int, new_branch: str, request: Request
+    ) -> tuple[Branch, Position]:
+        """Name a new branch at a step of `branch` (0: its head, -1: the empty root)."""
+        said = await self._write(ref, "fork", request, branch, at_node, new_branch)
+        return branch_of(said["branch"]), position_of(said)
+
+    async def snapshot(
+        self, ref: TreeRef, branch: str, token_limit: int, hint_limit: int, tokenizer: str, with_ids: bool
+    ) -> Snapshot:
+        """The newest part of a branch, in one call."""
+        answer = await self._call(
+            ref,
+            "context",
+            branch,
+            token_limit,
+            _SNAPSHOT_UNITS_MAX,
+            hint_limit,
+            tokenizer,
+            int(with_ids),
+            read_only=True,
+        )
+        meta, found, (root_count, root_ids), *units = answer[1:]
+        steps, summaries, hints = (tuple(shown_node(unit) for unit in reversed(part)) for part in units[:3])
+        rests = units[3:]
+        return Snapshot(
+            tree=tree_of(ref, meta),
+            branch=branch_of(json.loads(found)),
+            steps=steps,
+            summaries=summaries,
+            hints=hints,
+            steps_rest=Rest(*rests[0]),
+            summaries_rest=Rest(*rests[1]),
+            hints_rest=Rest(*rests[2]),
+            root_count=None if root_count < 0 else root_count,
+            root_ids=unpack_ids(root_ids),
+        )
+
+    async def note_cut(self, ref: TreeRef, branch: BranchName, cut: int) -> None:
+        """Remember where the last assembly cut. Not a commit."""
+        await self._call(ref, "note_cut", branch, cut)
+
+    async def path(
+        self, ref: TreeRef, branch: str, end_node: int, page_size: int, bytes_max: int, above: int = 0
+    ) -> Path:
+        """Steps of a branch's path, each checked against its content hash."""
+        answer = await self._call(ref, "path", branch, end_node, page_size, bytes_max, above, read_only=True)
+        found, next_end, *nodes = answer[1:]
+        for node, parent in pairwise(nodes):
+            check_chain(node[0], link_hash(parent[1]), node[2], link_hash(node[1]))
+        return Path(tuple(stored_node(n) for n in reversed(nodes)), NodeId(next_end), branch_of(json.loads(found)))
+
+    async def nodes(self, ref: TreeRef, node_ids: Sequence[int], bytes_max: int) -> tuple[Node, ...]:
+        """Nodes by id, in the order asked for."""
+        answer = await self._call(ref, "nodes", bytes_max, *node_ids, read_only=True)
+        return tuple(stored_node(n) for n in answer[1:])
+
+    async def attach(self, ref: TreeRef, tokenizer: str, tokens: Mapping[int, Sequence[int]]) -> tuple[NodeId, ...]:
+        """Attach rendered token ids; the ids of nodes that had some and kept them."""
+        pairs: list[Arg] = [part for node, ids in tokens.items() for part in (node, pack_ids(ids))]
+        answer = await self._call(ref, "attach", tokenizer, TOKENIZERS_MAX, *pairs)
+        return tuple(NodeId(n) for n in answer[1:])
+
+    async def watch(
+        self, ref: TreeRef, resume_token: str, after_revision: int, heartbeat_s: float
+    ) -> AsyncIterator[Event]:
+        """Every commit after a point, once and in order."""
+        tree, _ = await self._read(ref)
+        stream = keys.tree(ref.tenant, ref.tree, "events")
+        at = await self._watch_start(stream, tree, resume_token, after_revision)
+        client = await self._store.blocking_client()
+        block_ms = round(heartbeat_s * 1000)
+        try:
+            while True:
+                with translated(self._store.url):
+                    found: Any = await client.xread({stream: at}, count=_EVENTS_PER_READ, block=block_ms)
+                if not found:
+                    yield await self._heartbeat(ref, tree, at)
+                    continue
+                for entry, fields in found[0][1]:
+                    event = event_of(tree, entry, fields)
+                    before = int(at.partition("-")[0])
+                    if before and event.position.revision != before + 1:
+                        raise compacted(f"revisions {before + 1} to {event.position.revision - 1} are no longer kept")
+                    yield event
+                    if event.kind is EventKind.TREE_DELETED:
+                        return
+                    at = entry.decode()
+        finally:
+            await client.aclose()
+
+    async def _watch_start(self, stream: bytes, tree: Tree, token: str, after: int) -> str:
+        if token:
+            incarnation, _, entry = token.partition(".")
+            if incarnation != tree.incarnation:
+                raise compacted("the resume token belongs to another life of the store")
+            try:
+                with translated(self._store.url):
+                    kept = await self._store.client.xrange(stream, entry, entry)
+            except ValueError as error:
+                raise InvalidArgumentError("resume_token is not one of ours", field="resume_token") from error
+            if not kept:
+                raise compacted("the event of the resume token is no longer kept")
+            return entry
+        if after == -1:
+            return f"{tree.revision}-{_NO_LIMIT}"
+        if after == 0:
+            return "0-0"
+        with translated(self._store.url):
+            oldest: Any = await self._store.client.xrange(stream, count=1)
+        first = int(oldest[0][0].partition(b"-")[0]) if oldest else tree.revision + 1
+        if after > tree.revision or first > after + 1:
+            raise compacted(f"revisions {first} to {tree.revision} are kept")
+        return f"{after}-{_NO_LIMIT}"
+
+    async def _heartbeat(self, ref: TreeRef, tree: Tree, at: str) -> Event:
+        try:
+            now, _ = await self._read(ref)
+        except NotFoundError:
+            now = None
+        if now is None or now.create_ms != tree.create_ms:
+            return Event(EventKind.TREE_DELETED, Position(tree.revision, tree.incarnation))
+        return Event(EventKind.HEARTBEAT, Position(now.revision, now.incarnation), resume_token="")
+
+    async def _listed(self, tenant: TenantId, name: bytes) -> Tree | None:
+        try:
+            tree, _ = await self._read(TreeRef(tenant, TreeId(name.decode().partition(":")[2])))
+        except NotFoundError:
+            return None
+        return tree
+
+    async def _read(self, ref: TreeRef) -> tuple[Tree, tuple[Branch, ...]]:
+        _, meta, branches = await self._call(ref, "read", read_only=True)
+        found = [branch_of(json.loads(text)) for text in branches[1::2]]
+        return tree_of(ref, meta), tuple(sorted(found, key=lambda b: b.order))
+
+    async def _index(self, ref: TreeRef, created_ms: int) -> None:
+        with translated(self._store.url):
+            await self._store.client.zadd(keys.tree_index(ref.tenant), {index_name(ref, created_ms): 0})
+
+    async def _written(self, ref: TreeRef, said: Mapping[str, Any]) -> Written | Revised:
+        (node,) = await self.nodes(ref, list(said["ids"]), _NO_LIMIT)
+        if "abandoned" in said:
+            effects = tuple(
+                StandingEffect(NodeId(n), Effect(effect), undo, text)
+                for n, effect, undo, text in json.loads(said["effects"])
+            )
+            return Revised(branch_of(said["branch"]), branch_of(said["abandoned"]), node, effects, position_of(said))
+        assert node.judgement is not None, "the functions write a verdict with each summary"
+        node = replace(node, judgement=judgement_of(said["judgement"], node.judgement.version))
+        return Written(node, branch_of(said["branch"]), position_of(said))
+
+    def _grown(self, ref: TreeRef, branch: str, plan: _Plan, hashes: Sequence[bytes], said: Mapping[str, Any]) -> Grown:
+        grown = Grown(
+            node_ids=tuple(NodeId(n) for n in said["ids"]),
+            merged=tuple(said["merged"]),
+            branch=branch_of(said["branch"]),
+            position=position_of(said),
+        )
+        if plan.fresh and not grown.merged[-1]:
+            self._heads[ref, branch] = replace(
+                plan, base=grown.node_ids[-1], base_hash=hashes[-1], head=grown.node_ids[-1]
+            )
+            self._heads.move_to_end((ref, branch))
+            if len(self._heads) > _HEADS_KEPT:
+                self._heads.popitem(last=False)
+        return grown
+
+    async def _write(self, ref: TreeRef, function: str, request: Request, *arguments: Arg) -> dict[str, Any]:
+        answer = await self._answer(ref, function, self._limits.events, self._limits.replays, *_of(request), *arguments)
+        return _said(ref, answer)
+
+    async def _call(self, ref: TreeRef, function: str, *arguments: Arg, read_only: bool = False) -> list[Any]:
+        return _checked(ref, await self._answer(ref, function, *arguments, read_only=read_only))
+
+    async def _answer(self, ref: TreeRef, function: str, *arguments: Arg, read_only: bool = False) -> list[Any]:
+        meta = keys.tree(ref.tenant, ref.tree, "meta")
+        answer: list[Any] = await self._store.call(MEMORY_FUNCTIONS, function, [meta], arguments, read_only=read_only)
+        return answer
+
+
+def _checked(ref: TreeRef, answer: list[Any]) -> list[Any]:
+    if answer[0] != b"OK":
+        raise refusal(ref, *(part.decode() if isinstance(part, bytes) else str(part) for part in answer))
+    return answer
+
+
+def _said(ref: TreeRef, answer: list[Any]) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads(_checked(ref, answer)[1])
+    return said
+
+
+def _of(request: Request) -> tuple[str, str]:
+    return request.request_id, request.digest
+
+
+def _chain(plan: _Plan, records: Sequence[bytes]) -> list[bytes]:
+    """Content hashes of the steps that the plan takes to be new (empty for the others), chained."""
+    at, hashes = plan.base_hash, []
+    for i, record in enumerate(records):
+        if i in plan.fresh:
+            at = content_hash(at, record)
+        hashes.append(at if i in plan.fresh else b"")
+    return hashes
+
+
+def _step_arguments(new: NewStep, digest: str, record: bytes, chained: bytes) -> list[Arg]:
+    step = new.step
+    harmless = step.effect in (Effect.NONE, Effect.UNSPECIFIED)
+    related = " ".join(map(str, step.related_node_ids))
+    head: list[Arg] = [step.client_step_id, digest, int(harmless), new.tokens, int(not harmless), related]
+    return [*head, record, chained.hex(), blob_of(step)] if chained else [*head, b"", b"", b""]
