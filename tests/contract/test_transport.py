@@ -280,7 +280,7 @@ def test_a_frame_longer_than_a_slot_is_refused_before_it_is_written(house: House
 def test_asking_for_more_than_the_server_grants_is_refused(house: House) -> None:
     house.serve_echo()
     with pytest.raises(ChannelRetiredError, match="grants"):
-        house.connect(Limits(credits=3, request_bytes=64, reply_bytes=64))
+        house.connect(Limits(credits=3, request_bytes=4096, reply_bytes=4096))
     assert ask(house.connect(), b"others are served") == b"others are served"
 
 

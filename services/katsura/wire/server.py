@@ -92,6 +92,10 @@ class Server:
         """Connections now, greeted or not."""
         return len(self._clients)
 
+    def has_client(self, client: int) -> bool:
+        """Whether this client is still connected."""
+        return client in self._clients
+
     def arrived(self, request: Request) -> None:
         """Hand a posted request to the next return of `poll`."""
         self._arrived.append(request)

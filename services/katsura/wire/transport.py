@@ -35,6 +35,8 @@ from katsura.domain.errors import (
 from katsura.wire.header import BadFrameError, Kind, read_control, read_header
 
 PAGE_BYTES = mmap.PAGESIZE
+SLOT_BYTES_MIN = 4096
+"""Any slot can hold a refusal with its reason."""
 
 
 class ChannelRetiredError(UnavailableError):
@@ -63,8 +65,9 @@ class Limits:
     reply_bytes: int
 
     def __post_init__(self) -> None:
-        if not (0 < self.credits <= 256 and 64 <= self.request_bytes < 2**31 and 64 <= self.reply_bytes < 2**31):
-            raise OutOfRangeError(f"{self} is no channel: credits are 1..256, slots hold 64 bytes to 2 GiB")
+        sizes = (self.request_bytes, self.reply_bytes)
+        if not (0 < self.credits <= 256 and all(SLOT_BYTES_MIN <= size < 2**31 for size in sizes)):
+            raise OutOfRangeError(f"{self} is no channel: credits are 1..256, slots hold {SLOT_BYTES_MIN} B to 2 GiB")
 
     def within(self, granted: Limits) -> bool:
         """Whether a channel of these limits asks for no more than `granted`."""

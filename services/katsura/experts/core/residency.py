@@ -1,0 +1,90 @@
+"""What a member has to hold: the groups of the table in use, of the table being prepared, and those asked for by Load.
+
+PREPARED names us -> load what is missing -> say `prepared_epoch` in the lease
+COMMITTED         -> say `serving_epoch`; free what no table names, once no frame of an older epoch is on its way
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from katsura.domain.ids import Epoch, Incarnation, InstanceId
+from katsura.domain.leases import NO_EPOCH, GroupRange
+from katsura.domain.tables import ExpertTable, ExpertTables
+
+Key = tuple[int, int]
+"""(layer, reduction group)."""
+
+SILENT_S = 2.0
+"""A client that has sent nothing for this long has no step under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """What to do now, and what may be said in the lease; `load` in the order in which it is needed."""
+
+    load: tuple[Key, ...]
+    free: tuple[Key, ...]
+    prepared_epoch: Epoch
+    serving_epoch: Epoch
+
+
+def decide(
+    tables: ExpertTables,
+    member_id: InstanceId,
+    incarnation: Incarnation,
+    loaded: frozenset[Key],
+    asked: frozenset[Key],
+) -> Residency:
+    """Compare what is `loaded` with what tables and Load calls (`asked`) want of this life of the member."""
+    committed, prepared = (_assigned(table, member_id, incarnation) for table in (tables.committed, tables.prepared))
+    missing = [key for wanted in (committed, prepared, asked) for key in sorted(wanted - loaded)]
+    serving = tables.committed.epoch if tables.committed and committed <= loaded else NO_EPOCH
+    ready = tables.prepared.epoch if tables.prepared and prepared <= loaded else serving
+    return Residency(
+        load=tuple(dict.fromkeys(missing)),
+        free=tuple(sorted(loaded - committed - prepared - asked)),
+        prepared_epoch=ready,
+        serving_epoch=serving,
+    )
+
+
+def _assigned(table: ExpertTable | None, member_id: InstanceId, incarnation: Incarnation) -> frozenset[Key]:
+    assignment = table.of(member_id, incarnation) if table is not None else None
+    return frozenset() if assignment is None else keys_of((*assignment.primary, *assignment.alternate))
+
+
+def keys_of(ranges: Iterable[GroupRange]) -> frozenset[Key]:
+    """Every (layer, group) of `ranges`."""
+    return frozenset(
+        (layer, group) for r in ranges for layer in range(r.layer_start, r.layer_end) for group in r.groups
+    )
+
+
+def ranges_of(keys: Iterable[Key]) -> tuple[GroupRange, ...]:
+    """The fewest ranges over runs of layers that hold the same groups, by layer."""
+    by_layer: dict[int, list[int]] = {}
+    for layer, group in sorted(keys):
+        by_layer.setdefault(layer, []).append(group)
+    ranges: list[GroupRange] = []
+    for layer, groups in by_layer.items():
+        last = ranges[-1] if ranges else None
+        if last is not None and last.layer_end == layer and last.groups == tuple(groups):
+            ranges[-1] = GroupRange(last.layer_start, layer + 1, last.groups)
+        else:
+            ranges.append(GroupRange(layer, layer + 1, tuple(groups)))
+    return tuple(ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class LastFrame:
+    """The newest epoch that a client has sent by, and when (monotonic seconds)."""
+
+    epoch: int
+    at_s: float
+
+
+def may_free(clients: Mapping[int, LastFrame], epoch: Epoch, now_s: float) -> bool:
+    """Whether every client has turned to `epoch` or is silent, so that nothing older is under way."""
+    return all(last.epoch >= epoch or now_s - last.at_s >= SILENT_S for last in clients.values())
