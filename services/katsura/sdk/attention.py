@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import cast
 
 from katsura.api.attention.v1 import attention_service_pb2 as pb
@@ -23,7 +23,7 @@ class AttentionClient:
         """This client on behalf of `call` (our own processes only)."""
         return AttentionClient(self._connection.acting_for(call, timeout_s))
 
-    def generate(self, request: pb.GenerateRequest, *, timeout_s: float) -> AsyncIterator[pb.GenerateResponse]:
+    def generate(self, request: pb.GenerateRequest, *, timeout_s: float) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Stream tokens as they are drawn; leaving the iterator cancels the generation."""
         return self._connection.stream(self._stub.Generate, request, timeout_s)
 

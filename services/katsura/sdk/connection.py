@@ -6,12 +6,13 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from katsura.domain.errors import DeadlineExceededError, KatsuraError, UnavailableError
 from katsura.rpc import context as calls
@@ -81,7 +82,7 @@ class Connection:
 
     async def stream(
         self, method: Callable[..., Any], request: Q, timeout_s: float | None = None
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """Call a server-streaming `method` once; leaving the iterator cancels it.
 
         Raises:
@@ -95,6 +96,20 @@ class Connection:
             raise status.from_rpc_error(error) from None
         finally:
             running.cancel()
+
+    async def require_serving(self, timeout_s: float) -> None:
+        """Ask the peer's health service.
+
+        Raises:
+            UnavailableError: it does not answer, or says that it does not serve.
+        """
+        check = health_pb2_grpc.HealthStub(self.channel).Check
+        try:
+            answer = await check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise UnavailableError(f"does not answer: {error.details()}") from None
+        if answer.status != health_pb2.HealthCheckResponse.SERVING:
+            raise UnavailableError("answers, but is not ready")
 
     async def close(self) -> None:
         """Close the channel, for all copies of this object."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import cast
 
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
@@ -240,7 +240,7 @@ class MemoryClient:
 
     def watch(
         self, tree_id: str, *, resume_token: str = "", after_revision: int = 0
-    ) -> AsyncIterator[pb.WatchResponse]:
+    ) -> AsyncGenerator[pb.WatchResponse, None]:
         """Every commit after a point, once and in order; go on after a failure with the last `resume_token`."""
         request = pb.WatchRequest(tree_id=tree_id, resume_token=resume_token, after_revision=after_revision)
         return self._connection.stream(self._stub.Watch, request)

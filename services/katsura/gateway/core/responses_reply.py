@@ -134,9 +134,9 @@ class Events:
             self._event(f"response.{status}", response=dict(response)),
         ]
 
-    def failure(self, error: Mapping[str, object]) -> Event:
-        """The stream ends by an error; `error` is the inside of the envelope."""
-        told = {"code": "server_error", "message": error["message"]}
+    def failure(self, message: str) -> Event:
+        """The stream ends by an error."""
+        told = {"code": "server_error", "message": message}
         return self._event("response.failed", response=skeleton(self._head) | {"status": "failed", "error": told})
 
     def _place(self) -> dict[str, object]:

@@ -1,0 +1,103 @@
+"""A reply of server-sent events: flushed one by one, kept alive while silent, cancelled when nobody listens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from katsura.domain.errors import CancelledError
+from katsura.gateway.core.sse import KEEPALIVE
+
+T = TypeVar("T")
+
+
+class EventStream(Response):
+    """An ASGI response over encoded events.
+
+    The headers wait for the first event, `keepalive_s` at most: a request that fails before its first token still gets
+    an HTTP status, and one that queues for long still gets headers.
+
+    Args:
+        events: encoded events; told to stop (`aclose`) when the client goes away. It must turn errors that come after
+            its first event into an event of its protocol.
+        keepalive_s: a comment is sent after this much silence.
+        headers: further headers.
+    """
+
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], keepalive_s: float, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self._events = events
+        self._keepalive_s = keepalive_s
+        self._fields = {
+            "content-type": "text/event-stream; charset=utf-8",
+            "cache-control": "no-cache",
+            "x-accel-buffering": "no",
+            **(headers or {}),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream."""
+        await until_gone(receive, self._send(send))
+
+    async def _send(self, send: Send) -> None:
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in self._fields.items()]
+        begun = False
+        async with aclosing(self._events) as events:
+            waiting = asyncio.ensure_future(_next(events))
+            try:
+                while True:
+                    done, _ = await asyncio.wait((waiting,), timeout=self._keepalive_s)
+                    chunk = waiting.result() if done else KEEPALIVE
+                    if not begun:
+                        await send({"type": "http.response.start", "status": 200, "headers": raw})
+                        begun = True
+                    if chunk is None:
+                        break
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    if done:
+                        waiting = asyncio.ensure_future(_next(events))
+            finally:
+                await _ended(waiting)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled if the client disconnects first.
+
+    Raises:
+        CancelledError: the client disconnected.
+    """
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise CancelledError("the client went away")
+    finally:
+        await _ended(gone)
+        await _ended(working)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _next(events: AsyncGenerator[bytes, None]) -> bytes | None:
+    return await anext(events, None)
+
+
+async def _ended(task: asyncio.Future[Any]) -> None:
+    """Cancel a task that still runs and wait until its clean-up is done."""
+    if task.done():
+        return
+    task.cancel()
+    await asyncio.wait((task,))
