@@ -72,7 +72,7 @@ class ServedProcess:
         """SIGTERM, and its exit status."""
         return await self._end(signal.SIGTERM)
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         """Send a signal (SIGSTOP, SIGCONT)."""
         os.kill(self.pid, number)
 
