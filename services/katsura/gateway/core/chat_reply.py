@@ -19,7 +19,7 @@ class TokenUsage:
 
 @dataclass(frozen=True, slots=True)
 class ReplyHead:
-    """What every part of one answer repeats; `session` is (tree, branch) where the turn is kept."""
+    """What every part of one answer repeats; `fingerprint` names the revision that drew it."""
 
     completion_id: str
     created_s: int

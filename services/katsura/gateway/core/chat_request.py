@@ -28,7 +28,6 @@ BRANCH_KEY = "session_branch"
 NO_TOOLS = "the served model's chat template knows no tools; remove the field or send it empty"
 NO_FORMAT = "only {'type': 'text'} is supported: answers are not constrained to a grammar or schema"
 HARMLESS = (
-    "moderation",
     "parallel_tool_calls",
     "prompt_cache_key",
     "prompt_cache_options",

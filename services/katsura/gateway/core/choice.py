@@ -81,11 +81,6 @@ class Choice:
         self._decoded_chars = 0
         self._waiting: list[tuple[Drawn, int]] = []
 
-    @property
-    def ended_by_token(self) -> bool:
-        """Whether its last id is a stop token, which is drawn but not shown."""
-        return bool(self.token_ids) and self.token_ids[-1] in self._stop_token_ids
-
     def push(self, tokens: Sequence[Drawn]) -> Piece:
         """Take tokens; nothing once the answer has ended. A stop string in them ends it."""
         shown = ""

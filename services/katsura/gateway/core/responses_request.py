@@ -19,7 +19,6 @@ from katsura.gateway.core.sampling_request import TOKENS_MAX, TOP_LOGPROBS_MAX, 
 HARMLESS = (
     "access_programs",
     "max_tool_calls",
-    "moderation",
     "parallel_tool_calls",
     "prompt_cache_key",
     "prompt_cache_options",
