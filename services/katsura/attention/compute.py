@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
+import torch
+
 from katsura.attention import messages
 from katsura.attention.core.intake import Intake
 from katsura.attention.core.plan import Drew, Failed, Opened, StepPlan
@@ -161,7 +163,8 @@ class Compute:
         names = [row.sequence_id for row in drawing]
         if drawing:
             positions = [row.start + len(row.tokens) for row in drawing]
-            self._sampled, broken = draw_all(result.logits, names, positions, self._drawers)
+            with torch.inference_mode():
+                self._sampled, broken = draw_all(result.logits, names, positions, self._drawers)
             for name, trouble in broken.items():
                 self._intake.fail(name, trouble, self._now())
             if broken:

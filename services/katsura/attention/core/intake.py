@@ -69,7 +69,6 @@ class Intake:
         self.sequences: dict[str, Sequence] = {}
         self.schedule = Scheduler(limits, self.cache, self.sequences)
         self.draining = False
-        self._outcomes: list[Outcome] = []
         self._answered: dict[tuple[str, str], tuple[str, ...]] = {}  # (tenant, request id) -> sequences
         self._forks: dict[int, tuple[str, ...]] = {}  # call -> children that are not all there yet
         self._arrivals: dict[tuple[str, str], int] = {}  # first arrival of a program
@@ -92,7 +91,7 @@ class Intake:
         if known:
             sequence = known[0]
             if sequence.phase is Phase.IDLE:
-                self._outcomes.append(Opened(call, (view_of(sequence, now_s),)))
+                self.schedule.outcomes.append(Opened(call, (view_of(sequence, now_s),)))
             else:
                 sequence.calls.append(call)
             return
@@ -225,7 +224,7 @@ class Intake:
         for sequence in list(self.sequences.values()):
             generation = sequence.generation
             if generation is not None:
-                self._outcomes.append(Ended(generation.call, generation.choice, Finish.EVICTED))
+                self.schedule.outcomes.append(Ended(generation.call, generation.choice, Finish.EVICTED))
                 sequence.generation = None
             self._fail(sequence, _draining())
             self._let_go(sequence)
@@ -233,7 +232,7 @@ class Intake:
     def take_outcomes(self, now_s: float) -> list[Outcome]:
         """What happened since the last call, in order."""
         self._answer_forks(now_s)
-        outcomes, self._outcomes = self._outcomes + self.schedule.take_outcomes(), []
+        outcomes, self.schedule.outcomes = self.schedule.outcomes, []
         return outcomes
 
     def load(self) -> Load:
@@ -270,8 +269,8 @@ class Intake:
     def _fail(self, sequence: Sequence, error: KatsuraError) -> None:
         generation, sequence.generation = sequence.generation, None
         if generation is not None:
-            self._outcomes.append(Failed(generation.call, error))
-        self._outcomes += [Failed(call, error) for call in sequence.calls]
+            self.schedule.outcomes.append(Failed(generation.call, error))
+        self.schedule.outcomes += [Failed(call, error) for call in sequence.calls]
         sequence.calls.clear()
 
     def _find(self, owner: Owner, sequence_id: str) -> Sequence:
@@ -354,9 +353,9 @@ class Intake:
             found = [child for child in children if child is not None]
             if len(found) < len(names):
                 gone = NotFoundError("a fork was let go before it was made", reason=Reason.SEQUENCE_NOT_FOUND)
-                self._outcomes.append(Failed(call, gone))
+                self.schedule.outcomes.append(Failed(call, gone))
             elif all(child.phase is not Phase.FORKING for child in found):
-                self._outcomes.append(Opened(call, tuple(view_of(child, now_s) for child in found)))
+                self.schedule.outcomes.append(Opened(call, tuple(view_of(child, now_s) for child in found)))
             else:
                 continue
             del self._forks[call]

@@ -60,7 +60,8 @@ class Scheduler:
         self._idle: dict[str, Sequence] = {}  # longest untouched first
         self._running_max = min(limits.running_max, limits.step_tokens)
         self._step = 0
-        self._outcomes: list[Outcome] = []
+        self.outcomes: list[Outcome] = []
+        """What happened since they were taken, in order; `Intake` adds to them."""
 
     def enqueue(self, sequence: Sequence) -> None:
         """Let a sequence wait for its parent's KV, or for admission."""
@@ -87,11 +88,6 @@ class Scheduler:
         if sequence.phase in queue:
             queue[sequence.phase].remove(sequence)
         sequence.phase = Phase.IDLE
-
-    def take_outcomes(self) -> list[Outcome]:
-        """What happened since the last call."""
-        outcomes, self._outcomes = self._outcomes, []
-        return outcomes
 
     def plan(self, now_s: float) -> StepPlan | None:
         """The next step, or None where nothing can be computed. Every plan is committed or computed again."""
@@ -152,7 +148,7 @@ class Scheduler:
         elif generation.drawn >= generation.new_tokens_max or len(sequence.tokens) >= self.limits.length_max:
             finish = Finish.LENGTH
         name = sequence.sequence_id
-        self._outcomes.append(Drew(generation.call, generation.choice, position, name, token, finish))
+        self.outcomes.append(Drew(generation.call, generation.choice, position, name, token, finish))
         if finish is not None:
             self.end(sequence, now_s)
 
@@ -160,7 +156,7 @@ class Scheduler:
         self.withdraw(sequence)
         self.park(sequence, now_s)
         view = view_of(sequence, now_s)
-        self._outcomes += [Opened(call, (view,)) for call in sequence.calls]
+        self.outcomes += [Opened(call, (view,)) for call in sequence.calls]
         sequence.calls.clear()
 
     def _admit(self, sequence: Sequence, copies: Copies) -> bool:
@@ -185,7 +181,7 @@ class Scheduler:
         generation = sequence.generation
         if generation is not None and generation.cached_tokens < 0:
             generation.cached_tokens = min(sequence.computed, generation.prompt_tokens)
-            self._outcomes.append(Admitted(generation.call, generation.prompt_tokens, generation.cached_tokens))
+            self.outcomes.append(Admitted(generation.call, generation.prompt_tokens, generation.cached_tokens))
         return True
 
     def _make_room(self, sequence: Sequence, length: int, planned: set[str]) -> bool:
