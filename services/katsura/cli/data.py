@@ -126,7 +126,7 @@ class DataFolder:
         """What the current or the last run wrote, if it is there."""
         try:
             return RunRecord.from_json(self._run_file.read_text("utf-8"))
-        except (FileNotFoundError, ValueError, TypeError):
+        except (FileNotFoundError, ValueError, TypeError, AttributeError):
             return None
 
     def write_run(self, record: RunRecord) -> None:

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -19,6 +19,9 @@ from rich.text import Text
 from katsura.cli.data import default_root
 from katsura.cli.exit import Exit
 from katsura.domain.errors import AlreadyExistsError, InvalidArgumentError, KatsuraError
+
+if TYPE_CHECKING:
+    from katsura.cli.client import Gateway
 
 Command = Callable[[argparse.Namespace, Mapping[str, str], Console], Exit]
 
@@ -46,7 +49,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     arguments = build_parser(environ).parse_args(argv)
     out, err = Console(), Console(stderr=True)
     try:
-        return arguments.command(arguments, environ, out)
+        return int(arguments.command(arguments, environ, out))
     except KatsuraError as error:
         err.print(Text(error.message, "red"), soft_wrap=True)
         return exit_of(error)
@@ -171,6 +174,7 @@ def _add_talk(
 ) -> None:
     chat = _leaf(commands, "chat", "talk to a model; its memory is a tree you can fork and revise", _chat, data, remote)
     chat.add_argument("session", nargs="?", default="", help="session to go on with (default: a new one)")
+    chat.add_argument("--branch", default="", help="branch to go on with (default: the session's default branch)")
     chat.add_argument("--model", default="", help="model to ask (default: the first that is served)")
     chat.add_argument("--system", default="", help="system message of a new session")
     tree = _group(commands, "tree", "see and change the tree of a session")
@@ -187,7 +191,7 @@ def _add_talk(
     revise.add_argument("session")
     revise.add_argument("node", type=int, help="last step that is kept")
     revise.add_argument("hint", help="what to do differently")
-    revise.add_argument("--branch", default="main", help="branch to revise (default: %(default)s)")
+    revise.add_argument("--branch", default="", help="branch to leave (default: the session's default branch)")
     demo = _leaf(commands, "demo", "hold a short conversation that forks, revises and continues", _demo, data, remote)
     demo.add_argument("--model", default="", help="model to ask (default: the first that is served)")
 
@@ -245,7 +249,7 @@ def _doctor(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> 
 def _chat(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
     from katsura.cli.chat import chat
 
-    return chat(_gateway(a), a.session, a.model, a.system, out)
+    return chat(_gateway(a), a.session, a.branch, a.model, a.system, out)
 
 
 def _tree_list(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
@@ -315,7 +319,7 @@ def _version(a: argparse.Namespace, environ: Mapping[str, str], out: Console) ->
     return Exit.OK
 
 
-def _gateway(a: argparse.Namespace) -> Any:
+def _gateway(a: argparse.Namespace) -> Gateway:
     from katsura.cli.client import Gateway
     from katsura.cli.status import running
 

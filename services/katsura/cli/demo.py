@@ -1,0 +1,79 @@
+"""`katsura demo`: the conversation of `make run`, over HTTP as any client would hold it.
+
+Three questions, a fork that asks something else at an earlier point, a revise that goes back with a hint, and one more
+turn; then the tree. Every answer is drawn greedily, so the same model says the same again.
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from katsura.cli.chat import first_model, open_session
+from katsura.cli.client import Gateway, Position
+from katsura.cli.exit import Exit
+from katsura.cli.tree import drawing
+from katsura.domain.errors import InternalError
+
+SYSTEM = "You are a helpful assistant. Answer in one or two short sentences."
+FIRST = ("What is the capital of France?", "Which river flows through it?", "Name one famous museum there.")
+FORKED = "What is the capital of Italy?"
+HINT = "The museum did not help. Suggest food instead."
+REVISED = "Name one famous dish of France."
+LAST = "Is it sweet or salty?"
+ANSWER_TOKENS_MAX = 64
+
+
+def demo(gateway: Gateway, model: str, console: Console) -> Exit:
+    """Hold the conversation and print it; FAILED if an answer is empty or kept nowhere."""
+    with gateway:
+        conversation = _Conversation(gateway, model or first_model(gateway), console)
+        conversation.hold()
+    return Exit.OK
+
+
+class _Conversation:
+    def __init__(self, gateway: Gateway, model: str, console: Console) -> None:
+        self._gateway = gateway
+        self._model = model
+        self._console = console
+        self._place = open_session(gateway, "")
+
+    def hold(self) -> None:
+        first = self._ask(FIRST[0], system=SYSTEM)
+        second = self._ask(FIRST[1])
+        third = self._ask(FIRST[2])
+        self._note(f"fork after #{first.node_id}: the same beginning, another question")
+        made = self._gateway.fork(first.session, first.branch, first.node_id, "italy")
+        self._place = Position(first.session, made.name, made.head)
+        self._ask(FORKED)
+        self._note(f"revise {third.branch} to #{second.node_id}: {HINT}")
+        revised = self._gateway.revise(third.session, third.branch, third.node_id, second.node_id, HINT)
+        self._place = Position(third.session, revised.branch.name, revised.branch.head)
+        self._ask(REVISED)
+        self._note("and on")
+        self._ask(LAST)
+        self._console.print()
+        tree = self._gateway.tree(self._place.session)
+        self._console.print(drawing(tree, self._console.width, self._place.node_id))
+
+    def _ask(self, question: str, system: str = "") -> Position:
+        prompt = Text.assemble(("[", "dim"), (self._place.branch, "bold"), f" #{self._place.node_id}", ("] ", "dim"))
+        self._console.print(prompt.append(question, "cyan"))
+        said: list[str] = []
+        messages = [*([("system", system)] if system else []), ("user", question)]
+        answer = self._gateway.ask(
+            self._model, messages, self._place, said.append, max_tokens=ANSWER_TOKENS_MAX, temperature=0.0
+        )
+        text = "".join(said).strip()
+        if not text or answer.position.node_id <= self._place.node_id:
+            raise InternalError(f"the answer to {question!r} is empty, or was not kept in the tree")
+        counts = (
+            f"  {answer.prompt_tokens} tokens in, {answer.cached_tokens} of them cached, {answer.completion_tokens} out"
+        )
+        self._console.print(Text(text).append(counts, "dim"))
+        self._place = answer.position
+        return answer.position
+
+    def _note(self, text: str) -> None:
+        self._console.print(Text(f"-- {text}", "dim"))

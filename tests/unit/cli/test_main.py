@@ -1,0 +1,79 @@
+"""The command line: what may be typed, and the status of every way it can end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from katsura.cli.exit import Exit
+from katsura.cli.main import build_parser, exit_of, run
+from katsura.cli.status import NotRunningError
+from katsura.cli.up import PortTakenError
+from katsura.domain.errors import AlreadyExistsError, InvalidArgumentError, KatsuraError, UnavailableError
+from katsura.manifests.rules import ManifestError
+
+COMMANDS = [
+    "up", "status", "doctor", "chat", "tree list", "tree show", "tree fork", "tree revise", "demo", "model list",
+    "model pull", "key create", "key list", "key revoke", "version",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_every_command_explains_itself(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        build_parser({}).parse_args([*words.split(), "--help"])
+    assert ended.value.code == 0
+    assert f"usage: katsura {words}" in capsys.readouterr().out
+
+
+def test_the_help_teaches_by_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser({}).parse_args(["--help"])
+    said = capsys.readouterr().out
+    for example in ("katsura up", "katsura chat", "katsura tree show", "katsura doctor", "exit status:"):
+        assert example in said
+
+
+@pytest.mark.parametrize("words", [[], ["fly"], ["up", "--port", "70000"], ["up", "--port", "x"], ["tree"]])
+def test_wrong_use_is_status_two(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(words, {})
+    assert ended.value.code == Exit.USAGE
+    assert "usage: katsura" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ManifestError([]), Exit.USAGE),
+        (InvalidArgumentError("x"), Exit.USAGE),
+        (PortTakenError("x"), Exit.PORT_TAKEN),
+        (AlreadyExistsError("x"), Exit.ALREADY_RUNNING),
+        (NotRunningError("x"), Exit.NOT_RUNNING),
+        (UnavailableError("x"), Exit.FAILED),
+    ],
+)
+def test_every_kind_of_failure_has_its_status(error: KatsuraError, status: Exit) -> None:
+    assert exit_of(error) is status
+
+
+def test_a_failure_is_told_on_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["status", "--data", str(tmp_path)], {}) == Exit.NOT_RUNNING
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "nothing runs from" in said.err
+
+
+def test_a_manifest_that_is_wrong_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.yaml").write_text("apiVersion: katsura.dev/v1alpha1\nkind: ModelDeploymnt\n")
+    status = run(["up", "--data", str(tmp_path / "d"), "-f", str(tmp_path / "m.yaml")], {})
+    assert status == Exit.USAGE
+    assert "m.yaml:2: kind: no kind 'ModelDeploymnt' in group katsura.dev; did you mean \"ModelDeployment\"?" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "d").exists()
+
+
+def test_the_data_folder_comes_from_the_environment() -> None:
+    assert build_parser({"KATSURA_DATA": "/k"}).parse_args(["status"]).data == Path("/k")
