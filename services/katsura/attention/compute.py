@@ -41,6 +41,9 @@ PAUSED_WAIT_S = 0.02
 class MemberPool(Ffn, Protocol):
     """The expert members, as the compute process sees them."""
 
+    transport_s: list[float]
+    """Seconds on the way since the start, by layer: the members' own time is not in it."""
+
     def begin(self, incarnation: Incarnation, step: int, deadline_s: float, trace: str) -> None:
         """Name the step that the next frames belong to; `deadline_s` is its earliest sequence's (monotonic)."""
         ...
@@ -150,8 +153,10 @@ class Compute:
 
     def _step(self, plan: StepPlan) -> tuple[Timing | None, str]:
         begin_ns, begin_s = time.time_ns(), time.perf_counter()
+        transport_s = 0.0
         if self._pool is not None:
             self._pool.begin(self._incarnation, plan.step, self._deadline_s(plan), self._trace(plan))
+            transport_s = -sum(self._pool.transport_s)
         try:
             result = self._runner.run(plan)
         except TemporaryError as error:
@@ -171,9 +176,15 @@ class Compute:
                 plan = replace(plan, rows=tuple(row for row in plan.rows if row.sequence_id not in broken))
         tokens = {name: sampled.token for name, sampled in self._sampled.items()}
         self._intake.schedule.commit(plan, tokens, self._now())
-        seconds = time.perf_counter() - begin_s
         return Timing(
-            plan.step, begin_ns, seconds, result.ffn_seconds, plan.token_count, len(plan.rows), len(drawing)
+            step=plan.step,
+            begin_ns=begin_ns,
+            seconds=time.perf_counter() - begin_s,
+            ffn_seconds=result.ffn_seconds,
+            transport_seconds=transport_s + (sum(self._pool.transport_s) if self._pool is not None else 0.0),
+            token_count=plan.token_count,
+            row_count=len(plan.rows),
+            draw_count=len(drawing),
         ), ""
 
     def _fail(self, plan: StepPlan, error: KatsuraError) -> None:

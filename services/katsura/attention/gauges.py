@@ -7,7 +7,9 @@ from katsura.attention.messages import Drawn, Report
 from katsura.telemetry import metrics, names
 
 _STEP_SECONDS = metrics.histogram(names.SHARD_STEP_SECONDS, "Seconds of a step.")
-_FFN_SECONDS = metrics.histogram(names.SHARD_TRANSPORT_SECONDS, "Seconds of a step spent in FFN layers, way included.")
+_TRANSPORT_SECONDS = metrics.histogram(
+    names.SHARD_TRANSPORT_SECONDS, "Seconds of a step on the way to members and back."
+)
 _STEP_TOKENS = metrics.histogram(
     names.SHARD_STEP_TOKENS, "Tokens of a step.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 )
@@ -35,7 +37,7 @@ class Gauges:
                     _CACHED.inc(cached_tokens)
         if report.timing is not None:
             _STEP_SECONDS.observe(report.timing.seconds)
-            _FFN_SECONDS.observe(report.timing.ffn_seconds)
+            _TRANSPORT_SECONDS.observe(report.timing.transport_seconds)
             _STEP_TOKENS.observe(report.timing.token_count)
         if report.load is not None:
             _PAGES_FREE.set(report.load.free_page_count)

@@ -216,12 +216,16 @@ Answer = Opened | Admitted | Drawn | Ended | Failed | Done
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Of one step: when it began (nanoseconds since the Unix epoch) and how many seconds went where."""
+    """Of one step: when it began (nanoseconds since the Unix epoch) and how many seconds went where.
+
+    `ffn_seconds` are those of all FFN layers, `transport_seconds` the part of them that no member worked.
+    """
 
     step: int
     begin_ns: int
     seconds: float
     ffn_seconds: float
+    transport_seconds: float
     token_count: int
     row_count: int
     draw_count: int

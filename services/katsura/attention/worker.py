@@ -19,6 +19,7 @@ from katsura.attention.compute import Compute, MemberPool
 from katsura.attention.config import ShardConfig
 from katsura.attention.core.intake import Intake
 from katsura.attention.core.schedule import Limits
+from katsura.attention.pool import make_pool
 from katsura.attention.runner import Ffn, Model, Runner
 from katsura.domain.errors import InvalidArgumentError, KatsuraError, Reason
 from katsura.domain.shape import layout_for
@@ -87,3 +88,7 @@ def limits_of(config: ShardConfig, model: Model) -> Limits:
         sequences_max=config.sequences_max,
         keep_s=config.keep_s,
     )
+
+
+if __name__ == "__main__":
+    main("attention", make_pool)
