@@ -44,7 +44,7 @@ RedisUrl = Annotated[
         "where the server is",
         8,
         1024,
-        r"(rediss?|unix)://.+",
+        r"(rediss?|valkeys?|unix)://.+",
         "an address such as redis://host:6379/0, rediss://host:6380 or unix:///run/valkey.sock",
     ),
 ]

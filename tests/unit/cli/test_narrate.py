@@ -1,0 +1,74 @@
+"""What `katsura up` shows."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from katsura.cli.core.fleet import Child, Fleet, Phase
+from katsura.cli.core.layout import Layout
+from katsura.cli.data import ProcessRecord, RunRecord
+from katsura.cli.narrate import Narrator
+from katsura.cli.up import read_bundle
+from katsura.manifests.kinds import Durability
+from katsura.weights.progress import Stage
+
+RECORD = RunRecord(
+    pid=7,
+    started=1,
+    url="http://127.0.0.1:8123",
+    version="0.1.0",
+    run_dir="/r",
+    store_url="redis://me:hunter2@host/0",
+    hints_url="",
+    durability="relaxed",
+    token="s3cret",
+    processes=(ProcessRecord("memory-0", "memory", 41, "unix:/r/memory-0.sock", "ready", 0),),
+)
+
+
+def narrator() -> tuple[Narrator, io.StringIO]:
+    out = io.StringIO()
+    return Narrator(Console(file=out, width=100)), out
+
+
+def test_the_screen_says_what_runs_where_and_how_to_try_it() -> None:
+    tell, out = narrator()
+    tell.screen(RECORD, Layout((), RECORD.store_url, "", Durability.RELAXED), read_bundle(()))
+    said = out.getvalue()
+    for part in (
+        "http://127.0.0.1:8123/v1",
+        "memory-0",
+        "41",
+        "unix:/r/memory-0.sock",
+        "smollm2-135m-instruct",
+        "Split",
+    ):
+        assert part in said
+    assert "hunter2" not in said
+    assert "s3cret" not in said
+
+
+def test_the_curl_can_be_copied_as_it_stands() -> None:
+    tell, out = narrator()
+    tell.screen(RECORD, Layout((), "unix:///s", "", Durability.RELAXED), read_bundle(()))
+    lines = out.getvalue().splitlines()
+    at = next(i for i, line in enumerate(lines) if "curl " in line)
+    assert lines[at].endswith(" \\")
+    assert lines[at + 1].strip().startswith("-d '{")
+    assert lines[at + 1].endswith("}]}'")
+
+
+def test_into_a_file_each_stage_and_each_process_is_told_once() -> None:
+    tell, out = narrator()
+    with tell.preparing("pypi://x") as progress:
+        for done in range(5):
+            progress.advance(Stage.DOWNLOAD, done, 5)
+        progress.say("mended")
+    child = Child("memory-0", 1, 1, phase=Phase.READY)
+    with tell.watching():
+        for _ in range(3):
+            tell.fleet(Fleet.of([child]))
+    said = [line.partition("s  ")[2].strip() for line in out.getvalue().splitlines()]
+    assert said == ["downloading pypi://x", "mended", "memory-0 is ready"]
