@@ -48,4 +48,5 @@ async def main() -> None:
         compute.wait()
 
 
-run_process(main)
+if __name__ == "__main__":
+    run_process(main)

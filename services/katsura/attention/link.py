@@ -1,0 +1,235 @@
+"""One member, as a shard's pool reaches it: connecting, posting, waiting, suspecting, giving up and trying again."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from katsura.attention.core.dispatch import suspicion_s
+from katsura.domain.cost import FrameCost
+from katsura.domain.errors import InternalError, KatsuraError
+from katsura.domain.tables import Assignment
+from katsura.wire.connect import connect
+from katsura.wire.frame import (
+    TRACE_BYTES,
+    FrameId,
+    GroupSums,
+    Routes,
+    decode_partial,
+    dispatch_bytes,
+    encode_dispatch,
+)
+from katsura.wire.header import BadFrameError, Kind, NackReason, read_control, read_header
+from katsura.wire.transport import Channel, Limits, Slot
+
+_CONNECT_S = 0.5
+_PAUSE_FIRST_S = 0.05
+_PAUSE_MOST_S = 5.0
+"""A member that could not be reached is left alone for this long; doubled each time."""
+_DRAINING_S = 1.0
+
+
+class LostError(Exception):
+    """This member did not serve the frame; another may. `why` is for a person."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """What all links of a shard share.
+
+    Attributes:
+        revision_id: that members must serve; weights_digest: that every frame carries.
+        shard_id: who we are, for the member's log.
+        units_per_group: of the layout, to predict what a frame costs.
+        limits: of every channel.
+        frame_timeout_s: longest patience for one frame.
+        tls: for members that are not on this machine.
+    """
+
+    revision_id: str
+    weights_digest: bytes
+    shard_id: str
+    units_per_group: int
+    limits: Limits
+    frame_timeout_s: float
+    tls: ssl.SSLContext | None = None
+
+
+@dataclass(slots=True)
+class Ask:
+    """A posted frame, and when things happened to it (monotonic seconds)."""
+
+    id: FrameId
+    groups: tuple[int, ...]
+    shape: tuple[int, int]
+    slot: Slot
+    patience_s: float
+    predicted_s: float
+    posted_s: float
+    answered_s: float = 0.0
+    member_s: float = 0.0
+
+
+class Link:
+    """One life of one member. Belongs to the compute thread."""
+
+    def __init__(self, assignment: Assignment, settings: LinkSettings) -> None:
+        self.assignment = assignment
+        self.how = ""
+        """How it is reached, for a person."""
+        self._settings = settings
+        self._channel: Channel | None = None
+        self._cost = FrameCost(0.0, 0.0)
+        self._queue_s = 0.0
+        self._strikes = 0
+        self._pause_s = _PAUSE_FIRST_S
+        self._paused_until_s = 0.0
+        self._barred = False
+        self._held: list[Slot] = []
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a channel that works, as far as is known."""
+        return self._channel is not None and self._channel.retired is None
+
+    def usable(self, now_s: float) -> bool:
+        """Whether a frame may be sent, or a connection tried."""
+        return not self._barred and (self.is_open or now_s >= self._paused_until_s)
+
+    def open(self) -> None:
+        """Connect. Raises LostError, and is not usable for a while."""
+        settings = self._settings
+        hello = {"revision_id": settings.revision_id, "shard_id": settings.shard_id}
+        endpoints = self.assignment.data_endpoints
+        try:
+            channel, self.how = connect(endpoints, hello, settings.limits, _CONNECT_S, settings.tls)
+        except KatsuraError as error:
+            self._pause()
+            raise LostError(error.message) from error
+        welcome, expected = channel.welcome, self.assignment
+        found = (welcome.get("incarnation"), welcome.get("fingerprint"))
+        if found != (str(expected.incarnation), expected.fingerprint):
+            channel.retire("it is not the member that the table names")
+            self._pause()
+            raise LostError("it is another life of the member than the table names, or computes other bits")
+        self._channel = channel
+        self._cost = FrameCost(float(welcome.get("unit_cost_s", 0.0)), float(welcome.get("token_cost_s", 0.0)))
+        self._pause_s = _PAUSE_FIRST_S
+        self._held = []
+
+    def close(self, why: str) -> None:
+        """Let go of the member."""
+        if self._channel is not None:
+            self._channel.retire(why)
+
+    def post(
+        self,
+        id: FrameId,
+        groups: tuple[int, ...],
+        hidden: Tensor,
+        routes: Routes | None,
+        epoch: int,
+        deadline_s: float,
+        trace: bytes,
+        replay: bool,
+    ) -> Ask:
+        """Send one frame; `answer` waits for it. Raises LostError."""
+        if not self.is_open:
+            self.open()
+        channel = self._channel
+        assert channel is not None
+        n_tokens, width = hidden.shape
+        n_routes = 0 if routes is None else len(routes.rows)
+        units = len(groups) * self._settings.units_per_group
+        token_units = n_routes or units * n_tokens
+        now_s = time.monotonic()
+        patience_s = suspicion_s(
+            self._cost, units, token_units, self._queue_s, self._strikes, self._settings.frame_timeout_s
+        )
+        patience_s = min(patience_s, max(0.001, deadline_s - now_s))
+        try:
+            slot = channel.reserve(dispatch_bytes(n_tokens, width, hidden.dtype, len(groups), n_routes, bool(trace)))
+            nbytes = encode_dispatch(
+                slot.request,
+                id,
+                groups,
+                hidden,
+                routes,
+                digest=self._settings.weights_digest,
+                epoch=epoch,
+                deadline_us=int((deadline_s - now_s) * 1e6),
+                trace=trace[:TRACE_BYTES],
+                replay=replay,
+            )
+            channel.post(slot, nbytes, patience_s)
+        except KatsuraError as error:
+            raise self._lost(error) from error
+        predicted_s = self._cost.predict_s(units, token_units)
+        return Ask(id, groups, (n_tokens, width), slot, patience_s, predicted_s, now_s)
+
+    def answer(self, ask: Ask) -> tuple[GroupSums, ...]:
+        """Wait for a frame's partial sums: views that hold until `release`. Raises LostError."""
+        channel = self._channel
+        assert channel is not None
+        try:
+            reply = channel.wait(ask.slot, ask.patience_s)
+            ask.answered_s = time.monotonic()
+            header = read_header(reply)
+            if header.kind is Kind.NACK:
+                refusal = read_control(reply, header)
+                channel.release(ask.slot)
+                raise self._refused(refusal)
+            if header.kind is not Kind.PARTIAL:
+                raise BadFrameError(f"a member answers by PARTIAL or NACK, not {header.kind.name}")
+            partial = decode_partial(reply, header)
+            if (partial.id, tuple(part.group for part in partial.parts)) != (ask.id, ask.groups) or (
+                header.n_tokens,
+                header.width,
+            ) != ask.shape:
+                raise BadFrameError("the answer is to another question")
+        except KatsuraError as error:
+            ask.answered_s = time.monotonic()
+            raise self._lost(error) from error
+        self._held.append(ask.slot)
+        self._strikes = 0
+        ask.member_s = header.time_us / 1e6
+        self._queue_s = max(0.0, ask.member_s - ask.predicted_s)
+        return partial.parts
+
+    def release(self) -> None:
+        """Give back the slots of all answers read so far."""
+        if self._channel is not None:
+            for slot in self._held:
+                self._channel.release(slot)
+        self._held = []
+
+    def _refused(self, refusal: dict[str, object]) -> LostError:
+        reason, text = refusal.get("reason"), str(refusal.get("message", ""))
+        if reason == NackReason.MALFORMED:
+            raise InternalError(f"member {self.assignment.member_id} cannot read our frame: {text}")
+        if reason == NackReason.WRONG_WEIGHTS:
+            self._barred = True
+        if reason == NackReason.DRAINING:
+            self._paused_until_s = time.monotonic() + _DRAINING_S
+            self.close("the member drains")
+        return LostError(f"{reason}: {text}")
+
+    def _lost(self, error: KatsuraError) -> LostError:
+        if isinstance(error, InternalError):
+            raise error
+        assert self._channel is not None
+        self._channel.retire(error.message)
+        self._strikes = min(self._strikes + 1, 8)
+        self._held = []
+        return LostError(error.message)
+
+    def _pause(self) -> None:
+        self._paused_until_s = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _PAUSE_MOST_S)
