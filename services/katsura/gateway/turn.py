@@ -10,13 +10,14 @@ not, and asking again goes on from the turn.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from katsura.api.common.v1 import common_pb2 as common
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
-from katsura.domain.errors import InternalError, NotFoundError
+from katsura.domain.errors import InternalError, NotFoundError, Reason, UnavailableError
 from katsura.domain.pages import page_hashes, page_namespace
 from katsura.domain.shape import DType, Numerics
 from katsura.gateway.core.answer_ids import answer_ids
@@ -39,6 +40,7 @@ from katsura.text.stops import StopStrings
 
 _NUMERICS = {common.NUMERICS_INVARIANT: Numerics.INVARIANT, common.NUMERICS_FAST: Numerics.FAST}
 _SEED_BITS = 63
+_MODEL_PAUSE_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +84,25 @@ class Answered:
 
 
 async def choose_model(deps: Deps, caller: Caller, name: str, session_id: str) -> ServedModel:
-    """The model that `name` means. NOT_FOUND / MODEL_NOT_FOUND carries the field `model`."""
-    router = deps.router.acting_for(caller.call, caller.deadline.left_s())
-    try:
-        chosen = (await router.choose_model(name, program_id=session_id)).model
-    except NotFoundError as error:
-        error.field = "model"
-        raise
+    """The model that `name` means; one whose shards are all away is waited for, as long as a lost shard is.
+
+    Raises:
+        NotFoundError: MODEL_NOT_FOUND, with the field `model`.
+        UnavailableError: NO_SHARD, none came.
+    """
+    give_up_s = deps.clock.monotonic_s() + deps.config.shard_wait_s
+    while True:
+        router = deps.router.acting_for(caller.call, caller.deadline.left_s())
+        try:
+            chosen = (await router.choose_model(name, program_id=session_id)).model
+            break
+        except NotFoundError as error:
+            error.field = "model"
+            raise
+        except UnavailableError as error:
+            if error.reason is not Reason.NO_SHARD or deps.clock.monotonic_s() > give_up_s:
+                raise
+        await asyncio.sleep(min(_MODEL_PAUSE_S, caller.deadline.left_s()))
     text = await deps.texts.of(chosen.model_path, chosen.revision.tokenizer_digest)
     return ServedModel(chosen.name, chosen.revision, text)
 

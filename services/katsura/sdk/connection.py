@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from katsura.domain.errors import DeadlineExceededError, KatsuraError, UnavailableError
+from katsura.domain.errors import DeadlineExceededError, KatsuraError, Reason, UnavailableError
 from katsura.rpc import context as calls
 from katsura.rpc import status
 from katsura.rpc.channel import TlsFiles, open_channel
@@ -27,6 +27,8 @@ DEFAULT_TIMEOUT_S = 30.0
 ATTEMPTS_MAX = 4
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 1.0
+REPEATED = frozenset({Reason.PEER_UNAVAILABLE, Reason.STORE_UNAVAILABLE, Reason.DRAINING})
+"""Failures after which the same call is sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +57,25 @@ class Connection:
         """Identity, ids and trace context of a call that starts now."""
         return calls.outgoing(self.call, self.internal_token, self.api_key)
 
-    async def unary(self, method: Callable[..., Any], name: str, request: Q, timeout_s: float | None = None) -> Any:
-        """Call `method` until it answers, fails for good, or the deadline is near.
+    async def unary(
+        self,
+        method: Callable[..., Any],
+        name: str,
+        request: Q,
+        timeout_s: float | None = None,
+        attempts: int = ATTEMPTS_MAX,
+    ) -> Any:
+        """Call `method` until it answers, fails for good, was tried `attempts` times, or the deadline is near.
 
-        Only for calls that may be repeated: reads, and writes that carry their request_id.
+        Only for calls that may be repeated: reads, and writes that carry their request_id. Repeated is what failed on
+        the way (`REPEATED`); an answer that something is missing is the caller's to decide about.
 
         Raises:
             KatsuraError: what the peer answered; UNAVAILABLE and DEADLINE_EXCEEDED are raised here too.
         """
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         with trace.span(names.SPAN_RPC_CLIENT, {names.RPC_METHOD: name}):
-            for attempt in range(ATTEMPTS_MAX):
+            for attempt in range(attempts):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise DeadlineExceededError(f"{name}: the deadline passed before it could be sent")
@@ -75,7 +85,7 @@ class Connection:
                     failure = status.from_rpc_error(error)
                     pause = backoff_s(attempt, failure)
                     out_of_time = time.monotonic() + pause >= deadline
-                    if not isinstance(failure, UnavailableError) or attempt + 1 == ATTEMPTS_MAX or out_of_time:
+                    if failure.reason not in REPEATED or attempt + 1 == attempts or out_of_time:
                         raise failure from None
                 await asyncio.sleep(pause)
         raise AssertionError("unreachable")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
 from typing import cast
 
@@ -10,7 +12,7 @@ from katsura.api.router.v1 import router_service_pb2 as pb
 from katsura.api.router.v1.router_service_pb2_grpc import RouterServiceStub
 from katsura.domain.errors import UnavailableError
 from katsura.rpc.context import CallContext
-from katsura.sdk.connection import Connection
+from katsura.sdk.connection import ATTEMPTS_MAX, REPEATED, Connection, backoff_s
 
 
 class RouterClient:
@@ -99,11 +101,19 @@ class RouterClient:
         return cast(pb.DrainResponse, await connection.unary(stub.Drain, "router.Drain", request))
 
     async def _call(self, name: str, request: object) -> object:
-        for position, (stub, connection) in enumerate(zip(self._stubs, self._connections, strict=True)):
-            try:
-                return await connection.unary(getattr(stub, name), f"router.{name}", request)
-            except UnavailableError as error:
-                answered = bool(error.metadata) or error.reason != UnavailableError.default_reason
-                if answered or position + 1 == len(self._stubs):
-                    raise
-        raise AssertionError("a router client has at least one connection")
+        """Ask one replica after the other, some rounds; a decision, good or bad, is a decision."""
+        deadline = time.monotonic() + self._connections[0].timeout_s
+        for turn in range(ATTEMPTS_MAX):
+            for stub, connection in zip(self._stubs, self._connections, strict=True):
+                try:
+                    left_s = max(0.0, deadline - time.monotonic())
+                    return await connection.unary(getattr(stub, name), f"router.{name}", request, left_s, attempts=1)
+                except UnavailableError as error:
+                    if error.reason not in REPEATED:
+                        raise
+                    failure = error
+            pause = backoff_s(turn, failure)
+            if turn + 1 == ATTEMPTS_MAX or time.monotonic() + pause >= deadline:
+                break
+            await asyncio.sleep(pause)
+        raise failure
