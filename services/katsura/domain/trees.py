@@ -7,7 +7,7 @@ compares the names). Times are milliseconds since the Unix epoch, by the store's
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from dataclasses import fields as dataclass_fields
 from enum import IntEnum
@@ -373,6 +373,11 @@ class Snapshot:
     hints_rest: Rest = Rest()
     root_count: int | None = None
     root_ids: tuple[int, ...] = ()
+
+
+def cover_digest(hashes: Iterable[bytes]) -> bytes:
+    """Digest over the content hashes of a cover, in order, 32 bytes."""
+    return blake2b(b"".join(hashes), digest_size=32, person=b"katsura-cover").digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,9 +88,10 @@ def blob_of(step: Step) -> bytes:
     return b"".join(parts)
 
 
-def cover_digest(hashes: Sequence[bytes]) -> bytes:
-    """Digest over the content hashes of a cover, in order, 32 bytes."""
-    return blake2b(b"".join(hashes), digest_size=HASH_BYTES, person=b"katsura-cover").digest()
+def stored_size(body: Body) -> int:
+    """Bytes that a node takes in an answer, for the limits of one."""
+    blob = blob_of(body) if isinstance(body, Step) else b""
+    return len(record_of(body, bytes(SALT_BYTES))) + len(blob)
 
 
 def node_of(

@@ -5,7 +5,7 @@ local function branch_at(t, name, source, at, now)
   t.branch_count = t.branch_count + 1
   return {name = name, state = ACTIVE, head = at.id, summary_head = summary.id, boundary = summary.b, fork_node = at.id,
           parent_branch = source.name, depth = at.depth, raw_tokens = at.cum - link(t, summary.b).cum,
-          hint = climb(t, source.hint, at.depth).id, cut = 0, create_ms = now, order = t.branch_count}
+          hint = climb(t, source.hint, at.depth).id, cut = math.min(source.cut, at.depth), create_ms = now, order = t.branch_count}
 end
 
 -- The name asked for if it is free, or the first free one of `<prefix><number>`; else nil and the answer.
