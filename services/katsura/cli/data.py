@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from katsura.cli.exit import NotRunningError
 from katsura.domain.errors import AlreadyExistsError, PermissionDeniedError, ResourceExhaustedError
 
 LOG_BYTES_MAX = 8 << 20
@@ -193,6 +194,19 @@ def default_root(environ: Mapping[str, str]) -> Path:
         return Path(environ["KATSURA_DATA"])
     base = environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(base) / "katsura"
+
+
+def running(root: Path) -> RunRecord:
+    """What runs from a data folder.
+
+    Raises:
+        NotRunningError: nothing does.
+    """
+    folder = DataFolder(root.expanduser().resolve())
+    record = folder.read_run()
+    if record is None or not folder.is_owned():
+        raise NotRunningError(f"nothing runs from {folder.root}; start it with `katsura up`, or name another --data")
+    return record
 
 
 def start_ticks(pid: int) -> int | None:

@@ -1,4 +1,4 @@
-"""`katsura demo`: the conversation of `make run`, over HTTP as any client would hold it.
+"""The conversation of `katsura demo` and `make run`, over HTTP as any client would hold it.
 
 Three questions, a fork that asks something else at an earlier point, a revise that goes back with a hint, and one more
 turn; then the tree. Every answer is drawn greedily, so the same model says the same again.
@@ -11,7 +11,6 @@ from rich.text import Text
 
 from katsura.cli.chat import first_model, open_session
 from katsura.cli.client import Gateway, Position
-from katsura.cli.exit import Exit
 from katsura.cli.tree import drawing
 from katsura.domain.errors import InternalError
 
@@ -24,12 +23,14 @@ LAST = "Is it sweet or salty?"
 ANSWER_TOKENS_MAX = 64
 
 
-def demo(gateway: Gateway, model: str, console: Console) -> Exit:
-    """Hold the conversation and print it; FAILED if an answer is empty or kept nowhere."""
-    with gateway:
-        conversation = _Conversation(gateway, model or first_model(gateway), console)
-        conversation.hold()
-    return Exit.OK
+def demo(url: str, console: Console) -> None:
+    """Hold the conversation with the gateway at `url` and print it.
+
+    Raises:
+        KatsuraError: what the gateway answered, or that an answer is empty or was not kept.
+    """
+    with Gateway(url) as gateway:
+        _Conversation(gateway, first_model(gateway), console).hold()
 
 
 class _Conversation:

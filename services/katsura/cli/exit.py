@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from katsura.domain.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, KatsuraError
+
 
 class Exit(IntEnum):
     """Exit statuses."""
@@ -23,3 +25,26 @@ class Exit(IntEnum):
     """Everything was asked, and something is not well (`status`, `doctor`)."""
     INTERRUPTED = 130
     """Ctrl-C before anything was done."""
+
+
+class NotRunningError(FailedPreconditionError):
+    """The command needs a running `katsura up`."""
+
+
+class PortTakenError(AlreadyExistsError):
+    """Somebody else listens on our port."""
+
+
+def exit_of(error: KatsuraError) -> Exit:
+    """The exit status of an error."""
+    match error:
+        case NotRunningError():
+            return Exit.NOT_RUNNING
+        case PortTakenError():
+            return Exit.PORT_TAKEN
+        case AlreadyExistsError():
+            return Exit.ALREADY_RUNNING
+        case InvalidArgumentError():
+            return Exit.USAGE
+        case _:
+            return Exit.FAILED

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from katsura.cli.data import default_root
-from katsura.cli.exit import Exit
-from katsura.domain.errors import AlreadyExistsError, InvalidArgumentError, KatsuraError
+from katsura.cli.data import default_root, running
+from katsura.cli.exit import Exit, exit_of
+from katsura.domain.errors import KatsuraError
 
 if TYPE_CHECKING:
     from katsura.cli.client import Gateway
+    from katsura.cli.up import UpOptions
 
 Command = Callable[[argparse.Namespace, Mapping[str, str], Console], Exit]
 
@@ -59,24 +60,6 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         # Whoever read our output is gone (`katsura status | head -1`); nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.OK
-
-
-def exit_of(error: KatsuraError) -> Exit:
-    """The exit status of an error."""
-    from katsura.cli.status import NotRunningError
-    from katsura.cli.up import PortTakenError
-
-    match error:
-        case NotRunningError():
-            return Exit.NOT_RUNNING
-        case PortTakenError():
-            return Exit.PORT_TAKEN
-        case AlreadyExistsError():
-            return Exit.ALREADY_RUNNING
-        case InvalidArgumentError():
-            return Exit.USAGE
-        case _:
-            return Exit.FAILED
 
 
 def build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -136,26 +119,33 @@ def _group(commands: Any, name: str, help_text: str) -> Any:
 
 
 def _add_up(commands: Any, data: argparse.ArgumentParser) -> None:
-    parser = _leaf(
+    house = argparse.ArgumentParser(add_help=False)
+    house.add_argument("-f", "--file", type=Path, action="append", default=[], help="manifest (YAML); may be repeated")
+    house.add_argument("--host", default="127.0.0.1", help="address to serve HTTP on (default: %(default)s)")
+    house.add_argument("--port", type=_port, default=8080, help="port of HTTP, 0 for a free one (default: %(default)s)")
+    house.add_argument("--redis", default="", metavar="URL", help="use this Redis or Valkey instead of an embedded one")
+    house.add_argument("--metrics-port", type=_port, default=0, metavar="N", help="Prometheus metrics from port N on")
+    house.add_argument("--log-format", choices=("human", "json"), default="human", help="of the files in DATA/logs")
+    house.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    _leaf(
         commands,
         "up",
         "start everything here and serve until Ctrl-C",
         _up,
         data,
+        house,
         epilog="Without -f it serves the demo: SmolLM2-135M-Instruct on one attention shard and two expert members.\n"
         "Sessions and trees outlive it: `katsura up` on the same --data goes on where the last one ended.",
     )
-    parser.add_argument("-f", "--file", type=Path, action="append", default=[], help="manifest (YAML); may be repeated")
-    parser.add_argument("--host", default="127.0.0.1", help="address to serve HTTP on (default: %(default)s)")
-    parser.add_argument(
-        "--port", type=_port, default=8080, help="port of HTTP, 0 for a free one (default: %(default)s)"
+    demo = _leaf(
+        commands,
+        "demo",
+        "start everything, hold a short conversation that forks, revises and continues, and go on serving",
+        _demo,
+        data,
+        house,
     )
-    parser.add_argument(
-        "--redis", default="", metavar="URL", help="use this Redis or Valkey instead of an embedded one"
-    )
-    parser.add_argument("--metrics-port", type=_port, default=0, metavar="N", help="Prometheus metrics from port N on")
-    parser.add_argument("--log-format", choices=("human", "json"), default="human", help="of the files in DATA/logs")
-    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    demo.add_argument("--once", action="store_true", help="end after the conversation")
 
 
 def _add_watch(commands: Any, data: argparse.ArgumentParser, as_json: argparse.ArgumentParser) -> None:
@@ -192,8 +182,6 @@ def _add_talk(
     revise.add_argument("node", type=int, help="last step that is kept")
     revise.add_argument("hint", help="what to do differently")
     revise.add_argument("--branch", default="", help="branch to leave (default: the session's default branch)")
-    demo = _leaf(commands, "demo", "hold a short conversation that forks, revises and continues", _demo, data, remote)
-    demo.add_argument("--model", default="", help="model to ask (default: the first that is served)")
 
 
 def _add_model(commands: Any, as_json: argparse.ArgumentParser) -> None:
@@ -226,12 +214,27 @@ def _port(text: str) -> int:
 
 def _up(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
     from katsura.cli.narrate import Narrator
-    from katsura.cli.up import UpOptions, up
+    from katsura.cli.up import up
 
-    options = UpOptions(
-        tuple(a.file), a.data, a.host, a.port, a.redis, a.log_format, a.log_level, a.metrics_port
-    )  # fmt: skip
-    return up(options, environ, Narrator(out))
+    return up(_up_options(a), environ, Narrator(out))
+
+
+def _demo(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli.demo import demo
+    from katsura.cli.narrate import Narrator
+    from katsura.cli.up import up
+
+    def guest(url: str) -> bool:
+        demo(url, out)
+        return not a.once
+
+    return up(_up_options(a), environ, Narrator(out), guest)
+
+
+def _up_options(a: argparse.Namespace) -> UpOptions:
+    from katsura.cli.up import UpOptions
+
+    return UpOptions(tuple(a.file), a.data, a.host, a.port, a.redis, a.log_format, a.log_level, a.metrics_port)
 
 
 def _status(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
@@ -276,12 +279,6 @@ def _tree_revise(a: argparse.Namespace, environ: Mapping[str, str], out: Console
     return tree.revise(_gateway(a), a.session, a.branch, a.node, a.hint, a.json, out)
 
 
-def _demo(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
-    from katsura.cli.demo import demo
-
-    return demo(_gateway(a), a.model, out)
-
-
 def _model_list(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
     from katsura.cli.model import list_models
 
@@ -321,14 +318,11 @@ def _version(a: argparse.Namespace, environ: Mapping[str, str], out: Console) ->
 
 def _gateway(a: argparse.Namespace) -> Gateway:
     from katsura.cli.client import Gateway
-    from katsura.cli.status import running
 
     return Gateway(a.url or running(a.data).url, a.api_key)
 
 
 def _store_url(a: argparse.Namespace) -> str:
-    from katsura.cli.status import running
-
     return str(a.redis) or running(a.data).store_url
 
 

@@ -9,28 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from katsura.cli.data import DataFolder, RunRecord
+from katsura.cli.data import RunRecord, running
 from katsura.cli.exit import Exit
 from katsura.cli.health import Health, probe_all
 from katsura.cli.narrate import process_table
-from katsura.domain.errors import FailedPreconditionError
-
-
-class NotRunningError(FailedPreconditionError):
-    """The command needs a running `katsura up`."""
-
-
-def running(data: Path) -> RunRecord:
-    """What runs from `data`.
-
-    Raises:
-        NotRunningError: nothing does.
-    """
-    folder = DataFolder(data.expanduser().resolve())
-    record = folder.read_run()
-    if record is None or not folder.is_owned():
-        raise NotRunningError(f"nothing runs from {folder.root}; start it with `katsura up`, or name another --data")
-    return record
 
 
 def status(data: Path, as_json: bool, console: Console) -> Exit:

@@ -14,7 +14,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata, resources
 from pathlib import Path
@@ -25,11 +25,11 @@ from katsura.cli.core.fleet import Fleet
 from katsura.cli.core.layout import Layout, Place, lay_out, the_store
 from katsura.cli.data import DataFolder, RunRecord, left_alive, make_run_dir, start_ticks
 from katsura.cli.embedded import server_binary
-from katsura.cli.exit import Exit
+from katsura.cli.exit import Exit, PortTakenError
 from katsura.cli.narrate import Narrator
 from katsura.cli.prepare import prepare
 from katsura.cli.supervisor import Supervisor
-from katsura.domain.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, UnavailableError
+from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from katsura.manifests.bundle import Bundle, read_manifests
 from katsura.weights.sources import default_cache_root
 
@@ -53,12 +53,12 @@ class UpOptions:
     metrics_port: int = 0
 
 
-class PortTakenError(AlreadyExistsError):
-    """Somebody else listens on our port."""
+Guest = Callable[[str], bool]
+"""Called once with the URL when everything serves, in a thread of its own; answers whether to go on serving."""
 
 
-def up(options: UpOptions, environ: Mapping[str, str], narrator: Narrator) -> Exit:
-    """Run everything until SIGINT or SIGTERM.
+def up(options: UpOptions, environ: Mapping[str, str], narrator: Narrator, guest: Guest | None = None) -> Exit:
+    """Run everything until SIGINT or SIGTERM, or until `guest` has enough.
 
     Raises:
         ManifestError, InvalidArgumentError: the manifests; nothing was started.
@@ -71,7 +71,7 @@ def up(options: UpOptions, environ: Mapping[str, str], narrator: Narrator) -> Ex
     data.create()
     with data.owned():
         port = free_port(options.host, options.port)
-        return asyncio.run(_Run(replace(options, port=port), environ, narrator, data, bundle).run())
+        return asyncio.run(_Run(replace(options, port=port), environ, narrator, data, bundle, guest).run())
 
 
 def read_bundle(files: tuple[Path, ...]) -> Bundle:
@@ -117,13 +117,20 @@ class _Run:
     """One run, from owning the folder to the last process gone."""
 
     def __init__(
-        self, options: UpOptions, environ: Mapping[str, str], narrator: Narrator, data: DataFolder, bundle: Bundle
+        self,
+        options: UpOptions,
+        environ: Mapping[str, str],
+        narrator: Narrator,
+        data: DataFolder,
+        bundle: Bundle,
+        guest: Guest | None,
     ) -> None:
         self._options = options
         self._environ = environ
         self._tell = narrator
         self._data = data
         self._bundle = bundle
+        self._guest = guest
         self._house: _House | None = None
 
     async def run(self) -> Exit:
@@ -140,7 +147,7 @@ class _Run:
         try:
             place = self._place(run_dir)
             layout = lay_out(self._bundle, place, folders)
-            self._house = _House(self._bundle, layout, place, self._data, self._environ, self._tell)
+            self._house = _House(self._bundle, layout, place, self._data, self._environ, self._tell, self._guest)
             return await self._house.run()
         finally:
             self._data.forget_run()
@@ -215,8 +222,10 @@ class _House:
         data: DataFolder,
         environ: Mapping[str, str],
         narrator: Narrator,
+        guest: Guest | None,
     ) -> None:
         self._bundle = bundle
+        self._guest = guest
         self._layout = layout
         self._place = place
         self._data = data
@@ -231,6 +240,8 @@ class _House:
             UnavailableError: a process never got ready; the message has the end of its log.
         """
         self._data.write_run(self._record())
+        for note in self._layout.notes:
+            self._tell.say(note)
         announcing = asyncio.ensure_future(self._announce())
         announcing.add_done_callback(self._announced)
         try:
@@ -267,7 +278,7 @@ class _House:
             self._all_ready.set()
 
     async def _announce(self) -> None:
-        """Wait until the first answer is possible, then show the screen."""
+        """Wait until the first answer is possible, show the screen, let the guest in."""
         with self._tell.watching():
             await self._all_ready.wait()
             told_s = time.monotonic()
@@ -278,6 +289,8 @@ class _House:
                         self._tell.say(f"not ready yet: {why}")
                     await asyncio.sleep(_READY_POLL_S)
         self._tell.screen(self._record(), self._layout, self._bundle)
+        if self._guest is not None and not await asyncio.to_thread(self._guest, self._url):
+            self.ask_stop()
 
     @property
     def _url(self) -> str:

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from katsura.cli import data as data_module
-from katsura.cli.data import DataFolder, ProcessRecord, RunRecord, default_root, left_alive, make_run_dir, start_ticks
+from katsura.cli.data import (
+    DataFolder,
+    ProcessRecord,
+    RunRecord,
+    default_root,
+    left_alive,
+    make_run_dir,
+    running,
+    start_ticks,
+)
+from katsura.cli.exit import NotRunningError
 from katsura.domain.errors import AlreadyExistsError, PermissionDeniedError
 
 RECORD = RunRecord(
@@ -113,3 +123,13 @@ def test_the_default_folder_follows_the_environment() -> None:
     assert default_root({"KATSURA_DATA": "/k", "XDG_DATA_HOME": "/x"}) == Path("/k")
     assert default_root({"XDG_DATA_HOME": "/x"}) == Path("/x/katsura")
     assert default_root({}) == Path.home() / ".local" / "share" / "katsura"
+
+
+def test_without_a_run_there_is_no_status(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path)
+    with pytest.raises(NotRunningError, match="katsura up"):
+        running(tmp_path)
+    folder.create()
+    folder.write_run(RECORD)
+    with pytest.raises(NotRunningError):
+        running(tmp_path)

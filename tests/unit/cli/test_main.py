@@ -7,11 +7,7 @@ from pathlib import Path
 import pytest
 
 from katsura.cli.exit import Exit
-from katsura.cli.main import build_parser, exit_of, run
-from katsura.cli.status import NotRunningError
-from katsura.cli.up import PortTakenError
-from katsura.domain.errors import AlreadyExistsError, InvalidArgumentError, KatsuraError, UnavailableError
-from katsura.manifests.rules import ManifestError
+from katsura.cli.main import build_parser, run
 
 COMMANDS = [
     "up", "status", "doctor", "chat", "tree list", "tree show", "tree fork", "tree revise", "demo", "model list",
@@ -41,21 +37,6 @@ def test_wrong_use_is_status_two(words: list[str], capsys: pytest.CaptureFixture
         run(words, {})
     assert ended.value.code == Exit.USAGE
     assert "usage: katsura" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
-        (ManifestError([]), Exit.USAGE),
-        (InvalidArgumentError("x"), Exit.USAGE),
-        (PortTakenError("x"), Exit.PORT_TAKEN),
-        (AlreadyExistsError("x"), Exit.ALREADY_RUNNING),
-        (NotRunningError("x"), Exit.NOT_RUNNING),
-        (UnavailableError("x"), Exit.FAILED),
-    ],
-)
-def test_every_kind_of_failure_has_its_status(error: KatsuraError, status: Exit) -> None:
-    assert exit_of(error) is status
 
 
 def test_a_failure_is_told_on_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

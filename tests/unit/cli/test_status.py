@@ -6,13 +6,12 @@ import io
 import json
 from pathlib import Path
 
-import pytest
 from rich.console import Console
 
 from katsura.cli.data import DataFolder, ProcessRecord, RunRecord
 from katsura.cli.exit import Exit
 from katsura.cli.health import Health
-from katsura.cli.status import NotRunningError, as_dict, running, status
+from katsura.cli.status import as_dict, status
 
 RECORD = RunRecord(
     pid=7,
@@ -38,16 +37,6 @@ def test_json_lists_role_pid_address_and_health_and_no_secret() -> None:
     processes = said["processes"]
     assert isinstance(processes, list)
     assert {"name", "role", "pid", "address", "state", "health", "restarts"} <= processes[0].keys()
-
-
-def test_without_a_run_there_is_no_status(tmp_path: Path) -> None:
-    folder = DataFolder(tmp_path)
-    with pytest.raises(NotRunningError, match="katsura up"):
-        running(tmp_path)
-    folder.create()
-    folder.write_run(RECORD)
-    with pytest.raises(NotRunningError):
-        running(tmp_path)
 
 
 def test_processes_that_do_not_answer_make_the_status_unhealthy(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from katsura.cli.up import PortTakenError, free_port, read_bundle
+from katsura.cli.exit import PortTakenError
+from katsura.cli.up import free_port, read_bundle
 from katsura.domain.errors import InvalidArgumentError
 
 

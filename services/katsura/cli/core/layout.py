@@ -107,12 +107,13 @@ class ProcessSpec:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Every process of a run, and the stores that they use."""
+    """Every process of a run, the stores that they use, and `notes`: what of the manifests has no effect here."""
 
     processes: tuple[ProcessSpec, ...]
     store_url: str
     hints_url: str
     durability: Durability
+    notes: tuple[str, ...] = ()
 
 
 def lay_out(bundle: Bundle, place: Place, model_folders: Mapping[str, str]) -> Layout:
@@ -202,7 +203,14 @@ class _Builder:
                 _with_env(spec, KATSURA_METRICS_LISTEN=f"127.0.0.1:{self._place.metrics_port + i}")
                 for i, spec in enumerate(services)
             ]
-        return Layout((*stores, *services, gateway), self._store_url, self._hints_url, self._spec.durability)
+        processes = (*stores, *services, gateway)
+        return Layout(processes, self._store_url, self._hints_url, self._spec.durability, tuple(self._notes()))
+
+    def _notes(self) -> Iterator[str]:
+        for agent in self._bundle.agents:
+            yield f"Agent {agent.metadata.name} was checked; nothing in a local run enforces its budgets"
+        if self._spec.replicas > 1:
+            yield "the gateway asks memory-0; the other memory processes serve gRPC clients"
 
     def _stores(self) -> Iterator[ProcessSpec]:
         if not self._store_url:

@@ -75,6 +75,13 @@ def test_what_the_manifest_says_reaches_the_processes() -> None:
     assert "KATSURA_KV_BYTES" not in member
 
 
+def test_what_has_no_effect_here_is_said() -> None:
+    assert laid_out("custom.yaml").notes == (
+        "Agent researcher was checked; nothing in a local run enforces its budgets",
+    )
+    assert laid_out("demo.yaml").notes == ()
+
+
 def test_the_context_is_the_models_own_unless_it_is_said() -> None:
     assert "KATSURA_CONTEXT_TOKENS" not in by_name(laid_out("unified.yaml"))["engine-0"].env
 
