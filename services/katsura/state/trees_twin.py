@@ -581,7 +581,8 @@ class TwinTreeStore:
         state.tree = replace(state.tree, branch_count=order)
         return Branch(
             BranchName(name), BranchState.ACTIVE, at, summary, boundary, at, source.name, depth,
-            state.path_tokens(at) - state.path_tokens(boundary), state.climb(source.hint, depth), min(source.cut, depth), self._now, order,
+            state.path_tokens(at) - state.path_tokens(boundary), state.climb(source.hint, depth),
+            min(source.cut, depth), self._now, order,
         )  # fmt: skip
 
     def _commit(self, state: _State, kind: EventKind, branch: str, ids: tuple[NodeId, ...]) -> Position:

@@ -1,0 +1,302 @@
+"""Assembly: a branch as the messages of a prompt, under a token budget, with a prefix that stays the same.
+
+    goal and pins | summaries and raw steps in the order of the path | hints
+    never dropped | VALID summaries stand for their covers           | untrusted, last
+
+What is left out is a function of the branch and the budget alone. Old raw steps are cut where the path's token count
+passes a multiple of half the room: the shown part grows to the high-water mark (the room), then the cut moves once,
+to the low-water mark, and stays there while the branch grows. So a prompt cache is lost once per half room, never at
+each step, and forks of one step share their prefix.
+
+The order of sacrifice: the oldest raw steps, hints, the oldest summaries, all of the newest summary but its open
+obligations. Goal, pins, open obligations and the newest step are never dropped: where they do not fit, the answer is
+OUT_OF_RANGE / BUDGET_TOO_SMALL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from hashlib import blake2b
+from typing import Final
+
+from katsura.domain.errors import OutOfRangeError, Reason
+from katsura.domain.ids import NodeId
+from katsura.domain.trees import (
+    ROOT,
+    Hint,
+    Judgement,
+    Shown,
+    Snapshot,
+    Step,
+    Summary,
+    SummaryStatus,
+    ToolCall,
+)
+from katsura.memory.core.tokens import estimate, estimate_step
+
+LOW_WATER_SHARE: Final = 2
+"""The low-water mark is the room less a 1/2 of it."""
+HINT_SHARE: Final = 8
+"""Hints take at most 1/8 of the room."""
+SUMMARY_SHARE: Final = 2
+"""Summaries take at most 1/2 of what pins leave."""
+COVERED, OVER_BUDGET, NOT_VALID, HINT_LIMIT = "covered-by-summary", "over-budget", "summary-not-valid", "hint-limit"
+
+
+class SegmentKind(IntEnum):
+    """Part of a context (numbers of the API)."""
+
+    PIN = 1
+    SUMMARY = 2
+    STEP = 3
+    HINT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One message of a context. `token_count` is `estimated` where no ids are attached for the tokenizer."""
+
+    kind: SegmentKind
+    role: str
+    content: str
+    node_id: NodeId
+    token_count: int
+    estimated: bool
+    token_ids: tuple[int, ...] = ()
+    tool_call: ToolCall | None = None
+    shortened: bool = False
+
+    @property
+    def text_hash(self) -> bytes:
+        """Hash over role, content and tool call, 16 bytes."""
+        call = self.tool_call
+        parts = (self.role, self.content, *((call.call_id, call.name, call.arguments_json) if call else ()))
+        return blake2b("\0".join(parts).encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Something left out. A run of steps left out for one reason is one entry that names the last of them."""
+
+    kind: SegmentKind
+    node_id: NodeId
+    reason: str
+    token_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A prompt. `cut` is the depth below which it shows summaries only."""
+
+    segments: tuple[Segment, ...]
+    dropped: tuple[Dropped, ...]
+    untokenized: tuple[NodeId, ...]
+    total_tokens: int
+    cut: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Which summaries and hints are shown, oldest first."""
+
+    summaries: tuple[tuple[Shown, Segment], ...]
+    hints: tuple[Segment, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(segment.token_count for _, segment in self.summaries) + _cost(self.hints)
+
+
+def assemble(snapshot: Snapshot, room: int, *, tokenizer: bool) -> Assembly:
+    """The prompt of a branch in at most `room` rendered tokens.
+
+    Args:
+        snapshot: taken with `token_limit` of at least `room`.
+        tokenizer: whether a tokenizer was named, so that nodes without ids are worth reporting.
+
+    Raises:
+        OutOfRangeError: BUDGET_TOO_SMALL.
+    """
+    pins = _pin_segment(snapshot)
+    steps = [_step_segment(shown) for shown in snapshot.steps]
+    valid = [(shown, summary_segment(shown)) for shown in snapshot.summaries if _is_valid(shown.node.judgement)]
+    hints = [_hint_segment(shown) for shown in snapshot.hints]
+    chosen = _choose(valid, hints, room - _cost(pins) - _cost(steps[-1:]), room)
+    needed = _cost(pins) + chosen.tokens + _cost(steps[-1:])
+    if needed > room:
+        raise OutOfRangeError(
+            f"goal, pins, open obligations and the newest step take {needed} tokens; the budget leaves {room}. Raise "
+            "budget_tokens, lower reserve_tokens, or shorten them",
+            reason=Reason.BUDGET_TOO_SMALL,
+            field="budget_tokens",
+            metadata={"needed_tokens": str(needed), "room_tokens": str(room)},
+        )
+    first = _first_shown(snapshot, steps, room - _cost(pins) - chosen.tokens, room)
+    body = _in_path_order(chosen.summaries, list(zip(snapshot.steps, steps, strict=True))[first:])
+    segments = (*pins, *body, *chosen.hints)
+    cut = snapshot.steps[first].node.depth - 1 if first < len(steps) else snapshot.branch.depth
+    return Assembly(
+        segments=segments,
+        dropped=tuple(_dropped(snapshot, valid, hints, chosen, first)),
+        untokenized=tuple(s.node_id for s in segments if s.estimated and not s.shortened) if tokenizer else (),
+        total_tokens=_cost(segments),
+        cut=cut,
+    )
+
+
+def summary_segment(shown: Shown) -> Segment:
+    """A summary as a message: whole, with the node ids by which an agent may ask for its cover or go back to it."""
+    summary = _summary(shown)
+    body = summary.body
+    lists = (
+        ("Facts", body.facts),
+        ("Decisions", body.decisions),
+        ("Open obligations", body.open_obligations),
+        ("Artifacts", body.artifacts),
+    )
+    lines = [f"[summary {shown.node.node_id} of steps {summary.first_covered} to {summary.last_covered}]", body.text]
+    lines += [line for title, items in lists for line in _listed(title, items)]
+    return _segment(SegmentKind.SUMMARY, "user", "\n".join(lines), shown)
+
+
+def _choose(valid: Sequence[tuple[Shown, Segment]], hints: Sequence[Segment], left: int, room: int) -> _Chosen:
+    """Summaries and hints, the newest of each first, within their shares of what pins and the newest step leave."""
+    shown: list[tuple[Shown, Segment]] = []
+    share = left // SUMMARY_SHARE
+    for summary, segment in reversed(valid):
+        if not shown and segment.token_count > left:
+            short = _obligations_segment(summary)
+            shown += [(summary, short)] if short else []
+            break
+        spent = _cost(segment for _, segment in shown)
+        if shown and spent + segment.token_count > share:
+            break
+        shown.append((summary, segment))
+    left = min(left - _cost(segment for _, segment in shown), room // HINT_SHARE)
+    kept: list[Segment] = []
+    for hint in reversed(hints):
+        if _cost(kept) + hint.token_count > left:
+            break
+        kept.append(hint)
+    return _Chosen(tuple(reversed(shown)), tuple(reversed(kept)))
+
+
+def _first_shown(snapshot: Snapshot, steps: Sequence[Segment], left: int, room: int) -> int:
+    """Index of the oldest raw step that is shown: the first one past the lowest mark from which the rest fits."""
+    fit = len(steps)
+    while fit and steps[fit - 1].token_count <= left:
+        fit -= 1
+        left -= steps[fit].token_count
+    if fit == len(steps) or (fit == 0 and snapshot.steps_rest.node_id == ROOT):
+        return fit
+    starts = [shown.node.path_tokens - shown.node.tokens for shown in snapshot.steps]
+    stride = max(1, room // LOW_WATER_SHARE)
+    mark = -(-starts[fit] // stride) * stride
+    return next((i for i in range(fit, len(steps)) if starts[i] >= mark), len(steps) - 1)
+
+
+def _in_path_order(
+    summaries: Iterable[tuple[Shown, Segment]], steps: Iterable[tuple[Shown, Segment]]
+) -> tuple[Segment, ...]:
+    return tuple(segment for _, segment in sorted((*summaries, *steps), key=lambda pair: pair[0].node.depth))
+
+
+def _dropped(
+    snapshot: Snapshot,
+    valid: Sequence[tuple[Shown, Segment]],
+    hints: Sequence[Segment],
+    chosen: _Chosen,
+    first: int,
+) -> Iterable[Dropped]:
+    rest = snapshot.summaries_rest
+    if rest.node_id:
+        yield Dropped(SegmentKind.SUMMARY, rest.node_id, OVER_BUDGET, rest.tokens)
+    shown = {summary.node.node_id: segment for summary, segment in chosen.summaries}
+    for summary, segment in valid:
+        node_id = summary.node.node_id
+        if node_id in shown:
+            covered = _summary(summary)
+            yield Dropped(SegmentKind.STEP, covered.last_covered, COVERED, covered.covered_tokens)
+        saved = segment.token_count - (shown[node_id].token_count if node_id in shown else 0)
+        if saved:
+            yield Dropped(SegmentKind.SUMMARY, node_id, OVER_BUDGET, saved)
+    for summary in snapshot.summaries:
+        if not _is_valid(summary.node.judgement):
+            yield Dropped(SegmentKind.SUMMARY, summary.node.node_id, NOT_VALID, summary.cost)
+    last = snapshot.steps[first - 1].node.node_id if first else snapshot.steps_rest.node_id
+    if last:
+        covered_tokens = sum(_summary(summary).covered_tokens for summary, _ in valid)
+        older = max(0, snapshot.steps_rest.tokens - covered_tokens)
+        tokens = sum(step.cost for step in snapshot.steps[:first]) + older
+        yield Dropped(SegmentKind.STEP, last, OVER_BUDGET, tokens)
+    if snapshot.hints_rest.node_id:
+        yield Dropped(SegmentKind.HINT, snapshot.hints_rest.node_id, HINT_LIMIT, snapshot.hints_rest.tokens)
+    for hint in hints[: len(hints) - len(chosen.hints)]:
+        yield Dropped(SegmentKind.HINT, hint.node_id, OVER_BUDGET, hint.token_count)
+
+
+def _pin_segment(snapshot: Snapshot) -> tuple[Segment, ...]:
+    """Goal and pins as one message, under node 0; none where the tree has neither."""
+    tree = snapshot.tree
+    lines = [f"Goal: {tree.goal}"] if tree.goal else []
+    lines += _listed("Constraints", tree.pins)
+    if not lines:
+        return ()
+    text, count = "\n".join(lines), snapshot.root_count
+    tokens = estimate(text) if count is None else count
+    return (Segment(SegmentKind.PIN, "system", text, ROOT, tokens, count is None, snapshot.root_ids),)
+
+
+def _step_segment(shown: Shown) -> Segment:
+    step = shown.node.body
+    assert isinstance(step, Step), "raw steps are steps"
+    tokens = estimate_step(step) if shown.count is None else shown.count
+    return Segment(
+        SegmentKind.STEP, step.role, step.content, shown.node.node_id, tokens, shown.count is None, shown.token_ids,
+        step.tool_call,
+    )  # fmt: skip
+
+
+def _hint_segment(shown: Shown) -> Segment:
+    hint = shown.node.body
+    assert isinstance(hint, Hint), "hints are hints"
+    text = (
+        f"[untrusted history: branch {hint.abandoned_branch} was abandoned; work goes on after step "
+        f"{hint.restored_after}]\nReason: {hint.reason}\nIt began with: {hint.first_action}"
+    )
+    return _segment(SegmentKind.HINT, "user", text, shown)
+
+
+def _obligations_segment(shown: Shown) -> Segment | None:
+    """The least that a summary is reduced to; None where nothing is owed. Its text is not that of the attached ids."""
+    summary = _summary(shown)
+    if not summary.body.open_obligations:
+        return None
+    head = f"[summary {shown.node.node_id} of steps {summary.first_covered} to {summary.last_covered}, shortened]"
+    text = "\n".join((head, *_listed("Open obligations", summary.body.open_obligations)))
+    bare = Segment(SegmentKind.SUMMARY, "user", text, shown.node.node_id, estimate(text), estimated=True)
+    return replace(bare, shortened=True)
+
+
+def _segment(kind: SegmentKind, role: str, text: str, shown: Shown) -> Segment:
+    tokens = estimate(text) if shown.count is None else shown.count
+    return Segment(kind, role, text, shown.node.node_id, tokens, shown.count is None, shown.token_ids)
+
+
+def _listed(title: str, items: Sequence[str]) -> list[str]:
+    return [f"{title}:", *(f"- {item}" for item in items)] if items else []
+
+
+def _summary(shown: Shown) -> Summary:
+    assert isinstance(shown.node.body, Summary), "the summary chain holds summaries"
+    return shown.node.body
+
+
+def _is_valid(judgement: Judgement | None) -> bool:
+    return judgement is not None and judgement.status is SummaryStatus.VALID
+
+
+def _cost(segments: Iterable[Segment]) -> int:
+    return sum(segment.token_count for segment in segments)
