@@ -21,7 +21,7 @@ def load_experts(config: ShardConfig, model: Model) -> tuple[Ffn, MemberPool | N
             [load_group(checkpoint, model.config, model.layout, layer, group, model.kernels) for group in groups]
             for layer in layers
         ]
-    return LocalFfn(held), None
+    return LocalFfn(held, model.kernels), None
 
 
 if __name__ == "__main__":

@@ -8,23 +8,26 @@ counts, and only then is it timed by the clock that the caller hands in.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from katsura.domain.shape import DType, FfnLayout, ModelShape, Numerics
-from katsura.model.attention import NEVER, PartFunction, flash_works, mask_dtype, part_function
+from katsura.model.attention import COLUMN_BLOCK, NEVER, PartFunction, flash_works, mask_dtype, part_function
 from katsura.model.kernels import AttentionBackend, AttentionKernel, KernelPlan, LinearBackend, LinearKernel
 from katsura.model.linear import TORCH_DTYPE, PackedLinear, backend_function, packed_works
 
 Now = Callable[[], float]
 """A clock in seconds."""
 
+CALIBRATION = 3
+"""Version of these tests: a plan made by another version says nothing about what this one promises."""
 ROWS_MAX = 512
 """Rows of one product whose invariance is tested; more are cut into calls of this size."""
 _ROW_COUNTS = (*range(1, 65), 65, 79, 96, 127, 128, 129, 200, 255, 256, 384, 511, ROWS_MAX)
 _ROW_MINIMA = (1, 2, 4, 8, 16, 32)
+_FUSED_ROWS = (1, 2, 3, 4, 5, 8, 15, 16, 17, 33, 64)
 _TIMED_ROWS = (1, 4, 16)
 _SPREAD = 8
 _WEIGHT_ELEMENTS_MAX = 1 << 24
@@ -52,7 +55,8 @@ def plan_kernels(shape: ModelShape, layout: FfnLayout, dtype: DType, numerics: N
         linear = {
             (k, n): _plan_linear(k, n, dtype, numerics, now, generator) for k, n in sorted(linear_shapes(shape, layout))
         }
-        return KernelPlan(dtype, numerics, linear, _plan_attention(shape, dtype, numerics, now, generator))
+        attention = _plan_attention(shape, dtype, numerics, now, generator)
+        return KernelPlan(dtype, numerics, linear, attention, _may_fuse(shape, layout, dtype, linear, generator))
 
 
 def _plan_linear(
@@ -113,6 +117,32 @@ def _seconds(product: Callable[[Tensor], object], x: Tensor, now: Now) -> float:
         product(x)
         times.append(now() - start)
     return statistics.median(times)
+
+
+def _may_fuse(
+    shape: ModelShape,
+    layout: FfnLayout,
+    dtype: DType,
+    linear: Mapping[tuple[int, int], LinearKernel],
+    generator: torch.Generator,
+) -> bool:
+    """Whether stacking gate and up of any number of dense groups leaves every column of the product its bits."""
+    block, count = shape.ffn_size // layout.group_count, layout.group_count
+    if shape.is_moe or count == 1 or block % COLUMN_BLOCK:
+        return False  # an odd width would also move the ends of the vectors that the activation works in
+    kernel = linear[shape.hidden_size, 2 * block]
+    x, weight = cancelling_operands(64, shape.hidden_size, 2 * block * count, dtype, generator)
+    gates, ups = (torch.split(half, block) for half in weight.chunk(2))
+    alone = [PackedLinear(torch.cat(pair), kernel) for pair in zip(gates, ups, strict=True)]
+    for held in range(2, count + 1):
+        fused = PackedLinear(torch.cat((*gates[:held], *ups[:held])), kernel)
+        for rows in _FUSED_ROWS:
+            columns = torch.split(fused(x[:rows]), block, 1)
+            parts = [torch.split(one(x[:rows]), block, 1) for one in alone[:held]]
+            apart = [gate for gate, _ in parts] + [up for _, up in parts]
+            if not all(torch.equal(a, b) for a, b in zip(columns, apart, strict=True)):
+                return False
+    return True
 
 
 def _plan_attention(

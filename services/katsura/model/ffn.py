@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from katsura.model.gate import Routing
+from katsura.model.kernels import KernelPlan
+from katsura.model.linear import PackedLinear
 from katsura.model.weights import FfnBlock, GroupWeights
 
 
@@ -52,9 +54,12 @@ def group_partial(group: GroupWeights, hidden: Tensor, routing: Routing | None) 
 
 def swiglu(block: FfnBlock, hidden: Tensor) -> Tensor:
     """`down(silu(gate(x)) * up(x))` in the model's dtype."""
-    gate_up = block.gate_up(hidden)
+    return block.down(_activated(block.gate_up(hidden)))
+
+
+def _activated(gate_up: Tensor) -> Tensor:
     width = gate_up.shape[1] // 2
-    return block.down(functional.silu(gate_up[:, :width]).mul_(gate_up[:, width:]))
+    return functional.silu(gate_up[:, :width]).mul_(gate_up[:, width:])
 
 
 def sum_groups(partials: Mapping[int, Tensor]) -> Tensor:
@@ -66,14 +71,45 @@ def sum_groups(partials: Mapping[int, Tensor]) -> Tensor:
     return total
 
 
+class GroupSet:
+    """Groups of one layer held in one place: their partials, with the bits of `group_partial`, in fewer products.
+
+    Where the plan allows, gate and up of all dense groups are one product; only `down` is one per group, because the
+    sums of two groups must not meet before `sum_groups`. The groups' own gate and up are not kept.
+    """
+
+    def __init__(self, groups: Sequence[GroupWeights], kernels: KernelPlan) -> None:
+        """`groups` are of one layer, in any order."""
+        self._groups = sorted(groups, key=lambda held: held.group)
+        self._gate_up: PackedLinear | None = None
+        self._downs: list[tuple[int, PackedLinear]] = []
+        dense = all(not held.expert_ids for held in self._groups)
+        if not dense or not kernels.fuse_groups or len(self._groups) < 2:
+            return
+        first = self._groups[0].blocks[0].gate_up
+        parts = [held.blocks[0].gate_up.dense().chunk(2) for held in self._groups]
+        stacked = torch.cat([gate for gate, _ in parts] + [up for _, up in parts])
+        self._gate_up = PackedLinear(stacked, kernels.linear_for(first.in_width, first.out_width))
+        self._downs = [(held.group, held.blocks[0].down) for held in self._groups]
+        self._groups = []
+
+    def partials(self, hidden: Tensor, routing: Routing | None) -> dict[int, Tensor]:
+        """f32 `[tokens, width]` by group id."""
+        if self._gate_up is None:
+            return {held.group: group_partial(held, hidden, routing) for held in self._groups}
+        pieces = torch.chunk(_activated(self._gate_up(hidden)), len(self._downs), 1)
+        return {
+            group: down(piece.contiguous()).float() for (group, down), piece in zip(self._downs, pieces, strict=True)
+        }
+
+
 class LocalFfn:
     """All groups in this process (unified topology): the same bits as any split of the same layout."""
 
-    def __init__(self, layers: Sequence[Sequence[GroupWeights]]) -> None:
-        """`layers[l]` holds every group of layer `l`."""
-        self._layers = [sorted(groups, key=lambda held: held.group) for groups in layers]
+    def __init__(self, layers: Sequence[Sequence[GroupWeights]], kernels: KernelPlan) -> None:
+        """`layers[l]` holds every group of layer `l`; drop them afterwards, or they are in memory twice."""
+        self._layers = [GroupSet(groups, kernels) for groups in layers]
 
     def apply(self, layer: int, inputs: FfnInput) -> Tensor:
         """The FFN output of `layer`: f32 `[tokens, width]`, to be added to the residual."""
-        groups = self._layers[layer]
-        return sum_groups({held.group: group_partial(held, inputs.hidden, inputs.routing) for held in groups})
+        return sum_groups(self._layers[layer].partials(inputs.hidden, inputs.routing))

@@ -69,12 +69,14 @@ class KernelPlan:
         numerics: what the plan was tested for.
         linear: kernel by (input width, output width).
         attention: kernel of every attention part.
+        fuse_groups: gate and up of several dense groups may be one product without changing a bit (`ffn.FusedGroups`).
     """
 
     dtype: DType
     numerics: Numerics
     linear: Mapping[tuple[int, int], LinearKernel]
     attention: AttentionKernel
+    fuse_groups: bool = False
 
     def linear_for(self, in_width: int, out_width: int) -> LinearKernel:
         """The kernel of a `[out_width, in_width]` weight."""
@@ -97,6 +99,7 @@ class KernelPlan:
                 for (k, n), kernel in sorted(self.linear.items())
             },
             "attention": [self.attention.backend.value, self.attention.rows_multiple, self.attention.one_token],
+            "fuse_groups": self.fuse_groups,
         }
 
     @staticmethod
@@ -128,4 +131,5 @@ def _read(data: Mapping[str, object]) -> KernelPlan:
         numerics=Numerics(str(data["numerics"])),
         linear=kernels,
         attention=AttentionKernel(AttentionBackend(backend), int(rows_multiple), bool(one_token)),
+        fuse_groups=bool(data["fuse_groups"]),
     )

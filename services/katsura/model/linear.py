@@ -25,7 +25,7 @@ def packed_works(dtype: DType) -> bool:
     weight = torch.linspace(-1, 1, 32 * 16).reshape(32, 16).to(TORCH_DTYPE[dtype])
     x = torch.linspace(1, -1, 3 * 16).reshape(3, 16).to(TORCH_DTYPE[dtype])
     try:
-        product = _packed(weight)(x)
+        product = backend_function(LinearBackend.PACKED, weight)(x)
     except (AttributeError, RuntimeError):
         return False
     return torch.allclose(product.float(), x.float() @ weight.float().t(), atol=0.1, rtol=0.02)
@@ -33,23 +33,24 @@ def packed_works(dtype: DType) -> bool:
 
 def backend_function(backend: LinearBackend, weight: Tensor) -> Callable[[Tensor], Tensor]:
     """The bare product `x -> x @ weight.T` of one backend, without any care for row counts."""
-    if backend is LinearBackend.PACKED:
-        return _packed(weight)
-    return lambda x: functional.linear(x, weight)
+    return _prepared(backend, weight)[1]
 
 
 class PackedLinear:
     """`x @ weight.T` by one kernel of the plan. `weight` is `[out, in]`; the caller may drop it afterwards."""
 
-    __slots__ = ("_kernel", "_product", "_rows_max", "_rows_min", "in_width", "out_width", "size_bytes")
+    __slots__ = ("_product", "_rows_max", "_rows_min", "_stored", "in_width", "out_width", "size_bytes")
 
     def __init__(self, weight: Tensor, kernel: LinearKernel) -> None:
         self.out_width, self.in_width = weight.shape
         self.size_bytes = weight.numel() * weight.element_size()
-        self._kernel = kernel
         self._rows_min = kernel.rows_min
         self._rows_max = kernel.rows_max or 1 << 62
-        self._product = backend_function(kernel.backend, weight.contiguous())
+        self._stored, self._product = _prepared(kernel.backend, weight.contiguous())
+
+    def dense(self) -> Tensor:
+        """The weight `[out, in]` as it was given."""
+        return self._stored.to_dense() if self._stored.is_mkldnn else self._stored
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[rows, in]` to `[rows, out]`."""
@@ -61,7 +62,10 @@ class PackedLinear:
         return torch.cat([self(piece) for piece in torch.split(x, self._rows_max)])
 
 
-def _packed(weight: Tensor) -> Callable[[Tensor], Tensor]:
+def _prepared(backend: LinearBackend, weight: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The weight as the backend keeps it, and the product with it."""
+    if backend is LinearBackend.PLAIN:
+        return weight, lambda x: functional.linear(x, weight)
     packed = torch.ops.mkldnn._reorder_linear_weight.default(weight.contiguous(), None)
     product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default
-    return lambda x: product(x, packed, None, "none", [], "")
+    return packed, lambda x: product(x, packed, None, "none", [], "")

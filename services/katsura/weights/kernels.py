@@ -17,7 +17,7 @@ import torch
 
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.shape import DType, FfnLayout, ModelShape, Numerics
-from katsura.model.calibrate import plan_kernels
+from katsura.model.calibrate import CALIBRATION, plan_kernels
 from katsura.model.kernels import KernelPlan
 
 
@@ -69,6 +69,6 @@ def _read(path: Path) -> KernelPlan:
 
 def _key(shape: ModelShape, layout: FfnLayout, dtype: DType, numerics: Numerics) -> str:
     # What a plan depends on: the products' shapes, the promise, and what this torch can do on this CPU.
-    facts = [repr(shape), repr(layout), dtype.value, numerics.value]
+    facts = [str(CALIBRATION), repr(shape), repr(layout), dtype.value, numerics.value]
     facts += [torch.__version__, torch.backends.cpu.get_cpu_capability(), platform.machine()]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]

@@ -158,7 +158,7 @@ def build_engine(
         [build_group(tiny.config, layout, layer, group, tiny.read, kernels) for group in range(groups)]
         for layer in range(tiny.config.shape.layer_count)
     ]
-    return Engine(tiny.config, kernels, decoder, LocalFfn(layers), arena)
+    return Engine(tiny.config, kernels, decoder, LocalFfn(layers, kernels), arena)
 
 
 @pytest.fixture(scope="session")

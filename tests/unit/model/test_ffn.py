@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
+import pytest
 import torch
 from torch.nn import functional
 
-from katsura.model.ffn import FfnInput, LocalFfn, group_partial, sum_groups
+from katsura.domain.shape import DType, FfnLayout, ModelShape, Numerics
+from katsura.model.calibrate import plan_kernels
+from katsura.model.ffn import FfnInput, GroupSet, LocalFfn, group_partial, sum_groups
 from katsura.model.gate import Routing
 from katsura.model.kernels import LinearBackend, LinearKernel
 from katsura.model.linear import PackedLinear
 from katsura.model.weights import FfnBlock, GroupWeights
 
-PLAIN = LinearKernel(LinearBackend.PLAIN)
+PLAIN = LinearKernel(LinearBackend.PLAIN, 4, 512)
+SHAPE = ModelShape("llama", 1, 8, 1, 1, 8, 256, 0, 0, 16, 64)
 
 
 def block(seed: int, width: int = 12) -> tuple[FfnBlock, torch.Tensor, torch.Tensor]:
@@ -60,8 +67,17 @@ def test_summing_changes_no_partial():
     assert (parts[0] == 1).all()
 
 
-def test_all_groups_in_one_process_give_the_bits_of_the_split():
-    groups = [GroupWeights(0, number, (), (block(number)[0],)) for number in range(4)]
-    hidden = torch.randn(7, 8)
-    split = sum_groups({group.group: group_partial(group, hidden, None) for group in reversed(groups)})
-    assert torch.equal(LocalFfn([groups[::-1]]).apply(0, FfnInput(hidden, None)), split)
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("held", [(0, 1, 2, 3), (3, 1), (2,)])
+@pytest.mark.parametrize("rows", [1, 2, 7, 40])
+def test_groups_held_together_give_the_bits_of_each_alone(fuse, held, rows):
+    kernels = plan_kernels(SHAPE, FfnLayout(4, 4), DType.F32, Numerics.INVARIANT, time.perf_counter)
+    assert kernels.fuse_groups
+    groups = [GroupWeights(0, number, (), (block(number, 64)[0],)) for number in held]
+    hidden = torch.randn(rows, 8)
+    alone = {group.group: group_partial(group, hidden, None) for group in groups}
+    together = GroupSet(groups, replace(kernels, fuse_groups=fuse)).partials(hidden, None)
+    assert sorted(together) == sorted(held)
+    assert all(torch.equal(together[number], alone[number]) for number in held)
+    local = LocalFfn([groups], replace(kernels, fuse_groups=fuse)).apply(0, FfnInput(hidden, None))
+    assert torch.equal(local, sum_groups(alone))

@@ -13,6 +13,7 @@ PLAN = KernelPlan(
     Numerics.INVARIANT,
     {(576, 960): LinearKernel(LinearBackend.PACKED, 2, 512), (8, 4): LinearKernel(LinearBackend.PLAIN)},
     AttentionKernel(AttentionBackend.FLASH_F32, 4),
+    fuse_groups=True,
 )
 
 

@@ -30,13 +30,24 @@ def test_a_packed_weight_reports_its_size():
     assert (linear.in_width, linear.out_width, linear.size_bytes) == (40, 24, 1920)
 
 
+@pytest.mark.parametrize("dtype", list(DType))
+@pytest.mark.parametrize("backend", list(LinearBackend))
+def test_the_weight_can_be_had_back(dtype, backend):
+    if backend is LinearBackend.PACKED and not packed_works(dtype):
+        pytest.skip(f"this machine has no packed {dtype} product")
+    weight = torch.randn(50, 33).to(TORCH_DTYPE[dtype])
+    assert torch.equal(PackedLinear(weight, LinearKernel(backend)).dense(), weight)
+
+
 def test_a_product_that_is_missing_or_wrong_is_not_called_working(monkeypatch):
     assert packed_works(DType.F32)
 
-    def missing(weight):
+    def missing(backend, weight):
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr("katsura.model.linear._packed", missing)
+    monkeypatch.setattr("katsura.model.linear._prepared", missing)
     assert not packed_works(DType.F32)
-    monkeypatch.setattr("katsura.model.linear._packed", lambda weight: lambda x: x.new_zeros(3, 32))
+    monkeypatch.setattr(
+        "katsura.model.linear._prepared", lambda backend, weight: (weight, lambda x: x.new_zeros(3, 32))
+    )
     assert not packed_works(DType.F32)
