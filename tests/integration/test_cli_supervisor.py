@@ -92,8 +92,8 @@ class Watch:
 async def running(data: DataFolder, *specs: ProcessSpec) -> AsyncIterator[tuple[Supervisor, Watch]]:
     watch = Watch()
     environ = {**os.environ, "PYTHONPATH": str(data.root.parent), "KATSURA_STRAY": "1"}
-    supervisor = Supervisor(specs, data, environ, watch.say, watch.change)
-    task = asyncio.create_task(supervisor.run())
+    supervisor = Supervisor(specs, data, environ)
+    task = asyncio.create_task(supervisor.run(watch.say, watch.change))
     try:
         yield supervisor, watch
     finally:
@@ -172,8 +172,8 @@ specs = [ProcessSpec(**{**s, "role": Role(s["role"]), "args": tuple(s["args"])})
 def change(fleet):
     if fleet.all_ready:
         print(json.dumps([[r.name, r.pid, r.started] for r in supervisor.records()]), flush=True)
-supervisor = Supervisor(specs, DataFolder(Path(sys.argv[1])), os.environ, lambda *_: None, change)
-asyncio.run(supervisor.run())
+supervisor = Supervisor(specs, DataFolder(Path(sys.argv[1])), os.environ)
+asyncio.run(supervisor.run(lambda *_: None, change))
 """
 
 

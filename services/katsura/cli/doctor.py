@@ -22,7 +22,7 @@ from katsura.cli.data import DataFolder, RunRecord, left_alive
 from katsura.cli.embedded import server_binary
 from katsura.cli.exit import Exit
 from katsura.cli.health import probe_all
-from katsura.cli.up import free_port
+from katsura.cli.up import listen
 from katsura.domain.errors import KatsuraError
 
 _PACKAGES = (
@@ -144,7 +144,7 @@ def _version(package: str) -> str | None:
 
 def _is_taken(port: int) -> bool:
     try:
-        free_port("127.0.0.1", port)
+        listen("127.0.0.1", port).close()
     except KatsuraError:
         return True
     return False

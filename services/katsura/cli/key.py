@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
@@ -19,14 +18,6 @@ if TYPE_CHECKING:
     from katsura.state.tenants import TenantStore
 
 T = TypeVar("T")
-
-
-class _SystemClock:
-    def wall_ms(self) -> int:
-        return time.time_ns() // 1_000_000
-
-    def monotonic_s(self) -> float:
-        return time.monotonic()
 
 
 def create(store_url: str, tenant: str, name: str, as_json: bool, console: Console) -> Exit:
@@ -78,13 +69,14 @@ def revoke(store_url: str, key_id: str, console: Console) -> Exit:
 
 def _with_store(url: str, work: Callable[[TenantStore], Awaitable[T]]) -> T:
     # Imported here: redis belongs to the extra `services`, which a client of a remote installation need not have.
+    from katsura.rpc.clock import SystemClock
     from katsura.state.connect import Store
     from katsura.state.tenants import RedisTenantStore
 
     async def run() -> T:
         store = await Store.open(url, wait_s=5.0)
         try:
-            return await work(RedisTenantStore(store, _SystemClock()))
+            return await work(RedisTenantStore(store, SystemClock()))
         finally:
             await store.close()
 

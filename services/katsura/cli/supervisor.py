@@ -34,7 +34,7 @@ from katsura.cli.core.fleet import (
     Tick,
     advance,
 )
-from katsura.cli.core.layout import ProcessSpec
+from katsura.cli.core.layout import ProcessSpec, Role
 from katsura.cli.data import DataFolder, ProcessRecord, start_ticks
 
 _STORE_POLL_S = 0.05
@@ -46,9 +46,8 @@ class Supervisor:
     Args:
         specs: what to run.
         data: where logs go.
+        http_fd: listening socket that the gateway inherits, or None: it outlives restarts of the gateway.
         environ: environment that children inherit; its KATSURA_ variables are not, each child gets its own.
-        on_say: told every sentence for the person (text, trouble).
-        on_change: told after every event.
     """
 
     def __init__(
@@ -56,16 +55,17 @@ class Supervisor:
         specs: Sequence[ProcessSpec],
         data: DataFolder,
         environ: Mapping[str, str],
-        on_say: Callable[[str, bool], None],
-        on_change: Callable[[Fleet], None],
+        http_fd: int | None = None,
     ) -> None:
         self._specs = {spec.name: spec for spec in specs}
         self._data = data
         self._environ = {key: value for key, value in environ.items() if not key.startswith("KATSURA_")}
         # One torch thread per process unless somebody said otherwise: more would fight over the same cores.
         self._environ.setdefault("OMP_NUM_THREADS", "1")
-        self._on_say = on_say
-        self._on_change = on_change
+        self._http_fd = http_fd
+        self._on_say: Callable[[str, bool], None] = lambda text, trouble: None
+        self._on_change: Callable[[Fleet], None] = lambda fleet: None
+        self._alive = self._tether = -1  # the two ends of the pipe that ties children to us; made by `run`
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._processes: dict[str, Process] = {}
         self._watchers: set[asyncio.Task[None]] = set()
@@ -93,10 +93,15 @@ class Supervisor:
             for child in self.fleet.children.values()
         )
 
-    async def run(self) -> None:
-        """Start everything, keep it running, return when all has ended; `fleet.failure` says if it was not by wish."""
-        alive, self._tether = os.pipe()
-        self._alive = alive
+    async def run(self, on_say: Callable[[str, bool], None], on_change: Callable[[Fleet], None]) -> None:
+        """Start everything, keep it running, return when all has ended; `fleet.failure` says if it was not by wish.
+
+        Args:
+            on_say: told every sentence for the person (text, trouble).
+            on_change: told after every event.
+        """
+        self._on_say, self._on_change = on_say, on_change
+        self._alive, self._tether = os.pipe()
         loop = asyncio.get_running_loop()
         try:
             self._events.put_nowait(Tick())
@@ -111,7 +116,7 @@ class Supervisor:
         finally:
             await self._end_all()
             os.close(self._tether)
-            os.close(alive)
+            os.close(self._alive)
 
     async def _take(self, event: Event, now_s: float) -> None:
         self.fleet, actions = advance(self.fleet, event, now_s)
@@ -134,18 +139,15 @@ class Supervisor:
         spec = self._specs[name]
         ready, tell_ready = os.pipe()
         log = self._data.open_log(name)
+        inherited = self._inherited(spec, tell_ready)
         try:
             process = await asyncio.create_subprocess_exec(
                 *self._command(spec),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={
-                    **self._environ,
-                    **spec.env,
-                    **({} if spec.role.is_store else self._pipes(tell_ready)),
-                },
-                pass_fds=() if spec.role.is_store else (self._alive, tell_ready),
+                env={**self._environ, **spec.env, **{name: str(number) for name, number in inherited.items()}},
+                pass_fds=tuple(inherited.values()),
                 start_new_session=True,
             )
         except OSError as error:
@@ -171,8 +173,14 @@ class Supervisor:
             return (sys.executable, "-m", "katsura.cli.embedded", str(os.getpid()), *spec.args)
         return (sys.executable, "-m", spec.module)
 
-    def _pipes(self, tell_ready: int) -> dict[str, str]:
-        return {"KATSURA_SUPERVISOR_FD": str(self._alive), "KATSURA_READY_FD": str(tell_ready)}
+    def _inherited(self, spec: ProcessSpec, tell_ready: int) -> dict[str, int]:
+        """Descriptors that a process gets, by the variable that tells it the number."""
+        if spec.role.is_store:
+            return {}
+        pipes = {"KATSURA_SUPERVISOR_FD": self._alive, "KATSURA_READY_FD": tell_ready}
+        if spec.role is Role.GATEWAY and self._http_fd is not None:
+            pipes["KATSURA_HTTP_FD"] = self._http_fd
+        return pipes
 
     def _watch(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -8,6 +8,7 @@ never run.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 import shutil
@@ -35,6 +36,7 @@ from katsura.weights.sources import default_cache_root
 
 _FORMER_RUN_S = 20.0
 """How long processes of a run that was killed may take to notice it."""
+_BACKLOG = 1024
 _READY_POLL_S = 0.2
 _READY_TELL_S = 5.0
 
@@ -69,9 +71,9 @@ def up(options: UpOptions, environ: Mapping[str, str], narrator: Narrator, guest
     the_store(bundle)
     data = DataFolder(options.data.expanduser().resolve())
     data.create()
-    with data.owned():
-        port = free_port(options.host, options.port)
-        return asyncio.run(_Run(replace(options, port=port), environ, narrator, data, bundle, guest).run())
+    with data.owned(), listen(options.host, options.port) as listener:
+        options = replace(options, port=listener.getsockname()[1])
+        return asyncio.run(_Run(options, environ, narrator, data, bundle, listener, guest).run())
 
 
 def read_bundle(files: tuple[Path, ...]) -> Bundle:
@@ -92,25 +94,24 @@ def read_bundle(files: tuple[Path, ...]) -> Bundle:
     return read_manifests(texts)
 
 
-def free_port(host: str, port: int) -> int:
-    """Return `port` if it can be listened on, any free one for 0.
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on `port`, on any free one for 0. The gateway inherits it.
 
     Raises:
-        PortTakenError: somebody listens there. InvalidArgumentError: we may not.
+        PortTakenError: somebody listens there. InvalidArgumentError: we may not, or the host is not one of ours.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except PermissionError as error:
-            raise InvalidArgumentError(f"may not listen on port {port}; take one above 1023", field="--port") from error
-        except OSError as error:
-            raise PortTakenError(
-                f"port {port} on {host} is taken; stop what listens there, or use --port N (--port 0 picks a free one)"
-            ) from error
-        return int(probe.getsockname()[1])
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except PermissionError as error:
+        raise InvalidArgumentError(f"may not listen on port {port}; take one above 1023", field="--port") from error
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            why = f"cannot listen on {host}: {error.strerror}; name an address of this machine"
+            raise InvalidArgumentError(why, field="--host") from error
+        raise PortTakenError(
+            f"port {port} on {host} is taken; stop what listens there, or use --port N (--port 0 picks a free one)"
+        ) from error
 
 
 class _Run:
@@ -123,8 +124,10 @@ class _Run:
         narrator: Narrator,
         data: DataFolder,
         bundle: Bundle,
+        listener: socket.socket,
         guest: Guest | None,
     ) -> None:
+        self._listener = listener
         self._options = options
         self._environ = environ
         self._tell = narrator
@@ -147,7 +150,8 @@ class _Run:
         try:
             place = self._place(run_dir)
             layout = lay_out(self._bundle, place, folders)
-            self._house = _House(self._bundle, layout, place, self._data, self._environ, self._tell, self._guest)
+            supervisor = Supervisor(layout.processes, self._data, self._environ, self._listener.fileno())
+            self._house = _House(self._bundle, layout, place, self._data, supervisor, self._tell, self._guest)
             return await self._house.run()
         finally:
             self._data.forget_run()
@@ -220,7 +224,7 @@ class _House:
         layout: Layout,
         place: Place,
         data: DataFolder,
-        environ: Mapping[str, str],
+        supervisor: Supervisor,
         narrator: Narrator,
         guest: Guest | None,
     ) -> None:
@@ -231,7 +235,7 @@ class _House:
         self._data = data
         self._tell = narrator
         self._all_ready = asyncio.Event()
-        self._supervisor = Supervisor(layout.processes, data, environ, narrator.say, self._changed)
+        self._supervisor = supervisor
 
     async def run(self) -> Exit:
         """Start, serve, end.
@@ -245,7 +249,7 @@ class _House:
         announcing = asyncio.ensure_future(self._announce())
         announcing.add_done_callback(self._announced)
         try:
-            await self._supervisor.run()
+            await self._supervisor.run(self._tell.say, self._changed)
         finally:
             announcing.cancel()
             await asyncio.wait((announcing,))

@@ -62,7 +62,7 @@ async def main() -> None:
     setup.configure("gateway", config.instance_id, os.environ)
     watch_supervisor(config.supervisor_fd)
     async with AsyncExitStack() as stack:
-        listener = _listen(*config.http_address)
+        listener = _listen(*config.http_address) if config.http_fd is None else socket.socket(fileno=config.http_fd)
         stack.callback(listener.close)
         host, port = config.http_address[0], listener.getsockname()[1]
         store = await Store.open(config.store_url, report=_LOG.info)

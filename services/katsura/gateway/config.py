@@ -30,6 +30,8 @@ class GatewayConfig:
         request_timeout_s: deadline of a request that names none, and the longest one it may name.
         shard_wait_s: how long a request waits for a shard when there is none, or none that goes on with it.
         keepalive_s: a silent stream gets a comment this often.
+        http_fd: inherited socket that listens at `http_listen` already: it outlives this process, so connections made
+            while the process is restarted wait instead of being refused.
         drain_timeout_s: how long running requests may take after SIGTERM.
         supervisor_fd: inherited pipe whose end means exit at once.
         ready_fd: inherited pipe that gets one JSON line when requests are served.
@@ -47,6 +49,7 @@ class GatewayConfig:
     request_timeout_s: float = 600.0
     shard_wait_s: float = 60.0
     keepalive_s: float = 10.0
+    http_fd: int | None = None
     drain_timeout_s: float = 30.0
     supervisor_fd: int | None = None
     ready_fd: int | None = None
@@ -79,6 +82,7 @@ class GatewayConfig:
             request_timeout_s=env.real("KATSURA_REQUEST_TIMEOUT_S", 600.0, low=1.0),
             shard_wait_s=env.real("KATSURA_SHARD_WAIT_S", 60.0),
             keepalive_s=env.real("KATSURA_KEEPALIVE_S", 10.0, low=0.1),
+            http_fd=env.descriptor("KATSURA_HTTP_FD"),
             drain_timeout_s=env.real("KATSURA_DRAIN_TIMEOUT_S", 30.0),
             supervisor_fd=env.descriptor("KATSURA_SUPERVISOR_FD"),
             ready_fd=env.descriptor("KATSURA_READY_FD"),

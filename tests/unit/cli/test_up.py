@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 
 from katsura.cli.exit import PortTakenError
-from katsura.cli.up import free_port, read_bundle
+from katsura.cli.up import listen, read_bundle
 from katsura.domain.errors import InvalidArgumentError
 
 
 def test_a_taken_port_is_named_with_the_way_out() -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen(1)
-        port = other.getsockname()[1]
-        with pytest.raises(PortTakenError, match=f"port {port} on 127.0.0.1 is taken.*--port 0"):
-            free_port("127.0.0.1", port)
-    assert free_port("127.0.0.1", port) == port
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(PortTakenError, match=rf"port {port} on 127\.0\.0\.1 is taken.*--port 0"):
+            listen("127.0.0.1", port)
+    with listen("127.0.0.1", port) as again:
+        assert again.getsockname()[1] == port
 
 
-def test_port_zero_picks_one_that_is_free() -> None:
-    assert free_port("127.0.0.1", 0) > 1023
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"cannot listen on 192\.0\.2\.1"):
+        listen("192.0.2.1", 0)
 
 
 def test_without_a_file_the_demo_is_served() -> None:
