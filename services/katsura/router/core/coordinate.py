@@ -79,17 +79,28 @@ def decide(
     if late:
         without = replace(watched, silent=watched.silent | late)
         names = ", ".join(sorted(name for name, _ in late))
-        decision = _plan(members, shards, tables, without, f"{names} loaded nothing for {patience_s:g} s")
+        why = f"{names} loaded nothing for {patience_s:g} s"
+        decision = _plan(members, shards, tables, without, why, needed=False)
         if decision.tables is not None:
             return decision
     return Decision(None, watched, f"{len(waiting)} of {len(prepared.assignments)} members still load")
 
 
 def _plan(
-    members: Sequence[MemberLease], shards: Sequence[ShardLease], tables: ExpertTables, watched: Watched, why: str
+    members: Sequence[MemberLease],
+    shards: Sequence[ShardLease],
+    tables: ExpertTables,
+    watched: Watched,
+    why: str,
+    needed: bool = True,
 ) -> Decision:
-    able = [m for m in members if not m.draining and _life(m) not in watched.silent]
-    layout = assign(able, tables.committed or tables.prepared)
+    """A new table over the members that are able; where it is `needed`, silent ones are tried before there is none."""
+    able = [m for m in members if not m.draining]
+    heard = [m for m in able if _life(m) not in watched.silent]
+    layout = assign(heard, tables.committed or tables.prepared)
+    if layout is None and needed:
+        watched = replace(watched, silent=frozenset())
+        layout = assign(able, tables.committed or tables.prepared)
     if layout is None:
         return Decision(None, watched, f"{len(able)} members cannot hold every group")
     first = layout.members[0]

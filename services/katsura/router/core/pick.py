@@ -46,6 +46,7 @@ def pick(scores: Sequence[Score], ask: Ask) -> Pick:
     Raises:
         UnavailableError: NO_SHARD; the message lists why not, for each.
     """
+    scores = sorted(scores, key=lambda s: s.shard_id)
     able = [s for s in scores if not s.excluded_reason]
     if not able:
         why = (
