@@ -1,0 +1,92 @@
+"""Decisions over a view and the twin, also where the store does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from katsura.domain.errors import NotFoundError, Reason, UnavailableError
+from katsura.domain.ids import DeploymentName, Incarnation, InstanceId, ProgramId, TenantId
+from katsura.domain.tenant import Tenant
+from katsura.router.decisions import Decider, ShardAsk
+from katsura.router.view import View
+from katsura.state.hints import Affinity, Decided
+from katsura.state.hints_twin import TwinHintStore
+from katsura.testing.fleet import DEPLOYMENT, REVISION, shard_record
+
+ADA, BOB = Tenant(TenantId("ada"), b"a" * 32), Tenant(TenantId("bob"), b"b" * 32)
+RUN = ProgramId("run")
+ASK = ShardAsk(DEPLOYMENT, REVISION.revision_id, RUN, "main", (), 100, 10, frozenset())
+
+
+class StoppedClock:
+    def wall_ms(self) -> int:
+        return 1_000_000
+
+    def monotonic_s(self) -> float:
+        return 1000.0
+
+
+class DeafStore(TwinHintStore):
+    """Takes programs' hints and never answers."""
+
+    async def get_affinity(self, tenant: Tenant, program: ProgramId) -> Affinity | None:
+        return await asyncio.get_running_loop().create_future()
+
+    async def put_affinity(self, *args: object, **more: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+
+def decider(store: TwinHintStore) -> Decider:
+    view = View(store, StoppedClock())
+    view.shards = {lease.instance_id: lease for lease in (shard_record("s1"), shard_record("s2"))}
+    return Decider(store, view)
+
+
+async def test_a_program_is_kept_where_it_ran_for_its_own_tenant_only() -> None:
+    store = TwinHintStore(StoppedClock())
+    await store.put_affinity(ADA, RUN, Affinity(DEPLOYMENT, InstanceId("s2"), Incarnation(1)))
+    mine = await decider(store).choose_shard(ADA, ASK)
+    assert (mine.shard.instance_id, mine.pick.chosen.affinity_s > 0) == ("s2", True)
+    other = await decider(store).choose_shard(BOB, ASK)
+    assert other.pick.chosen.affinity_s == 0
+
+
+async def test_a_program_of_another_deployment_is_not_at_home_here() -> None:
+    store = TwinHintStore(StoppedClock())
+    await store.put_affinity(ADA, RUN, Affinity(DeploymentName("other"), InstanceId("s2"), Incarnation(1)))
+    assert (await decider(store).choose_shard(ADA, ASK)).pick.chosen.affinity_s == 0
+
+
+async def test_a_decision_is_noted_for_all_routers_before_it_is_answered() -> None:
+    store = TwinHintStore(StoppedClock())
+    found = await decider(store).choose_shard(ADA, ASK)
+    assert await store.get_affinity(ADA, RUN) == Affinity(DEPLOYMENT, found.shard.instance_id, Incarnation(1))
+    view = View(store, StoppedClock())
+    (note,) = [entry.note for entry in await store.read_feeds(view._cursors, 0)]
+    assert note == Decided(found.decision_id, found.shard.instance_id, Incarnation(1), 100, 1_000_000)
+
+
+async def test_a_store_that_does_not_answer_delays_a_decision_but_does_not_stop_it() -> None:
+    found = await decider(DeafStore(StoppedClock())).choose_shard(ADA, ASK)
+    assert found.shard.instance_id in ("s1", "s2")
+
+
+async def test_a_revision_without_shards_and_an_unknown_deployment_are_told_apart() -> None:
+    with pytest.raises(UnavailableError, match="no shard of this revision is registered"):
+        await decider(TwinHintStore(StoppedClock())).choose_shard(ADA, replace(ASK, revision_id="old"))
+    with pytest.raises(NotFoundError, match="there are: demo") as refused:
+        await decider(TwinHintStore(StoppedClock())).choose_shard(ADA, replace(ASK, deployment=DeploymentName("x")))
+    assert refused.value.reason is Reason.MODEL_NOT_FOUND
+
+
+async def test_a_draining_router_decides_nothing() -> None:
+    one = decider(TwinHintStore(StoppedClock()))
+    one.draining = True
+    with pytest.raises(UnavailableError) as refused:
+        await one.choose_shard(ADA, ASK)
+    assert refused.value.reason is Reason.DRAINING
+    with pytest.raises(UnavailableError):
+        one.choose_model("demo", 0)
