@@ -70,6 +70,7 @@ class Compute:
         self._sampled: dict[str, Sampled] = {}
         self._snapshot = False
         self._told_pool: messages.Pool | None = None
+        self._told_load = intake.load()
         self._told_paused = ""
         self._expire_at_s = 0.0
 
@@ -207,14 +208,14 @@ class Compute:
         self._sampled = {}
         log = self._intake.cache.events
         batch = messages.batch_of(log.take(self._incarnation))
-        pool = self._pool.state() if self._pool is not None else None
-        if not (self._answers or timing or batch or self._snapshot or pool != self._told_pool
-                or paused != self._told_paused):  # fmt: skip
+        pool, load = self._pool.state() if self._pool is not None else None, self._intake.load()
+        told = (self._told_pool, self._told_load, self._told_paused)
+        if not (self._answers or timing or batch or self._snapshot) and told == (pool, load, paused):
             return
         names = tuple(self._intake.cache.index.names()) if self._snapshot else ()
         report = Report(
             answers=tuple(self._answers),
-            load=self._intake.load(),
+            load=load,
             batch=batch,
             snapshot=(log.last_sequence, names) if self._snapshot else None,
             timing=timing,
@@ -222,5 +223,5 @@ class Compute:
             paused=paused,
         )
         self._answers, self._snapshot = [], False
-        self._told_pool, self._told_paused = pool, paused
+        self._told_pool, self._told_load, self._told_paused = pool, load, paused
         self._pipe.send(messages.write_report(report))
