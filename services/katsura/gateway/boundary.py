@@ -2,7 +2,7 @@
 
 Routes raise `KatsuraError`; the client gets OpenAI's envelope. Anything else that escapes is our bug: it is logged with
 its traceback and answered 500 without details. Once a reply has begun its route ends it (a stream sends the error as an
-event), so nothing is left to do here but to log.
+event), so nothing is left to do here but to log. Messages of ours name ids and counts, never a prompt or a key.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ class Boundary:
         )
         with log.ids(request=request_id), span:
             error = await self._served(scope, receive, send_with_id)
+            if error is not None and status_of(error) >= 500:
+                _LOG.warning("a request failed", reason=error.reason.value, error=error.message)
             if error is not None and not begun:
                 await error_reply(error)(scope, receive, send_with_id)
-            elif error is not None and not isinstance(error, CancelledError):
-                _LOG.error("a reply broke off", reason=error.reason.value)
 
     async def _served(self, scope: Scope, receive: Receive, send: Send) -> KatsuraError | None:
         try:

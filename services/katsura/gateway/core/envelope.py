@@ -33,6 +33,10 @@ _CODE_BY_REASON = {
     Reason.TREE_NOT_FOUND: "session_not_found",
     Reason.UNSPECIFIED: None,
 }
+_PUBLIC_BY_REASON = {
+    Reason.STORE_UNAVAILABLE: "the store does not answer right now; try again in a moment",
+    Reason.PEER_UNAVAILABLE: "a service behind the gateway does not answer right now; try again in a moment",
+}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -44,7 +48,12 @@ def status_of(error: KatsuraError) -> int:
 def envelope(error: KatsuraError) -> dict[str, object]:
     """The body of an error: what OpenAI has a code for keeps its code, the rest is our reason in lower case."""
     code = _CODE_BY_REASON.get(error.reason, error.reason.value.lower())
-    return plain_envelope(status_of(error), error.message, code, error.field)
+    return plain_envelope(status_of(error), public_message(error), code, error.field)
+
+
+def public_message(error: KatsuraError) -> str:
+    """What a client is told: addresses of our own processes and stores are for the log."""
+    return _PUBLIC_BY_REASON.get(error.reason, error.message)
 
 
 def plain_envelope(status: int, message: str, code: str | None, param: str | None = None) -> dict[str, object]:

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from katsura.domain.errors import KatsuraError
+from katsura.gateway.core.envelope import public_message
 from katsura.gateway.deps import Deps
 from katsura.rpc.context import CallContext
 from katsura.sdk import Connection
@@ -58,7 +59,7 @@ async def _said(check: Awaitable[object]) -> str:
     try:
         await check
     except KatsuraError as error:
-        return error.message
+        return public_message(error)
     return ""
 
 
@@ -71,7 +72,7 @@ async def _models(deps: Deps) -> str:
     try:
         models = await deps.router.acting_for(_NOBODY, _CHECK_TIMEOUT_S).list_models()
     except KatsuraError as error:
-        return error.message
+        return public_message(error)
     if any(not model.not_ready_reason for model in models):
         return ""
     return "; ".join(f"{model.name}: {model.not_ready_reason}" for model in models) or "no model is registered"

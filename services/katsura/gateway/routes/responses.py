@@ -19,6 +19,7 @@ from katsura.domain.ids import BranchName, NodeId, TenantId, TreeId
 from katsura.gateway.core import responses_reply as reply
 from katsura.gateway.core.budget import Limit, answer_reserve
 from katsura.gateway.core.chat_request import Message
+from katsura.gateway.core.envelope import public_message
 from katsura.gateway.core.prompt import Part
 from katsura.gateway.core.response_ids import parse_response_id, response_id, tree_id_for_responses
 from katsura.gateway.core.responses_request import ResponsesRequest, read_responses_request
@@ -173,7 +174,7 @@ class _Running:
         except KatsuraError as error:
             if not begun:
                 raise
-            name, data = numbered.failure(error.message)
+            name, data = numbered.failure(public_message(error))
             yield event(data, name)
 
     async def _finished(self, answered: Answered | None, logprobs: list[dict[str, object]]) -> dict[str, object]:

@@ -51,3 +51,9 @@ def test_every_error_of_the_tree_has_a_status() -> None:
 def test_what_the_http_layer_says_has_the_same_form() -> None:
     error = {"message": "no", "type": "invalid_request_error", "param": None, "code": "route_not_found"}
     assert plain_envelope(404, "no", "route_not_found") == {"error": error}
+
+
+def test_addresses_of_our_own_processes_stay_inside() -> None:
+    error = e.UnavailableError("the store at unix:///run/s does not answer", reason=e.Reason.STORE_UNAVAILABLE)
+    assert "/run" not in str(envelope(error))
+    assert "/run" not in str(envelope(e.UnavailableError("failed to connect to 10.0.0.7:7001")))
