@@ -96,12 +96,14 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """One node id per step, whether it was there before, and the branch afterwards."""
+    """One node id per step, whether it was there before, the branch afterwards, and whether its raw segment has passed
+    the policy's limit."""
 
     node_ids: tuple[NodeId, ...]
     merged: tuple[bool, ...]
     branch: Branch
     position: Position
+    compress_due: bool
 
 
 @dataclass(frozen=True, slots=True)

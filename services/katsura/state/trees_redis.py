@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 from katsura.domain.errors import ConflictError, InvalidArgumentError, NotFoundError
-from katsura.domain.ids import BranchName, NodeId, TenantId, TreeId
+from katsura.domain.ids import DEFAULT_BRANCH, BranchName, NodeId, TenantId, TreeId
 from katsura.domain.trees import (
     ROOT,
     Branch,
@@ -121,7 +121,8 @@ class RedisTreeStore:
             policy_json(new.policy),
             json.dumps(dict(new.labels)),
             new.policy.ttl_s * 1000,
-            "main",
+            DEFAULT_BRANCH,
+            new.policy.raw_token_limit,
         )
         branch = branch_of(said["branch"])
         now = said["now"]
@@ -483,6 +484,7 @@ class RedisTreeStore:
             merged=tuple(said["merged"]),
             branch=branch_of(said["branch"]),
             position=position_of(said),
+            compress_due=said["compress_due"],
         )
         if plan.fresh and not grown.merged[-1]:
             self._heads[ref, branch] = replace(

@@ -480,7 +480,8 @@ class TwinTreeStore:
         repeated = [(branch.name, new.step.client_step_id) in state.steps for new in steps]
         if all(repeated):
             position = Position(state.tree.revision, self._incarnation)
-            return Grown(tuple(n for n in found if n is not None), (True,) * len(steps), branch, position)
+            due = branch.raw_tokens > state.tree.policy.raw_token_limit
+            return Grown(tuple(n for n in found if n is not None), (True,) * len(steps), branch, position, due)
         self._compare(ref, branch, expected)
         ids: list[NodeId] = []
         for new, digest, known in zip(steps, digests, found, strict=True):
@@ -497,7 +498,8 @@ class TwinTreeStore:
         branch = replace(branch, head=base, depth=state.depth(base), raw_tokens=raw)
         state.branches[branch.name] = branch
         position = self._commit(state, EventKind.GROWN, branch.name, tuple(ids))
-        return Grown(tuple(ids), tuple(n is not None for n in found), branch, position)
+        due = raw > state.tree.policy.raw_token_limit
+        return Grown(tuple(ids), tuple(n is not None for n in found), branch, position, due)
 
     def _resolve(
         self, state: _State, ref: TreeRef, branch: Branch, steps: Sequence[NewStep], digests: Sequence[str], merge: bool

@@ -32,6 +32,7 @@ HTTP_ROUTE: Final = "http.route"
 RPC_METHOD: Final = "rpc.method"
 RPC_CODE: Final = "rpc.grpc.status_code"
 REASON: Final = "katsura.reason"
+OPERATION: Final = "katsura.operation"
 
 # Metrics of every process
 RPC_SECONDS: Final = "katsura_rpc_seconds"

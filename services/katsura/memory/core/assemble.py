@@ -123,7 +123,8 @@ def assemble(snapshot: Snapshot, room: int, *, tokenizer: bool) -> Assembly:
     steps = [_step_segment(shown) for shown in snapshot.steps]
     valid = [(shown, summary_segment(shown)) for shown in snapshot.summaries if _is_valid(shown.node.judgement)]
     hints = [_hint_segment(shown) for shown in snapshot.hints]
-    chosen = _choose(valid, hints, room - _cost(pins) - _cost(steps[-1:]), room)
+    most_hints = snapshot.tree.policy.hint_limit
+    chosen = _choose(valid, hints[-most_hints:], room - _cost(pins) - _cost(steps[-1:]), room)
     needed = _cost(pins) + chosen.tokens + _cost(steps[-1:])
     if needed > room:
         raise OutOfRangeError(
@@ -233,8 +234,9 @@ def _dropped(
         yield Dropped(SegmentKind.STEP, last, OVER_BUDGET, tokens)
     if snapshot.hints_rest.node_id:
         yield Dropped(SegmentKind.HINT, snapshot.hints_rest.node_id, HINT_LIMIT, snapshot.hints_rest.tokens)
-    for hint in hints[: len(hints) - len(chosen.hints)]:
-        yield Dropped(SegmentKind.HINT, hint.node_id, OVER_BUDGET, hint.token_count)
+    limit = snapshot.tree.policy.hint_limit
+    for age, hint in enumerate(reversed(hints[: len(hints) - len(chosen.hints)]), start=len(chosen.hints)):
+        yield Dropped(SegmentKind.HINT, hint.node_id, OVER_BUDGET if age < limit else HINT_LIMIT, hint.token_count)
 
 
 def _pin_segment(snapshot: Snapshot) -> tuple[Segment, ...]:

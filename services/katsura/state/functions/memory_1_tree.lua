@@ -24,10 +24,11 @@ end
 local function open(keys)
   local t = keys_of(keys[1])
   local m = redis.call('HMGET', t.meta, 'revision', 'next', 'birth', 'incarnation', 'default', 'ttl_ms', 'branch_count',
-                       'updated')
+                       'updated', 'raw_limit')
   if not m[1] then return nil, {'TREE_NOT_FOUND'} end
   t.revision, t.next, t.birth, t.incarnation = tonumber(m[1]), tonumber(m[2]), m[3], m[4]
   t.default, t.ttl_ms, t.branch_count, t.updated = m[5], tonumber(m[6]), tonumber(m[7]), tonumber(m[8])
+  t.raw_limit = tonumber(m[9])
   return t
 end
 
@@ -139,7 +140,7 @@ local function commit(t, args, now, event, branch_name, ids, answer)
   return {'OK', text}
 end
 
--- ARGV: 1-4, birth, incarnation, goal, pins, policy, labels, ttl_ms, branch name.
+-- ARGV: 1-4, birth, incarnation, goal, pins, policy, labels, ttl_ms, branch name, raw token limit.
 register('create', function(keys, args)
   local t = keys_of(keys[1])
   local made = redis.call('HGET', t.meta, 'create')
@@ -157,7 +158,7 @@ register('create', function(keys, args)
   redis.call('UNLINK', t.events)
   redis.call('HSET', t.meta, 'next', 0, 'birth', args[5], 'incarnation', args[6], 'goal', args[7], 'pins', args[8],
              'policy', args[9], 'labels', args[10], 'ttl_ms', args[11], 'default', args[12], 'branch_count', 1,
-             'created', now)
+             'created', now, 'raw_limit', args[13])
   save_branch(t, branch)
   local request = args[3]
   args[3] = ''  -- kept in `meta` instead: this record is never dropped for newer ones

@@ -89,7 +89,8 @@ register('grow', function(keys, args)
     return {'REPLAN', t.birth, found.base, link(t, found.base).hash, table.concat(found.fresh, ' '), branch.head}
   end
   local now = now_ms(t)
-  local answer = {ids = found.ids, merged = found.merged, branch = branch}
+  local answer = {ids = found.ids, merged = found.merged, branch = branch,
+                  compress_due = branch.raw_tokens > t.raw_limit}
   if found.repeated == count then
     answer.revision, answer.incarnation, answer.now = t.revision, t.incarnation, t.updated
     local text = cjson.encode(answer)
@@ -105,6 +106,7 @@ register('grow', function(keys, args)
   end
   branch.head, branch.depth = head.id, head.depth
   branch.raw_tokens = head.cum - link(t, branch.boundary).cum
+  answer.compress_due = branch.raw_tokens > t.raw_limit
   save_branch(t, branch)
   redis.call('HSET', t.meta, 'next', t.next)
   return commit(t, args, now, EVENT.GROWN, branch.name, found.ids, answer)

@@ -1,0 +1,47 @@
+"""Start a memory process: `python -m katsura.memory`, configured by KATSURA_ variables (`katsura.memory.config`)."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+from katsura.api.memory.v1 import memory_service_pb2, memory_service_pb2_grpc
+from katsura.memory.config import MemoryConfig
+from katsura.memory.server import MemoryServicer
+from katsura.memory.service import Memory
+from katsura.rpc.clock import SystemClock
+from katsura.rpc.serve import Server, run_process
+from katsura.state.connect import Store
+from katsura.state.tenants import RedisTenantStore
+from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
+from katsura.telemetry import log
+from katsura.telemetry.setup import configure
+
+_LOG = log.get(__name__)
+
+
+async def main() -> None:
+    """Compose the process and serve until it is told to stop."""
+    config = MemoryConfig.from_env(os.environ)
+    configure("memory", config.serve.instance_id, os.environ)
+    store = await Store.open(
+        config.store_url,
+        libraries=(MEMORY_FUNCTIONS,),
+        wait_s=config.store_wait_s,
+        report=_LOG.warning,
+        replicas=config.store_replicas,
+    )
+    _LOG.info("store open", durability=store.durability.name.lower(), incarnation=store.incarnation)
+    memory = Memory(RedisTreeStore(store, config.limits), lambda: f"t{secrets.token_hex(10)}", config.heartbeat_s)
+    server = Server(config.serve, RedisTenantStore(store, SystemClock()))
+    memory_service_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryServicer(memory), server.grpc)
+    await server.start(memory_service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name)
+    server.set_ready(True)
+    try:
+        await server.run(drain=memory.close)
+    finally:
+        await store.close()
+
+
+if __name__ == "__main__":
+    run_process(main)

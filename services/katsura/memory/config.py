@@ -1,0 +1,54 @@
+"""What the memory service is told by its environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from katsura.rpc.env import Env
+from katsura.rpc.serve import ServeConfig
+from katsura.state.trees import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryConfig:
+    """Configuration of one memory process.
+
+    Attributes:
+        serve: what every process is told.
+        store_url: durable Valkey or Redis.
+        store_wait_s: how long to wait for the store at start.
+        store_replicas: replicas that confirm a write before it is answered; 0 relies on the store's own disk.
+        limits: how much of each tree's past is kept for Watch and for repeated requests.
+        heartbeat_s: silence after which a Watch says that it is alive.
+    """
+
+    serve: ServeConfig
+    store_url: str
+    store_wait_s: float
+    store_replicas: int
+    limits: Limits
+    heartbeat_s: float
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> MemoryConfig:
+        """Read KATSURA_ variables.
+
+        Raises:
+            InvalidArgumentError: lists every variable that is missing, malformed or unknown.
+        """
+        env = Env(environ)
+        kept = Limits()
+        config = cls(
+            serve=ServeConfig.from_env(env, "memory"),
+            store_url=env.text("KATSURA_STORE_URL"),
+            store_wait_s=env.real("KATSURA_STORE_WAIT_S", 30.0),
+            store_replicas=env.number("KATSURA_STORE_REPLICAS", 0, high=16),
+            limits=Limits(
+                events=env.number("KATSURA_MEMORY_EVENTS_KEPT", kept.events, low=1),
+                replays=env.number("KATSURA_MEMORY_REPLAYS_KEPT", kept.replays, low=1),
+            ),
+            heartbeat_s=env.real("KATSURA_MEMORY_HEARTBEAT_S", 15.0, low=0.1, high=3600.0),
+        )
+        env.finish()
+        return config

@@ -1,0 +1,194 @@
+"""The memory service on gRPC: messages in, messages out, everything else in `service`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from katsura.api.memory.v1 import memory_service_pb2 as pb
+from katsura.api.memory.v1 import memory_service_pb2_grpc
+from katsura.domain.errors import InvalidArgumentError
+from katsura.domain.ids import TreeId
+from katsura.memory import translate
+from katsura.memory.service import Memory, Write
+from katsura.rpc.context import current_tenant
+from katsura.state.trees import TreeRef
+
+Context = grpc.aio.ServicerContext[Any, Any]
+WriteRequest = pb.GrowRequest | pb.CompressRequest | pb.ReviseRequest
+
+
+class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
+    """`katsura.api.memory.v1.MemoryService`."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    async def CreateTree(self, request: pb.CreateTreeRequest, context: Context) -> pb.CreateTreeResponse:  # noqa: N802
+        """Make a tree with one empty branch."""
+        tree, branch = await self._memory.create_tree(
+            current_tenant().tenant_id,
+            request.request_id,
+            request.tree_id,
+            request.goal,
+            tuple(request.pins),
+            translate.policy_from(request.policy),
+            dict(request.labels),
+        )
+        return pb.CreateTreeResponse(tree=translate.tree_message(tree), branch=translate.branch_message(branch))
+
+    async def GetTree(self, request: pb.GetTreeRequest, context: Context) -> pb.GetTreeResponse:  # noqa: N802
+        """Read a tree and its branches."""
+        tree, branches = await self._memory.get_tree(_ref(request.tree_id))
+        return pb.GetTreeResponse(
+            tree=translate.tree_message(tree), branches=[translate.branch_message(branch) for branch in branches]
+        )
+
+    async def ListTrees(self, request: pb.ListTreesRequest, context: Context) -> pb.ListTreesResponse:  # noqa: N802
+        """List trees, newest first."""
+        tenant = current_tenant().tenant_id
+        trees, token = await self._memory.list_trees(tenant, request.page_size, request.page_token)
+        return pb.ListTreesResponse(trees=[translate.tree_message(tree) for tree in trees], next_page_token=token)
+
+    async def DeleteTree(self, request: pb.DeleteTreeRequest, context: Context) -> pb.DeleteTreeResponse:  # noqa: N802
+        """Drop a tree."""
+        await self._memory.delete_tree(_ref(request.tree_id))
+        return pb.DeleteTreeResponse()
+
+    async def Grow(self, request: pb.GrowRequest, context: Context) -> pb.GrowResponse:  # noqa: N802
+        """Append steps."""
+        steps = [translate.step_from(step, f"steps[{i}]") for i, step in enumerate(request.steps)]
+        if request.dedupe not in pb.Dedupe.values():
+            raise InvalidArgumentError(f"dedupe: {request.dedupe} is not a Dedupe", field="dedupe")
+        grown = await self._memory.grow(_write(request), steps, request.dedupe != pb.DEDUPE_ALWAYS_NEW)
+        return pb.GrowResponse(
+            node_ids=grown.node_ids,
+            merged=grown.merged,
+            branch=translate.branch_message(grown.branch),
+            compress_due=grown.compress_due,
+            position=translate.position_message(grown.position),
+        )
+
+    async def Compress(self, request: pb.CompressRequest, context: Context) -> pb.CompressResponse:  # noqa: N802
+        """Close the raw segment with a summary."""
+        if request.on_pending not in pb.OnPending.values():
+            raise InvalidArgumentError(f"on_pending: {request.on_pending} is not an OnPending", field="on_pending")
+        written = await self._memory.compress(
+            _write(request),
+            request.last_covered,
+            translate.body_from(request.summary_body) if request.HasField("summary_body") else None,
+            request.compressor,
+            tuple(request.validators),
+            request.on_pending == pb.ON_PENDING_PROCEED,
+        )
+        return pb.CompressResponse(
+            summary=translate.node_message(written.node),
+            branch=translate.branch_message(written.branch),
+            checks=translate.check_messages(written.node.judgement),
+            position=translate.position_message(written.position),
+        )
+
+    async def Maintain(self, request: pb.MaintainRequest, context: Context) -> pb.MaintainResponse:  # noqa: N802
+        """Validate a summary again, or record a verdict from outside."""
+        written = await self._memory.maintain(
+            _ref(request.tree_id),
+            request.request_id,
+            request.branch,
+            request.summary_id,
+            tuple(request.validators),
+            translate.outside_from(request.verdict) if request.HasField("verdict") else None,
+        )
+        return pb.MaintainResponse(
+            summary=translate.node_message(written.node),
+            checks=translate.check_messages(written.node.judgement),
+            position=translate.position_message(written.position),
+        )
+
+    async def Revise(self, request: pb.ReviseRequest, context: Context) -> pb.ReviseResponse:  # noqa: N802
+        """Go back to a boundary on a new branch."""
+        move_default = request.keep_default if request.HasField("keep_default") else True
+        revised = await self._memory.revise(
+            _write(request), request.restore_after, request.reason, request.new_branch, move_default
+        )
+        return pb.ReviseResponse(
+            branch=translate.branch_message(revised.branch),
+            abandoned=translate.branch_message(revised.abandoned),
+            hint=translate.node_message(revised.hint),
+            standing_effects=[translate.effect_message(effect) for effect in revised.effects],
+            position=translate.position_message(revised.position),
+        )
+
+    async def Fork(self, request: pb.ForkRequest, context: Context) -> pb.ForkResponse:  # noqa: N802
+        """Name a new branch at any step."""
+        branch, position = await self._memory.fork(
+            _ref(request.tree_id), request.request_id, request.branch, request.at_node, request.new_branch
+        )
+        return pb.ForkResponse(branch=translate.branch_message(branch), position=translate.position_message(position))
+
+    async def AssembleContext(  # noqa: N802
+        self, request: pb.AssembleContextRequest, context: Context
+    ) -> pb.AssembleContextResponse:
+        """Assemble the prompt of a branch."""
+        assembled = await self._memory.assemble_context(
+            _ref(request.tree_id),
+            request.branch,
+            request.budget_tokens,
+            request.reserve_tokens,
+            request.tokenizer_digest,
+            request.include_token_ids,
+        )
+        assembly = assembled.assembly
+        return pb.AssembleContextResponse(
+            segments=[translate.segment_message(segment) for segment in assembly.segments],
+            total_tokens=assembly.total_tokens,
+            dropped=[translate.dropped_message(dropped) for dropped in assembly.dropped],
+            untokenized_node_ids=assembly.untokenized,
+            cut_moved=assembled.cut_moved,
+            branch=translate.branch_message(assembled.branch),
+            position=translate.position_message(assembled.position),
+        )
+
+    async def AttachTokens(  # noqa: N802
+        self, request: pb.AttachTokensRequest, context: Context
+    ) -> pb.AttachTokensResponse:
+        """Attach the token ids of rendered segments."""
+        tokens = [(node.node_id, tuple(node.token_ids)) for node in request.nodes]
+        kept = await self._memory.attach_tokens(_ref(request.tree_id), request.tokenizer_digest, tokens)
+        return pb.AttachTokensResponse(kept_node_ids=kept)
+
+    async def GetPath(self, request: pb.GetPathRequest, context: Context) -> pb.GetPathResponse:  # noqa: N802
+        """Read the steps of a branch's path."""
+        path = await self._memory.get_path(_ref(request.tree_id), request.branch, request.end_node, request.page_size)
+        return pb.GetPathResponse(
+            nodes=[translate.node_message(node) for node in path.nodes],
+            next_end_node=path.next_end,
+            branch=translate.branch_message(path.branch),
+        )
+
+    async def GetNodes(self, request: pb.GetNodesRequest, context: Context) -> pb.GetNodesResponse:  # noqa: N802
+        """Read nodes by id."""
+        nodes = await self._memory.get_nodes(_ref(request.tree_id), tuple(request.node_ids))
+        return pb.GetNodesResponse(nodes=[translate.node_message(node) for node in nodes])
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:  # noqa: N802
+        """Stream every commit after a point."""
+        events = self._memory.watch(_ref(request.tree_id), request.resume_token, request.after_revision)
+        async for event in events:
+            yield translate.event_message(event)
+
+
+def _ref(tree_id: str) -> TreeRef:
+    """The tree meant. An id that could name none is simply not found."""
+    return TreeRef(current_tenant().tenant_id, TreeId(tree_id))
+
+
+def _write(request: WriteRequest) -> Write:
+    return Write(
+        request_id=request.request_id,
+        tree=_ref(request.tree_id),
+        branch=request.branch,
+        expected_head=request.expected_head if request.HasField("expected_head") else None,
+        unconditional=request.unconditional,
+    )

@@ -1,0 +1,308 @@
+"""Messages of `katsura.api.memory.v1` to domain data and back. Called by `server` only; decides nothing."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TypeVar
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from katsura.api.memory.v1 import memory_pb2 as tree_pb
+from katsura.api.memory.v1 import memory_service_pb2 as pb
+from katsura.domain.errors import InvalidArgumentError
+from katsura.domain.ids import NodeId
+from katsura.domain.trees import (
+    Attachment,
+    Branch,
+    Cost,
+    Durability,
+    Effect,
+    Hint,
+    Judgement,
+    Node,
+    Provenance,
+    Relation,
+    StandingEffect,
+    Step,
+    StepKind,
+    Summary,
+    SummaryBody,
+    ToolCall,
+    Tree,
+    TreePolicy,
+    Verdict,
+)
+from katsura.memory.core.assemble import Dropped, Segment
+from katsura.memory.service import Outside
+from katsura.state.trees import Event, Position
+
+K = TypeVar("K", bound=IntEnum)
+
+
+def enum_of(kind: type[K], value: int, field: str) -> K:
+    """The domain's value of an open enumeration; an unknown number is the caller's mistake."""
+    try:
+        return kind(value)
+    except ValueError:
+        raise InvalidArgumentError(f"{field}: {value} is not a {kind.__name__}", field=field) from None
+
+
+def policy_from(message: tree_pb.TreePolicy) -> TreePolicy:
+    """A policy as sent."""
+    return TreePolicy(
+        raw_token_limit=message.raw_token_limit,
+        compressor=message.compressor,
+        validators=tuple(message.validators),
+        hint_limit=message.hint_limit,
+        durability=enum_of(Durability, message.durability, "policy.durability"),
+        ttl_s=message.ttl_s,
+    )
+
+
+def step_from(message: tree_pb.Step, at: str) -> Step:
+    """A step as sent; `at` is its place in the request."""
+    call, cost = message.tool_call, message.cost
+    return Step(
+        content=message.content,
+        role=message.role,
+        kind=enum_of(StepKind, message.kind, f"{at}.kind"),
+        client_step_id=message.client_step_id,
+        tool_call=ToolCall(call.call_id, call.name, call.arguments_json) if message.HasField("tool_call") else None,
+        relation=enum_of(Relation, message.relation, f"{at}.relation"),
+        related_node_ids=tuple(NodeId(node) for node in message.related_node_ids),
+        effect=enum_of(Effect, message.effect, f"{at}.effect"),
+        undo_ref=message.undo_ref,
+        provenance=enum_of(Provenance, message.provenance, f"{at}.provenance"),
+        cost=Cost(cost.prompt_tokens, cost.cached_tokens, cost.completion_tokens, cost.micros),
+        attributes=dict(message.attributes),
+        opaque=message.opaque,
+        attachments=tuple(Attachment(a.task, a.index, a.media_type, a.data) for a in message.attachments),
+        agent_id=message.agent_id,
+    )
+
+
+def body_from(message: tree_pb.SummaryBody) -> SummaryBody:
+    """What a summary says, as sent."""
+    return SummaryBody(
+        text=message.text,
+        facts=tuple(message.facts),
+        decisions=tuple(message.decisions),
+        open_obligations=tuple(message.open_obligations),
+        artifacts=tuple(message.artifacts),
+    )
+
+
+def outside_from(message: pb.ExternalVerdict) -> Outside:
+    """The verdict of a validator outside."""
+    return Outside(
+        validator=message.validator,
+        fidelity=enum_of(Verdict, message.fidelity, "verdict.fidelity"),
+        outcome=enum_of(Verdict, message.outcome, "verdict.outcome"),
+        note=message.note,
+        suggested_restore=message.suggested_restore,
+    )
+
+
+def tree_message(tree: Tree) -> tree_pb.Tree:
+    """A tree."""
+    policy = tree.policy
+    return tree_pb.Tree(
+        tree_id=tree.tree_id,
+        goal=tree.goal,
+        pins=tree.pins,
+        policy=tree_pb.TreePolicy(
+            raw_token_limit=policy.raw_token_limit,
+            compressor=policy.compressor,
+            validators=policy.validators,
+            hint_limit=policy.hint_limit,
+            durability=tree_pb.Durability.ValueType(policy.durability),
+            ttl_s=policy.ttl_s,
+        ),
+        labels=dict(tree.labels),
+        revision=tree.revision,
+        store_incarnation=tree.incarnation,
+        default_branch=tree.default_branch,
+        node_count=tree.node_count,
+        branch_count=tree.branch_count,
+        create_time=_time(tree.create_ms),
+        update_time=_time(tree.update_ms),
+    )
+
+
+def branch_message(branch: Branch) -> tree_pb.Branch:
+    """A branch."""
+    return tree_pb.Branch(
+        name=branch.name,
+        state=tree_pb.BranchState.ValueType(branch.state),
+        head=branch.head,
+        summary_head=branch.summary_head,
+        boundary=branch.boundary,
+        fork_node=branch.fork_node,
+        parent_branch=branch.parent_branch,
+        depth=branch.depth,
+        raw_tokens=branch.raw_tokens,
+        hint=branch.hint,
+        cut=branch.cut,
+        create_time=_time(branch.create_ms),
+    )
+
+
+def position_message(position: Position) -> pb.Position:
+    """A point in time."""
+    return pb.Position(revision=position.revision, store_incarnation=position.incarnation)
+
+
+def node_message(node: Node) -> tree_pb.Node:
+    """A node of any kind."""
+    message = tree_pb.Node(
+        node_id=node.node_id,
+        parent_id=node.parent_id,
+        content_hash=node.content_hash,
+        birth_branch=node.birth_branch,
+        depth=node.depth,
+        create_time=_time(node.create_ms),
+        revision=node.revision,
+        tokenized_for=node.tokenized_for,
+    )
+    match node.body:
+        case Step():
+            message.step.CopyFrom(_step_message(node.body))
+        case Summary():
+            message.summary.CopyFrom(_summary_message(node.body, node.judgement or Judgement()))
+        case Hint():
+            message.hint.CopyFrom(_hint_message(node.body))
+    return message
+
+
+def check_messages(judgement: Judgement | None) -> list[pb.CheckResult]:
+    """Every check that ran."""
+    checks = judgement.checks if judgement else ()
+    return [
+        pb.CheckResult(
+            validator=check.validator, verdict=tree_pb.Verdict.ValueType(check.verdict), findings=check.findings
+        )
+        for check in checks
+    ]
+
+
+def effect_message(effect: StandingEffect) -> pb.StandingEffect:
+    """An effect left standing."""
+    return pb.StandingEffect(
+        node_id=effect.node_id,
+        effect=tree_pb.Effect.ValueType(effect.effect),
+        undo_ref=effect.undo_ref,
+        excerpt=effect.excerpt,
+    )
+
+
+def segment_message(segment: Segment) -> pb.Segment:
+    """One message of a context."""
+    return pb.Segment(
+        kind=pb.SegmentKind.ValueType(segment.kind),
+        role=segment.role,
+        content=segment.content,
+        node_id=segment.node_id,
+        token_count=segment.token_count,
+        estimated=segment.estimated,
+        token_ids=segment.token_ids,
+        text_hash=segment.text_hash,
+        tool_call=_call_message(segment.tool_call),
+    )
+
+
+def dropped_message(dropped: Dropped) -> pb.Dropped:
+    """Something left out."""
+    return pb.Dropped(
+        kind=pb.SegmentKind.ValueType(dropped.kind),
+        node_id=dropped.node_id,
+        reason=dropped.reason,
+        token_count=dropped.token_count,
+    )
+
+
+def event_message(event: Event) -> pb.WatchResponse:
+    """One commit, or a heartbeat."""
+    return pb.WatchResponse(
+        kind=pb.EventKind.ValueType(event.kind),
+        position=position_message(event.position),
+        branch=event.branch,
+        node_ids=event.node_ids,
+        resume_token=event.resume_token,
+    )
+
+
+def _step_message(step: Step) -> tree_pb.Step:
+    cost = step.cost
+    return tree_pb.Step(
+        client_step_id=step.client_step_id,
+        kind=tree_pb.StepKind.ValueType(step.kind),
+        role=step.role,
+        content=step.content,
+        tool_call=_call_message(step.tool_call),
+        relation=tree_pb.Relation.ValueType(step.relation),
+        related_node_ids=step.related_node_ids,
+        effect=tree_pb.Effect.ValueType(step.effect),
+        undo_ref=step.undo_ref,
+        provenance=tree_pb.Provenance.ValueType(step.provenance),
+        cost=tree_pb.Cost(
+            prompt_tokens=cost.prompt_tokens,
+            cached_tokens=cost.cached_tokens,
+            completion_tokens=cost.completion_tokens,
+            micros=cost.micros,
+        ),
+        attributes=dict(step.attributes),
+        opaque=step.opaque,
+        attachments=[
+            tree_pb.Attachment(task=a.task, index=a.index, media_type=a.media_type, data=a.data)
+            for a in step.attachments
+        ],
+        agent_id=step.agent_id,
+    )
+
+
+def _summary_message(summary: Summary, judgement: Judgement) -> tree_pb.Summary:
+    body = summary.body
+    return tree_pb.Summary(
+        level=summary.level,
+        first_covered=summary.first_covered,
+        last_covered=summary.last_covered,
+        covered_count=summary.covered_count,
+        cover_digest=summary.cover_digest,
+        summary_body=tree_pb.SummaryBody(
+            text=body.text,
+            facts=body.facts,
+            decisions=body.decisions,
+            open_obligations=body.open_obligations,
+            artifacts=body.artifacts,
+        ),
+        status=tree_pb.SummaryStatus.ValueType(judgement.status),
+        fidelity=tree_pb.Verdict.ValueType(judgement.fidelity),
+        outcome=tree_pb.Verdict.ValueType(judgement.outcome),
+        note=judgement.note,
+        suggested_restore=judgement.suggested_restore,
+        made_by=summary.made_by,
+        version=summary.version,
+        covered_tokens=summary.covered_tokens,
+        body_tokens=summary.body_tokens,
+    )
+
+
+def _hint_message(hint: Hint) -> tree_pb.Hint:
+    return tree_pb.Hint(
+        abandoned_branch=hint.abandoned_branch,
+        abandoned_head=hint.abandoned_head,
+        restored_after=hint.restored_after,
+        reason=hint.reason,
+        first_action=hint.first_action,
+        previous_hint=hint.previous_hint,
+    )
+
+
+def _call_message(call: ToolCall | None) -> tree_pb.ToolCall | None:
+    if call is None:
+        return None
+    return tree_pb.ToolCall(call_id=call.call_id, name=call.name, arguments_json=call.arguments_json)
+
+
+def _time(ms: int) -> Timestamp:
+    return Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
