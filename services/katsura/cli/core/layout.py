@@ -212,6 +212,10 @@ class _Builder:
         if self._spec.replicas > 1:
             yield "the gateway asks memory-0; the other memory processes serve gRPC clients"
 
+    @property
+    def _hints(self) -> dict[str, str]:
+        return {"KATSURA_HINTS_URL": self._hints_url}
+
     def _stores(self) -> Iterator[ProcessSpec]:
         if not self._store_url:
             yield self._embedded(Role.STORE, self._spec.durability, None)
@@ -232,7 +236,7 @@ class _Builder:
     def _routers(self) -> Iterator[ProcessSpec]:
         # Routers serve every deployment; each may ask for some, the largest wish is met.
         for index in range(max(d.spec.replicas_of("router") for d in self._bundle.deployments)):
-            yield self._service(f"router-{index}", Role.ROUTER, "katsura.router")
+            yield self._service(f"router-{index}", Role.ROUTER, "katsura.router", self._hints)
 
     def _model(self, deployment: ModelDeployment) -> Iterator[ProcessSpec]:
         name, spec = deployment.metadata.name, deployment.spec
@@ -245,6 +249,7 @@ class _Builder:
             "KATSURA_FFN_SLICES": str(spec.ffn.slices),
             "KATSURA_FFN_GROUPS": str(spec.ffn.groups),
             "KATSURA_SOCKET_DIR": f"{self._place.run_dir}/shm",
+            **self._hints,
         }
         leads = env | {
             "KATSURA_KV_BYTES": str(spec.kv.bytes),
@@ -284,7 +289,6 @@ class _Builder:
         env = {
             **self._shared(name, grace_s),
             "KATSURA_LISTEN": address,
-            "KATSURA_HINTS_URL": self._hints_url,
             **(own or {}),
         }
         return ProcessSpec(name, role, module, address, env, grace_s=grace_s + _AFTER_DRAIN_S)
