@@ -33,8 +33,10 @@ _DATES = (
     re.compile(rf"(?<!\w){_MONTH}[ \t]+{_DAY}(?![\w:])", re.I),
     re.compile(rf"(?<!\w){_DAY}[ \t]+(?:of[ \t]+)?{_MONTH}(?!\w)", re.I),
 )
-_LITERAL_DATE = re.compile(
-    r"(?<![\w./])\d{1,2}([./])\d{1,2}\1\d{2,4}(?![\w/])|(?<![\w:])\d{1,2}:\d{2}(?::\d{2})?(?![\w:])"
+_LITERAL = re.compile(
+    r"(?<![\w./])\d{1,2}([./])\d{1,2}\1\d{2,4}(?![\w/])"  # 21/11/2026
+    r"|(?<![\w:])\d{1,2}:\d{2}(?::\d{2})?(?![\w:])"  # 14:30
+    r"|(?<![\w.])\d+(?:\.\d+){2,}(?!\w)"  # 1.2.3
 )
 _IDENTIFIER = re.compile(r"#\d+|(?<![\w#-])(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[A-Za-z0-9]+(?:[-_][A-Za-z0-9]+)*(?![\w])")
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]{1,3})\Z")
@@ -95,7 +97,7 @@ def quotes_of(text: str) -> Quotes:
     text = _ADDRESS.sub(take_word, text)
     for pattern in _DATES:
         text = pattern.sub(take_date, text)
-    text = _LITERAL_DATE.sub(take_literal, text)
+    text = _LITERAL.sub(take_literal, text)
     text = _IDENTIFIER.sub(take_word, text)
     for found in _AMOUNT.finditer(text):
         unit = (found["before"] or found["after"] or "").strip()
