@@ -57,10 +57,11 @@ class TurnedClock:
 
 @dataclass
 class Bench:
-    """A store, and a way to let its clock pass a moment."""
+    """A store, a way to let its clock pass a moment, and one to make it come back without its data."""
 
     store: HintStore
     pass_ms: Callable[[int], Awaitable[None]]
+    lose: Callable[[], Awaitable[None]]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,12 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
         async def turn(ms: int) -> None:
             clock.now_ms += ms
 
-        yield Bench(TwinHintStore(clock, KEPT), turn)
+        twin = TwinHintStore(clock, KEPT)
+
+        async def forget() -> None:
+            twin.lose_everything()
+
+        yield Bench(twin, turn, forget)
         return
     server: EmbeddedStore = request.getfixturevalue("valkey")
     opened = await Store.open(server.url, libraries=[LIBRARY])
@@ -87,7 +93,10 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
         # The server itself lets time pass: a blocking read of a stream that nobody writes.
         await opened.client.xread({f"nobody-{secrets.token_hex(4)}": "0"}, block=ms + 2)
 
-    yield Bench(RedisHintStore(opened, KEPT), wait)
+    async def flush() -> None:
+        await opened.client.flushall()
+
+    yield Bench(RedisHintStore(opened, KEPT), wait, flush)
     await opened.close()
 
 
@@ -351,6 +360,32 @@ async def test_a_waiting_reader_gets_the_table_that_is_written(bench: Bench) -> 
     assert (found.value, found.version) == (tables(2), second)
     assert await bench.store.wait_expert_tables(DEPLOYMENT, "00ff", first, 60) == found
     assert await bench.store.wait_expert_tables(DEPLOYMENT, "00ff", second, 0.01) == found
+
+
+async def test_tables_that_the_store_lost_count_as_unchanged_until_they_are_written_again(bench: Bench) -> None:
+    fence = await coordinate(bench.store)
+    first = await bench.store.write_expert_tables(fence, tables(1), "")
+    await bench.lose()
+    assert (await bench.store.wait_expert_tables(DEPLOYMENT, "00ff", first, 0.01)).version == first
+    fence = await coordinate(bench.store)
+    waiting = asyncio.ensure_future(bench.store.wait_expert_tables(DEPLOYMENT, "00ff", first, 60))
+    await bench.pass_ms(1)
+    second = await bench.store.write_expert_tables(fence, tables(1), "")
+    found = await waiting
+    assert (found.value, found.version) == (tables(1), second)
+
+
+async def test_feeds_and_leases_of_a_store_that_lost_everything_begin_anew(bench: Bench) -> None:
+    await bench.store.put_shard(shard())
+    await bench.store.put_kv_snapshot(SHARD, KvSnapshot(LIFE, 0, ()))
+    await bench.store.publish_kv(SHARD, batch(1))
+    cursor = (await bench.store.read_feeds({KV: ""}, 0))[-1].cursor
+    await bench.pass_ms(1)
+    await bench.lose()
+    assert await bench.store.list_shards() == ()
+    assert await bench.store.put_shard(shard())
+    await bench.store.publish_kv(SHARD, batch(2))
+    assert [entry.note for entry in await bench.store.read_feeds({KV: cursor}, 0)] == [batch(2)]
 
 
 async def test_a_table_that_was_written_is_announced_to_the_fleet(bench: Bench) -> None:

@@ -222,6 +222,29 @@ async def test_a_store_that_comes_back_empty_is_filled_again_from_leases_and_sna
     assert (await client.get_router()).coordinator
 
 
+async def test_tables_that_the_store_lost_are_written_again_in_their_epoch(house: House) -> None:
+    await house.router("r1")
+    running = asyncio.ensure_future(RecordedMember(house.store, member_record("m1")).run())
+    committed: list[object] = []
+
+    async def come() -> bool:
+        held = await house.store.read_expert_tables(DEPLOYMENT, REVISION.revision_id)
+        committed[:] = [held.value.committed] if held.value.committed else []
+        return bool(committed)
+
+    try:
+        await until(come)
+        (before,) = committed
+        async with AsyncExitStack() as stack:
+            opened = await Store.open(house.valkey.url)
+            stack.push_async_callback(opened.close)
+            await opened.client.flushall()
+        await until(come)
+    finally:
+        running.cancel()
+    assert committed == [before]
+
+
 async def test_a_missing_batch_makes_a_shard_cold_until_its_snapshot(house: House) -> None:
     await house.put_shards()
     _, client = await house.router("r1")

@@ -138,12 +138,21 @@ class Coordinator:
         for shard in self._view.shards.values():
             shards[shard.revision.deployment, shard.revision.revision_id].append(shard)
         for name in sorted(held.keys() | members.keys()):
-            known = held.get(name) or await self._store.read_expert_tables(*name)
+            known = held.get(name) or await self._found_again(fence, name)
             if members[name] or shards[name]:
                 self._abandoned_s.pop(name, None)
                 await self._advance(fence, name, known, members[name], shards[name])
             else:
                 await self._drop_abandoned(fence, name)
+
+    async def _found_again(self, fence: Fence, name: Name) -> Versioned[ExpertTables]:
+        """Tables that the store does not list: those that it lost are written again as they were, in their epoch."""
+        known = await self._store.read_expert_tables(*name)
+        remembered = self._view.tables.get(name)
+        if known.version or remembered is None:
+            return known
+        _LOG.warning("the store lost its expert tables; writing them again", deployment=name[0], revision=name[1])
+        return Versioned(remembered, await self._store.write_expert_tables(fence, remembered, ""))
 
     async def _advance(
         self,
@@ -167,5 +176,6 @@ class Coordinator:
         now_s = self._clock.monotonic_s()
         if now_s - self._abandoned_s.setdefault(name, now_s) > _ABANDONED_S:
             await self._store.drop_expert_tables(fence, *name)
+            self._view.tables.pop(name, None)
             self._watched.pop(name, None)
             self._said.pop(name, None)

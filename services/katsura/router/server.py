@@ -118,8 +118,8 @@ class RouterServicer(pb_grpc.RouterServiceServicer):
         """This replica as it sees itself."""
         require_internal()
         lease, held = self._lease(), self._coordinator.coordination
-        tables = [_table(t, "COMMITTED") for both in self._view.tables if (t := both.committed)]
-        tables += [_table(t, "PREPARED") for both in self._view.tables if (t := both.prepared)]
+        tables = [_table(t, "COMMITTED") for both in self._view.tables.values() if (t := both.committed)]
+        tables += [_table(t, "PREPARED") for both in self._view.tables.values() if (t := both.prepared)]
         router = pb.Router(
             router_id=lease.instance_id,
             incarnation=lease.incarnation,

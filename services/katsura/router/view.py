@@ -53,7 +53,8 @@ class View:
     shards: dict[InstanceId, ShardLease] = field(default_factory=dict)
     members: dict[InstanceId, MemberLease] = field(default_factory=dict)
     endpoints: dict[DeploymentName, EndpointTable] = field(default_factory=dict)
-    tables: tuple[ExpertTables, ...] = ()
+    tables: dict[tuple[DeploymentName, str], ExpertTables] = field(default_factory=dict)
+    """By deployment and revision; kept where the store lost them, so that the coordinator can write them again."""
     caught_up: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once everything that was in the store at start has been read."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -153,5 +154,6 @@ class View:
 
     async def _read_tables(self) -> None:
         self.endpoints = {held.value.deployment: held.value for held in await self.store.list_endpoints()}
-        self.tables = tuple(held.value for held in await self.store.list_expert_tables())
+        for held in await self.store.list_expert_tables():
+            self.tables[held.value.deployment, held.value.revision_id] = held.value
         self.changed.set()

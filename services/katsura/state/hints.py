@@ -268,7 +268,11 @@ class HintStore(Protocol):
     async def wait_expert_tables(
         self, deployment: DeploymentName, revision_id: str, after_version: str, timeout_s: float
     ) -> Versioned[ExpertTables]:
-        """The tables as soon as their version is not `after_version`, or as they are after `timeout_s`. Blocks."""
+        """The tables as soon as their version is not `after_version`, or as they are after `timeout_s`. Blocks.
+
+        Tables that a store lost count as unchanged: keep what you have, the coordinator writes them again. So a version
+        that was seen is never followed by "".
+        """
         ...
 
     async def list_expert_tables(self) -> tuple[Versioned[ExpertTables], ...]:

@@ -194,10 +194,10 @@ class RedisHintStore:
 
         async def read(block_s: float) -> Versioned[ExpertTables]:
             held = await self.read_expert_tables(deployment, revision_id)
-            if held.version == after_version:
+            if held.version in ("", after_version):
                 await self._read_streams({key: after_version or "0"}, block_s, 1)
                 held = await self.read_expert_tables(deployment, revision_id)
-            return held
+            return held if held.version else replace(held, version=after_version)
 
         return await _within(timeout_s, read, lambda held: held.version != after_version)
 

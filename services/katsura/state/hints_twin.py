@@ -116,7 +116,7 @@ class TwinHintStore:
         """Append a batch."""
         self._check_life(shard_id, batch.incarnation)
         log = self._logs.get(Feed(FeedKind.KV, shard_id))
-        last = log.notes[-1] if log is not None else None
+        last = log.notes[-1] if log is not None and log.notes else None
         known = last.sequence if isinstance(last, _OF_A_LIFE) and last.incarnation == batch.incarnation else 0
         snapshot = self._snapshots.get(shard_id)
         taken = snapshot.sequence if snapshot is not None else 0
@@ -213,10 +213,10 @@ class TwinHintStore:
         self, deployment: DeploymentName, revision_id: str, after_version: str, timeout_s: float
     ) -> Versioned[ExpertTables]:
         """The tables as soon as their version is another one."""
-        nothing = Versioned(ExpertTables(deployment, revision_id), "")
+        unchanged = Versioned(ExpertTables(deployment, revision_id), after_version)
         name = (deployment, revision_id)
-        await self._wait(lambda: self._expert_tables.get(name, nothing).version != after_version, timeout_s)
-        return self._expert_tables.get(name, nothing)
+        await self._wait(lambda: self._expert_tables.get(name, unchanged).version != after_version, timeout_s)
+        return self._expert_tables.get(name, unchanged)
 
     async def list_expert_tables(self) -> tuple[Versioned[ExpertTables], ...]:
         """All tables."""
@@ -236,6 +236,19 @@ class TwinHintStore:
 
     async def close(self) -> None:
         """Nothing to let go of."""
+
+    def lose_everything(self) -> None:
+        """Be empty, as a server is that came back without its data; clocks and versions go on."""
+        for log in self._logs.values():
+            log.first += len(log.notes)
+            log.notes.clear()
+        self._leases.clear()
+        self._snapshots.clear()
+        self._holes.clear()
+        self._affinity.clear()
+        self._expert_tables.clear()
+        self._endpoints.clear()
+        self._coordinator = None
 
     async def _put(self, role: Role, lease: ShardLease | MemberLease | RouterLease, ttl_ms: int) -> None:
         held = self._live(role).get(lease.instance_id)
