@@ -149,6 +149,7 @@ class View:
                 self._cursors[Feed(FeedKind.KV, lease.instance_id)] = ""
         for name in [name for name, seen_s in self._seen_s.items() if now - seen_s > _FORGET_S]:
             self.mirror.forget(name)
+            self.ledger.forget(name)
             del self._cursors[Feed(FeedKind.KV, name)], self._seen_s[name]
         self.changed.set()
 

@@ -36,29 +36,36 @@ class InFlight:
 
 
 class Ledger:
-    """All entries that still count."""
+    """All entries that still count, by shard."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[InstanceId, dict[str, Entry]] = {}
+        self._shard_of: dict[str, InstanceId] = {}
 
     def decided(self, decision_id: str, entry: Entry) -> None:
         """A request was sent."""
-        self._entries[decision_id] = entry
+        self.finished(decision_id)
+        self._entries.setdefault(entry.shard_id, {})[decision_id] = entry
+        self._shard_of[decision_id] = entry.shard_id
 
     def finished(self, decision_id: str) -> None:
         """It ended; a decision that no longer counts is no error."""
-        self._entries.pop(decision_id, None)
+        shard = self._shard_of.pop(decision_id, None)
+        if shard is not None:
+            del self._entries[shard][decision_id]
 
     def settle(self, lease: ShardLease) -> None:
         """Drop what this lease counts itself, and what an earlier life of the shard was sent."""
-        self._entries = {
-            name: entry
-            for name, entry in self._entries.items()
-            if entry.shard_id != lease.instance_id
-            or (entry.incarnation == lease.incarnation and entry.at_ms + SETTLE_MS > lease.put_ms)
-        }
+        for decision_id, entry in tuple(self._entries.get(lease.instance_id, {}).items()):
+            if entry.incarnation != lease.incarnation or entry.at_ms + SETTLE_MS <= lease.put_ms:
+                self.finished(decision_id)
+
+    def forget(self, shard: InstanceId) -> None:
+        """The shard is gone."""
+        for decision_id in self._entries.pop(shard, {}):
+            del self._shard_of[decision_id]
 
     def of(self, shard: InstanceId) -> InFlight:
         """What is in flight to `shard`."""
-        mine = [entry for entry in self._entries.values() if entry.shard_id == shard]
+        mine = self._entries.get(shard, {}).values()
         return InFlight(len(mine), sum(entry.prefill_tokens for entry in mine))

@@ -40,3 +40,12 @@ def test_what_an_earlier_life_was_sent_is_lost_with_it() -> None:
     ledger.decided("b", entry(1000, life=2))
     ledger.settle(replace(shard_record("s", incarnation=2), put_ms=1000))
     assert ledger.of(S) == InFlight(1, 10)
+
+
+def test_what_was_sent_to_a_shard_that_is_gone_counts_no_more() -> None:
+    ledger = Ledger()
+    ledger.decided("a", entry(1000))
+    ledger.forget(S)
+    ledger.forget(S)
+    ledger.finished("a")
+    assert ledger.of(S) == InFlight()
