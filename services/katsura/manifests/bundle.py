@@ -10,7 +10,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from katsura.manifests.document import Entries, Leaf, Node, Place, parse
-from katsura.manifests.kinds import API_VERSION, GROUP, KINDS, Agent, MemoryStore, ModelDeployment, Resource
+from katsura.manifests.kinds import (
+    API_VERSION,
+    GROUP,
+    KINDS,
+    AcceleratorProfile,
+    Agent,
+    MemoryStore,
+    ModelDeployment,
+    Resource,
+)
 from katsura.manifests.reader import Reader, suggestion
 from katsura.manifests.rules import ManifestError, Problem
 
@@ -27,6 +36,7 @@ class Bundle:
     deployments: tuple[ModelDeployment, ...]
     memory_stores: tuple[MemoryStore, ...]
     agents: tuple[Agent, ...]
+    profiles: tuple[AcceleratorProfile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +61,16 @@ def read_manifests(files: Iterable[tuple[str, str]]) -> Bundle:
         ManifestError: with every problem of every file.
     """
     problems: list[Problem] = []
-    read: list[_Read] = []
-    for file, text in files:
-        for node in parse(file, text, problems):
-            resource = _resource(node, problems)
-            if resource is not None:
-                read.append(resource)
+    return read_documents((node for file, text in files for node in parse(file, text, problems)), problems)
+
+
+def read_documents(documents: Iterable[Node], problems: list[Problem]) -> Bundle:
+    """Read parsed documents; `problems` holds what was wrong before and grows.
+
+    Raises:
+        ManifestError: with every problem of `problems`.
+    """
+    read = [resource for node in documents if (resource := _resource(node, problems)) is not None]
     _check_names(read, problems)
     if not problems:
         _check_references(read, problems)
@@ -67,6 +81,7 @@ def read_manifests(files: Iterable[tuple[str, str]]) -> Bundle:
         tuple(r for r in of_kind if isinstance(r, ModelDeployment)),
         tuple(r for r in of_kind if isinstance(r, MemoryStore)),
         tuple(r for r in of_kind if isinstance(r, Agent)),
+        tuple(r for r in of_kind if isinstance(r, AcceleratorProfile)),
     )
 
 

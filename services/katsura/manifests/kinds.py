@@ -1,6 +1,7 @@
 """The kinds of group `katsura.dev`: what a person may ask for, with its bounds, defaults and rules.
 
     ModelDeployment   a served model: where its weights come from, how it is cut, how many processes serve it
+    AcceleratorProfile   a kind of accelerator or CPU node: what it can, what it costs, where it is (cluster-wide)
     MemoryStore       where agents' trees are kept, and what an acknowledged write promises
     Agent             policy for one kind of agent: its model, its memory, its budgets
 
@@ -106,6 +107,39 @@ class ModelSpec:
     context_tokens: Annotated[
         int | None, Rule("longest prompt and answer together; absent: what the model was trained for", 16, 1 << 21)
     ] = None
+    card: Annotated[
+        ModelName | None, Rule("a published model of the same sizes; lets `katsura plan` count without weights")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What clients ask for; the planner's demand. Absent: one instance, of whatever capacity."""
+
+    requests_per_second: Annotated[float, Rule("mean rate of requests", 0, 1_000_000)]
+    prompt_tokens: Annotated[int, Rule("tokens of a prompt, mean", 1, 1 << 21)] = 1024
+    output_tokens: Annotated[int, Rule("tokens of an answer, mean", 1, 1 << 20)] = 256
+    cached_share: Annotated[float, Rule("part of a prompt whose KV a shard holds already", 0, 1)] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """Times that a plan must keep."""
+
+    itl_ms: Annotated[int | None, Rule("milliseconds between tokens", 1, 600_000)] = None
+    ttft_ms: Annotated[int | None, Rule("milliseconds to the first token", 1, 3_600_000)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementSpec:
+    """What a plan may choose."""
+
+    topologies: Annotated[tuple[Topology, ...], Rule("which may be chosen; absent: spec.topology", maximum=2)] = ()
+    devices: Annotated[
+        tuple[ModelName, ...], Rule("kinds of accelerator or CPU it may use; absent: any", maximum=32)
+    ] = ()
+    min_domains: Annotated[int, Rule("zones or racks that must hold an instance", 1, 16)] = 1
+    spot_share: Annotated[float, Rule("part of the capacity that may be on spot nodes", 0, 1)] = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +201,9 @@ class ModelDeploymentSpec:
     drain_timeout_seconds: Annotated[
         int, Rule("how long a process may finish its work before it is ended", 0, 3600)
     ] = 30
+    traffic: Traffic | None = None
+    slo: Slo = field(default_factory=Slo)
+    placement: PlacementSpec = field(default_factory=PlacementSpec)
 
     INVARIANTS: ClassVar[tuple[Invariant, ...]] = (
         Invariant(
@@ -308,5 +345,63 @@ class Agent:
     SHORT_NAME: ClassVar[str] = "kag"
 
 
-Resource = ModelDeployment | MemoryStore | Agent
-KINDS: Mapping[str, type[Resource]] = {kind.__name__: kind for kind in (ModelDeployment, MemoryStore, Agent)}
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What one accelerator, or one core, can; absent: what the catalogue says. Dense rates, links one direction."""
+
+    bf16_teraflops: Annotated[float | None, Rule("10^12 dense bf16 operations a second", 0, 1_000_000)] = None
+    memory_gib: Annotated[float | None, Rule("GiB of its memory", 0, 65536)] = None
+    memory_gb_per_second: Annotated[float | None, Rule("10^9 bytes a second from its memory", 0, 1_000_000)] = None
+    intra_gb_per_second: Annotated[float | None, Rule("10^9 bytes a second to a peer of its node", 0, 100_000)] = None
+    inter_gb_per_second: Annotated[float | None, Rule("10^9 bytes a second beyond its node", 0, 100_000)] = None
+    watts: Annotated[float | None, Rule("power at full load", 0, 100_000)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Dollars per hour of one accelerator, or one core."""
+
+    per_hour: Annotated[float, Rule("dollars per hour", 0, 10_000)]
+    spot_per_hour: Annotated[float | None, Rule("dollars per hour on a spot node", 0, 10_000)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """Equal nodes that are declared instead of observed: for planning without a cluster's Nodes."""
+
+    nodes: Annotated[int, Rule("how many", 1, 100_000)]
+    per_node: Annotated[int, Rule("accelerators, or free cores of a CPU profile, on each", 1, 1024)]
+    cores: Annotated[int, Rule("free cores of an accelerator's node", 1, 4096)] = 96
+    memory: Annotated[int, Rule("free memory of each", MIB, 1 << 50, quantity=True)] = 512 * 1024 * MIB
+    domain: Annotated[str, Rule("its rack or zone", 1, 63, _LABEL, "a DNS label")] = "default"
+    spot: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AcceleratorProfileSpec:
+    """A kind of accelerator or CPU node. What it leaves out, the built-in catalogue says."""
+
+    device: Annotated[ModelName | None, Rule("its name in the catalogue; absent: the profile's own name")] = None
+    node_selector: Annotated[Mapping[str, str], Rule("labels of the nodes that have it")] = field(default_factory=dict)
+    resource: Annotated[str | None, Rule("extended resource that counts it", 1, 253)] = None
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    cost: Price | None = None
+    quota: Annotated[int | None, Rule("most accelerators, or cores, that plans may use", 0, 1_000_000)] = None
+    inventory: Annotated[tuple[Inventory, ...], Rule("nodes that are declared, not observed", maximum=512)] = ()
+
+    INVARIANTS: ClassVar[tuple[Invariant, ...]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AcceleratorProfile:
+    """A kind of accelerator or CPU node (`kap`)."""
+
+    metadata: Annotated[Metadata, Rule("what the resource is called")]
+    spec: Annotated[AcceleratorProfileSpec, Rule("what it is")]
+    SHORT_NAME: ClassVar[str] = "kap"
+
+
+Resource = ModelDeployment | MemoryStore | Agent | AcceleratorProfile
+KINDS: Mapping[str, type[Resource]] = {
+    kind.__name__: kind for kind in (ModelDeployment, MemoryStore, Agent, AcceleratorProfile)
+}

@@ -56,7 +56,11 @@ def test_what_kubectl_prints_can_be_used_as_it_is() -> None:
         ("kind: Agent", "0.yaml:1: apiVersion: expected katsura.dev/v1alpha1, got None"),
         ("apiVersion: v1\nkind: Pod", "0.yaml:1: apiVersion: expected katsura.dev/v1alpha1, got 'v1'"),
         (HEAD + "kind: Agnet", "0.yaml:2: kind: no kind 'Agnet' in group katsura.dev; did you mean \"Agent\"?"),
-        (HEAD, "0.yaml:1: kind: no kind '' in group katsura.dev; known here: Agent, MemoryStore, ModelDeployment"),
+        (
+            HEAD,
+            "0.yaml:1: kind: no kind '' in group katsura.dev; known here: AcceleratorProfile, Agent, MemoryStore, "
+            "ModelDeployment",
+        ),
         (
             store().replace("spec: {}", "sepc: {}"),
             '0.yaml:4: sepc: no such field; did you mean "spec"?',

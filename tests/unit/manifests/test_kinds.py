@@ -105,6 +105,7 @@ def test_kinds_are_known_by_their_class_names() -> None:
         "ModelDeployment": "kmd",
         "MemoryStore": "kms",
         "Agent": "kag",
+        "AcceleratorProfile": "kap",
     }
 
 

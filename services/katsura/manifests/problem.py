@@ -1,0 +1,295 @@
+"""Custom resources and nodes as the planner's problem: the only place where the two meet.
+
+`katsura plan` (and the operator) call `build_problem`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from katsura.domain.errors import FailedPreconditionError
+from katsura.domain.shape import DType
+from katsura.domain.units import GIB
+from katsura.manifests.cluster import Cluster, ClusterNode
+from katsura.manifests.kinds import AcceleratorProfile, Capabilities, Inventory, MemoryStore, ModelDeployment, Topology
+from katsura.placement.calibration import Calibration
+from katsura.placement.card import read_card
+from katsura.placement.catalogue import Catalogue, Device
+from katsura.placement.cost import BF16, F32, Load
+from katsura.placement.operate import Slo
+from katsura.placement.problem import (
+    SPLIT,
+    UNIFIED,
+    HelperService,
+    ModelService,
+    NodeClass,
+    Objective,
+    Problem,
+    Service,
+)
+
+_TOPOLOGY = {Topology.SPLIT: SPLIT, Topology.UNIFIED: UNIFIED}
+_HELPER_LOAD = 0.6
+"""Part of a core that a helper is planned to use."""
+_MEMORY_OPS = 3
+"""Calls to the memory service per request: assemble, grow the question, grow the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the caller of a plan adds to its files."""
+
+    objective: Objective = Objective.COST
+    budget_usd: float | None = None
+    confidence: float = 0.9
+    helpers: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A profile read over the catalogue. `price` is per accelerator or core."""
+
+    device: Device
+    selector: Mapping[str, str] = field(default_factory=dict)
+    resource: str | None = None
+
+
+def build_problem(
+    cluster: Cluster,
+    configs: Mapping[str, Mapping[str, Any]],
+    catalogue: Catalogue,
+    calibration: Calibration,
+    options: Options | None = None,
+) -> Problem:
+    """The problem that `cluster` states.
+
+    Args:
+        configs: parsed `config.json` of each deployment's model, by deployment name.
+
+    Raises:
+        FailedPreconditionError: no deployment, or no node that may be used.
+    """
+    options = options or Options()
+    bundle = cluster.bundle
+    if not bundle.deployments:
+        raise FailedPreconditionError("there is nothing to place; name a file with a ModelDeployment (-f)")
+    kinds = {p.metadata.name: _kind(p, catalogue) for p in bundle.profiles}
+    for kind in kinds.values():
+        catalogue = catalogue.with_device(kind.device)
+    unknown = list(cluster.left_out)
+    classes = [
+        *_observed(cluster.nodes, kinds, catalogue, unknown),
+        *(c for p in bundle.profiles for c in _declared(p, kinds[p.metadata.name].device, catalogue)),
+    ]
+    usable = [c for c in classes if c.hourly_usd >= 0]
+    if not usable:
+        why = "; ".join(unknown) or "the files hold no Node and no AcceleratorProfile with an inventory"
+        raise FailedPreconditionError(f"there is no node to place anything on: {why}")
+    quotas = {
+        kinds[p.metadata.name].device.name: float(p.spec.quota) for p in bundle.profiles if p.spec.quota is not None
+    }
+    models = [_model(d, configs[d.metadata.name]) for d in bundle.deployments]
+    helpers = _helpers(bundle.deployments, bundle.memory_stores, calibration) if options.helpers else []
+    return Problem(
+        services=(*models, *helpers),
+        classes=tuple(sorted(usable, key=lambda c: c.name)),
+        calibration=calibration,
+        objective=options.objective,
+        quotas=MappingProxyType(quotas),
+        budget_usd=options.budget_usd,
+        confidence=options.confidence,
+        unknown=tuple(unknown),
+    )
+
+
+def _model(deployment: ModelDeployment, config: Mapping[str, Any]) -> ModelService:
+    spec, traffic = deployment.spec, deployment.spec.traffic
+    precision = BF16 if spec.dtype is DType.BF16 else F32
+    roles = {role: getattr(spec.roles, role) for role in ("unified", "attention", "experts")}
+    milliseconds = (spec.slo.itl_ms, spec.slo.ttft_ms)
+    return ModelService(
+        name=deployment.metadata.name,
+        card=read_card(config, deployment.metadata.name),
+        precision=precision,
+        load=Load(traffic.prompt_tokens, traffic.output_tokens, traffic.cached_share) if traffic else Load(1024, 256),
+        requests_s=traffic.requests_per_second if traffic else 0.0,
+        slo=Slo(*(None if ms is None else ms / 1e3 for ms in milliseconds)),
+        topologies=tuple(_TOPOLOGY[t] for t in spec.placement.topologies or (spec.topology,)),
+        replicas=MappingProxyType({r: said.replicas for r, said in roles.items() if said and said.replicas}),
+        devices=frozenset(spec.placement.devices),
+        units=spec.ffn.groups,
+        kv_bytes=spec.kv.bytes,
+        domains_min=spec.placement.min_domains,
+        spot_share=spec.placement.spot_share,
+    )
+
+
+def _helpers(
+    deployments: Sequence[ModelDeployment], stores: Sequence[MemoryStore], calibration: Calibration
+) -> list[Service]:
+    cost = calibration.helpers
+    rate = sum(d.spec.traffic.requests_per_second for d in deployments if d.spec.traffic)
+    made: list[Service] = []
+    for deployment in deployments:
+        own = deployment.spec.traffic.requests_per_second if deployment.spec.traffic else 0.0
+        made.append(
+            HelperService(
+                name=f"{deployment.metadata.name}-router",
+                role="router",
+                requests_s=own,
+                capacity=_HELPER_LOAD / cost["router_cpu_s"],
+                cores=1.0,
+                ram_bytes=cost["router_ram_bytes"],
+                instances_min=deployment.spec.replicas_of("router"),
+                domains_min=min(deployment.spec.placement.min_domains, deployment.spec.replicas_of("router")),
+            )
+        )
+    for store in stores:
+        made.append(
+            HelperService(
+                name=f"{store.metadata.name}-memory",
+                role="memory",
+                requests_s=rate / len(stores),
+                capacity=_HELPER_LOAD / cost["memory_cpu_s"] / _MEMORY_OPS,
+                cores=1.0,
+                ram_bytes=cost["memory_ram_bytes"],
+                instances_min=store.spec.replicas,
+            )
+        )
+    return made
+
+
+def _kind(profile: AcceleratorProfile, catalogue: Catalogue) -> _Kind:
+    spec = profile.spec
+    name = spec.device or profile.metadata.name
+    device = catalogue.devices.get(name) or _own_device(name, spec.capabilities)
+    can = spec.capabilities
+    said: dict[str, Any] = {
+        "memory_gib": can.memory_gib,
+        "memory_gb_s": can.memory_gb_per_second,
+        "intra_gb_s": can.intra_gb_per_second,
+        "inter_gb_s": can.inter_gb_per_second,
+        "watts": can.watts,
+        "teraflops": None if can.bf16_teraflops is None else {**device.teraflops, "bf16": can.bf16_teraflops},
+        "hourly_usd": spec.cost.per_hour if spec.cost else None,
+        "spot_usd": spec.cost.spot_per_hour if spec.cost else None,
+    }
+    made = replace(device, name=name, **{key: value for key, value in said.items() if value is not None})
+    return _Kind(made, spec.node_selector, spec.resource)
+
+
+def _own_device(name: str, can: Capabilities) -> Device:
+    """A device that only its profile knows. Raises FailedPreconditionError where too little is said."""
+    needed = {"bf16Teraflops": can.bf16_teraflops, "memoryGbPerSecond": can.memory_gb_per_second}
+    missing = [key for key, value in needed.items() if not value]
+    if missing:
+        raise FailedPreconditionError(
+            f"AcceleratorProfile {name!r} is not in the catalogue and its capabilities lack {', '.join(missing)}; say "
+            "them, or name a catalogue device in spec.device",
+            field="spec.capabilities",
+        )
+    return Device(
+        name=name,
+        kind="gpu" if can.memory_gib else "cpu",
+        vendor="",
+        teraflops={"bf16": can.bf16_teraflops or 0.0},
+        memory_gib=can.memory_gib or 0.0,
+        memory_gb_s=can.memory_gb_per_second or 0.0,
+        intra_gb_s=can.intra_gb_per_second or 10.0,
+        inter_gb_s=can.inter_gb_per_second or 1.0,
+        watts=can.watts or 0.0,
+        idle_watts=0.15 * (can.watts or 0.0),
+        hourly_usd=None,
+        spot_usd=None,
+        hourly_range=None,
+        resource="",
+        labels=(),
+        pci=(),
+        source=f"AcceleratorProfile {name}",
+        date="",
+    )
+
+
+def _declared(profile: AcceleratorProfile, device: Device, catalogue: Catalogue) -> list[NodeClass]:
+    made = []
+    for entry in profile.spec.inventory:
+        cores = float(entry.per_node if device.is_cpu else entry.cores)
+        core = device if device.is_cpu else catalogue.named("cpu")
+        label = _label(device, entry.per_node, entry.domain, entry.spot)
+        names = tuple(f"{profile.metadata.name}-{entry.domain}-{i:04}" for i in range(entry.nodes))
+        made.append(_class(label, None if device.is_cpu else device, core, cores, entry, names))
+    return made
+
+
+def _observed(
+    nodes: Sequence[ClusterNode], kinds: Mapping[str, _Kind], catalogue: Catalogue, unknown: list[str]
+) -> list[NodeClass]:
+    grouped: dict[str, tuple[Device | None, Device, ClusterNode, int, list[str]]] = {}
+    for node in nodes:
+        device, count, core = _identify(node, kinds, catalogue, unknown)
+        if device is not None and device.hourly_usd is None:
+            unknown.append(f"{node.name}: no price of {device.name} is known; add an AcceleratorProfile with cost")
+            device, count = None, 0
+        memory = node.memory_bytes // GIB
+        base = _label(device or core, count or int(node.cores), node.domain, node.spot)
+        key = f"{base}/{node.cores:g}c{memory}g"
+        grouped.setdefault(key, (device, core, node, count, []))[-1].append(node.name)
+    plain = [key.rsplit("/", 1)[0] for key in grouped]
+    made = []
+    for key, (device, core, node, count, names) in grouped.items():
+        short = key.rsplit("/", 1)[0]
+        entry = Inventory(len(names), count or int(node.cores), 1, node.memory_bytes, node.domain, node.spot)
+        label = short if plain.count(short) == 1 else key
+        made.append(_class(label, device, core, node.cores, entry, tuple(sorted(names))))
+    return made
+
+
+def _identify(
+    node: ClusterNode, kinds: Mapping[str, _Kind], catalogue: Catalogue, unknown: list[str]
+) -> tuple[Device | None, int, Device]:
+    """Accelerator, count and core of a node; a profile that selects it has the first word."""
+    core = catalogue.cpu(node.labels)
+    for kind in kinds.values():
+        if kind.selector and kind.selector.items() <= dict(node.labels).items():
+            if kind.device.is_cpu:
+                core = kind.device
+                continue
+            resource = kind.resource or kind.device.resource
+            count = node.resources.get(resource, 0) or len(node.products)
+            if count:
+                return kind.device, count, core
+    found = catalogue.identify(node.labels, node.resources, node.products)
+    if found is None:
+        return None, 0, core
+    if found.device is None:
+        unknown.append(f"{node.name}: {found.why}; its cores are used, its accelerators are not")
+        return None, 0, core
+    return found.device, found.count, core
+
+
+def _label(device: Device, count: int, domain: str, spot: bool) -> str:
+    return f"{device.name}x{count}/{domain}{'/spot' if spot else ''}"
+
+
+def _class(
+    label: str, device: Device | None, core: Device, cores: float, entry: Inventory, names: tuple[str, ...]
+) -> NodeClass:
+    priced, units = (device, float(entry.per_node)) if device is not None else (core, cores)
+    price = (priced.spot_usd if entry.spot else None) or priced.hourly_usd or 0.0
+    return NodeClass(
+        name=label,
+        device=device,
+        accelerators=entry.per_node if device is not None else 0,
+        core=core,
+        cores=cores,
+        ram_bytes=float(entry.memory),
+        domain=entry.domain,
+        spot=entry.spot,
+        hourly_usd=price * units,
+        watts=priced.watts * units,
+        idle_watts=priced.idle_watts * units,
+        nodes=names,
+    )

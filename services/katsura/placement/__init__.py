@@ -1,0 +1,11 @@
+"""Which role goes on which node, what it costs, and why: a cost model, an integer program and their explanation.
+
+    card        config.json -> parameters, KV bytes, active bytes, FLOPs        catalogue   node labels -> device
+    cost        one replica's step time and capacity on a device                split       attention + expert pools
+    patterns    every instance shape that keeps the objectives                  program     counts of them, with a bound
+    pack        concrete nodes          replan   what to move, in which order   explain     why, and why not otherwise
+
+`katsura plan` and the operator call `planner.plan` on a `problem.Problem`, which `katsura.manifests.problem` makes
+from custom resources and nodes. Pure: numbers in, plans out. It knows no cluster, no file format and no clock but the
+solver's own; `highs` alone imports the solver.
+"""

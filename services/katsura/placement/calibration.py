@@ -1,0 +1,99 @@
+"""Which coefficients hold for which device, and what helpers cost: measured where somebody measured, priors elsewhere.
+
+`coefficients.json` ships fits and priors with their dates; `katsura calibrate` writes more of the same form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
+from typing import Any
+
+from katsura.domain.errors import InvalidArgumentError
+from katsura.placement.catalogue import Device
+from katsura.placement.cost import TERMS, Coefficients, ErrorClass
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Coefficients by device name and, where there are none, by kind (`gpu`, `cpu`); one-way link latencies by kind.
+
+    `helpers` holds CPU seconds and bytes of the services that are no model (names as in `coefficients.json`).
+    """
+
+    devices: Mapping[str, Coefficients]
+    kinds: Mapping[str, Coefficients]
+    hop_s: Mapping[str, float]
+    helpers: Mapping[str, float]
+
+    def of(self, device: Device) -> Coefficients:
+        """The best coefficients known for `device`."""
+        return self.devices.get(device.name) or self.kinds[device.kind]
+
+    def merged(self, other: Mapping[str, Coefficients]) -> Calibration:
+        """This calibration with the devices of `other` in place of its own."""
+        return Calibration(MappingProxyType({**self.devices, **other}), self.kinds, self.hop_s, self.helpers)
+
+
+def coefficients_as_json(coefficients: Coefficients) -> dict[str, Any]:
+    """The form in which coefficients are stored."""
+    return {
+        **{name: float(f"{getattr(coefficients, name):.6g}") for name in TERMS},
+        "by_precision": {k: round(v, 4) for k, v in coefficients.by_precision.items()},
+        "quantile_90": round(coefficients.quantile_90, 4),
+        "error_class": coefficients.error_class.value,
+        "rows": coefficients.rows,
+        "date": coefficients.date,
+        "batch_range": list(coefficients.batch_range),
+        "context_range": list(coefficients.context_range),
+    }
+
+
+def coefficients_from_json(entry: Mapping[str, Any]) -> Coefficients:
+    """The inverse of `coefficients_as_json`.
+
+    Raises:
+        InvalidArgumentError: a field is missing or of the wrong kind.
+    """
+    try:
+        return Coefficients(
+            **{name: float(entry[name]) for name in TERMS},
+            by_precision=MappingProxyType({str(k): float(v) for k, v in entry["by_precision"].items()}),
+            quantile_90=float(entry["quantile_90"]),
+            error_class=ErrorClass(entry["error_class"]),
+            rows=int(entry["rows"]),
+            date=str(entry["date"]),
+            batch_range=(float(entry["batch_range"][0]), float(entry["batch_range"][1])),
+            context_range=(float(entry["context_range"][0]), float(entry["context_range"][1])),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InvalidArgumentError(
+            f"calibration: {error!r}; make the file with `katsura calibrate`", field="calibration"
+        ) from error
+
+
+def read_devices(text: str) -> dict[str, Coefficients]:
+    """Coefficients by device name from a file that `katsura calibrate` wrote."""
+    try:
+        devices = json.loads(text)["devices"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidArgumentError(
+            f"calibration: {error!r}; make the file with `katsura calibrate`", field="calibration"
+        ) from error
+    return {name: coefficients_from_json(entry) for name, entry in devices.items()}
+
+
+@cache
+def built_in() -> Calibration:
+    """What ships with the package."""
+    data = json.loads(resources.files(__package__).joinpath("coefficients.json").read_text())
+    return Calibration(
+        MappingProxyType({k: coefficients_from_json(v) for k, v in data["devices"].items()}),
+        MappingProxyType({k: coefficients_from_json(v) for k, v in data["kinds"].items()}),
+        MappingProxyType(data["hop_s"]),
+        MappingProxyType(data["helpers"]),
+    )

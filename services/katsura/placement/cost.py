@@ -1,0 +1,226 @@
+"""What one replica of a model costs per step: a roofline whose terms are weighed by measured coefficients.
+
+One decode step of a replica is a sum of terms (weights and KV read, FLOPs, collectives, launches, its share of
+prefill), each in seconds or counts, times a `Coefficients` that `calibrate` fits. `patterns` asks for the largest batch
+that keeps the objectives; `bench/placement.py` asks the same functions about measured points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+from katsura.placement.card import AttentionKind, Block, ModelCard
+from katsura.placement.catalogue import Device
+
+
+class ErrorClass(StrEnum):
+    """How far an estimate may be trusted."""
+
+    MEASURED = "measured"
+    """Fitted on this device; within the batches and contexts that were seen."""
+    CALIBRATED = "calibrated"
+    """Coefficients fitted on other devices of its kind."""
+    PRIOR = "prior"
+    """Data sheets and priors only."""
+    EXTRAPOLATED = "extrapolated"
+    """More than 4x beyond the batches or contexts that were seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Bytes per element of experts, other weights and KV, and the arithmetic they are multiplied in."""
+
+    expert_bytes: float
+    weight_bytes: float
+    kv_bytes: float
+    arithmetic: str = "bf16"
+
+
+BF16 = Precision(2, 2, 2)
+F32 = Precision(4, 4, 4, "f32")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a replica lies over `tensor * data` devices of one kind.
+
+    Attention is cut in `tensor` and copied `data` times; experts are cut over all devices, in `experts` groups
+    that hold whole experts each.
+    """
+
+    tensor: int = 1
+    data: int = 1
+    experts: int = 1
+    per_node: int = 8
+
+    @property
+    def devices(self) -> int:
+        """Accelerators of the replica."""
+        return self.tensor * self.data
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one decode step is made of: seconds at full speed, and counts of layers."""
+
+    weights: float
+    kv: float
+    flops: float
+    collective: float
+    layers: float
+    linked_layers: float
+    moe_layers: float
+    prefill: float
+
+
+TERMS: Final = tuple(f.name for f in fields(Terms))
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficients:
+    """What each of `Terms` really costs, and on which points that was learned.
+
+    Attributes:
+        by_precision: factor on the whole step for an arithmetic (`fp4`).
+        quantile_90: factor over the prediction below which nine of ten measured points lay.
+        rows, date: how many points, and when.
+        batch_range, context_range: what the points covered.
+    """
+
+    weights: float = 1.27
+    kv: float = 1.27
+    flops: float = 1.5
+    collective: float = 1.5
+    layers: float = 66e-6
+    linked_layers: float = 42e-6
+    moe_layers: float = 0.0
+    prefill: float = 2.35
+    by_precision: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    quantile_90: float = 1.6
+    error_class: ErrorClass = ErrorClass.PRIOR
+    rows: int = 0
+    date: str = ""
+    batch_range: tuple[float, float] = (1, 512)
+    context_range: tuple[float, float] = (64, 65536)
+
+    def step_s(self, terms: Terms, precision: Precision) -> float:
+        """Seconds of one decode step."""
+        total: float = sum(getattr(self, name) * getattr(terms, name) for name in TERMS)
+        return self.by_precision.get(precision.arithmetic, 1.0) * total
+
+    def trust(self, batch: float, context: float) -> ErrorClass:
+        """The error class of an estimate at this batch and context."""
+        for value, (low, high) in ((batch, self.batch_range), (context, self.context_range)):
+            if value > 4 * high or value < low / 4:
+                return ErrorClass.EXTRAPOLATED
+        return self.error_class
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One kind of request: tokens of its prompt and answer, and the part of the prompt whose KV is held already."""
+
+    prompt: int
+    output: int
+    cached_share: float = 0.0
+
+    @property
+    def new_prompt(self) -> int:
+        """Prompt tokens that are computed."""
+        return max(1, round(self.prompt * (1 - self.cached_share)))
+
+    @property
+    def context(self) -> float:
+        """Tokens that a decode step sees, on average."""
+        return self.prompt + self.output / 2
+
+
+def decode_terms(
+    card: ModelCard, device: Device, precision: Precision, layout: Layout, batch: float, load: Load
+) -> Terms:
+    """The terms of one step with `batch` sequences on the replica (placement.md 3.1, 3.5)."""
+    g, local = layout.devices, batch / layout.data
+    weight_bytes = kv_bytes = flops = 0.0
+    for block in card.blocks:
+        weight_bytes += block.count * _weight_bytes(block, precision, layout, batch)
+        kv_bytes += block.count * _kv_bytes(block, precision, layout, local, load.context)
+        flops += block.count * _flops(block, layout, batch, load.context)
+    weight_bytes += card.hidden * card.vocabulary * precision.weight_bytes / layout.tensor
+    flops += 2 * local * card.hidden * card.vocabulary / layout.tensor
+    link = device.intra_bytes_s if g <= layout.per_node else device.inter_bytes_s
+    # Ring all-reduce after attention and after FFN; with data parallel attention the second is an all-to-all.
+    moved = 2 * card.layers * 2 * local * card.hidden * 2 * (g - 1) / g
+    rate = device.flops(precision.arithmetic)
+    memory = device.memory_bytes_s
+    return Terms(
+        weights=weight_bytes / memory,
+        kv=kv_bytes / memory,
+        flops=flops / rate,
+        collective=moved / link if g > 1 else 0.0,
+        layers=card.layers,
+        linked_layers=card.layers if g > 1 else 0,
+        moe_layers=card.moe_layers,
+        prefill=batch / load.output * prefill_floor_s(card, device, precision, layout, load),
+    )
+
+
+def _weight_bytes(block: Block, precision: Precision, layout: Layout, batch: float) -> float:
+    g, ffn = layout.devices, block.ffn
+    dense = (block.attention.parameters + block.norms) / layout.tensor + ffn.dense / layout.tensor
+    if not ffn.experts:
+        return dense * precision.weight_bytes
+    groups = layout.experts
+    here = ffn.active_experts(batch) / groups
+    return dense * precision.weight_bytes + here * ffn.expert_parameters * groups / g * precision.expert_bytes
+
+
+def _kv_bytes(block: Block, precision: Precision, layout: Layout, local: float, context: float) -> float:
+    attention = block.attention
+    shards = min(layout.tensor, attention.kv_shards)
+    state = 2 * 2 * attention.state_elements  # read and written, 2 bytes each
+    return local * (attention.kept(context) * attention.kv_elements * precision.kv_bytes + state) / shards
+
+
+def _flops(block: Block, layout: Layout, batch: float, context: float) -> float:
+    attention, ffn, local = block.attention, block.ffn, batch / layout.data
+    own = 2 * local * (attention.parameters + ffn.dense) / layout.tensor
+    scores = 2 * local * attention.score_width * attention.kept(context) / layout.tensor
+    return own + scores + 2 * batch * ffn.per_token * ffn.expert_parameters / layout.devices
+
+
+def prefill_floor_s(card: ModelCard, device: Device, precision: Precision, layout: Layout, load: Load) -> float:
+    """Seconds of one prompt at full speed on the replica's devices: FLOPs, or one reading of the weights."""
+    flops = card.prefill_flops(load.prompt, load.prompt - load.new_prompt) / layout.devices
+    return flops / device.flops(precision.arithmetic)
+
+
+def weights_bytes(card: ModelCard, precision: Precision, layout: Layout) -> float:
+    """Weights that one device of the replica holds."""
+    experts = card.expert_parameters * precision.expert_bytes / layout.devices
+    rest = card.parameters - card.expert_parameters
+    return experts + rest * precision.weight_bytes / layout.tensor
+
+
+def sequence_bytes(card: ModelCard, precision: Precision, layout: Layout, load: Load) -> float:
+    """KV and state bytes that one running sequence takes on one device, at its longest."""
+    total = 0.0
+    for block in card.blocks:
+        attention = block.attention
+        kept = attention.kept(load.prompt + load.output) * attention.kv_elements * precision.kv_bytes
+        total += block.count * (kept + 2 * attention.state_elements) / min(layout.tensor, attention.kv_shards)
+    return total
+
+
+def batch_limit(card: ModelCard, device: Device, precision: Precision, layout: Layout, load: Load) -> float:
+    """Sequences whose KV fits beside the weights; 0 or less where the weights alone do not."""
+    free = device.usable_bytes - weights_bytes(card, precision, layout)
+    return layout.data * free / sequence_bytes(card, precision, layout, load)
+
+
+def is_latent(card: ModelCard) -> bool:
+    """Whether any layer keeps compressed KV that tensor parallelism copies instead of cutting."""
+    return any(b.attention.kind is AttentionKind.LATENT for b in card.blocks)

@@ -1,0 +1,115 @@
+"""The one door to the solver (HiGHS): a mixed-integer program in, values with a proven bound out.
+
+`program` builds what goes in. One thread and a fixed seed, so that the same program gives the same answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import highspy
+import numpy as np
+
+from katsura.domain.errors import InternalError
+from katsura.placement.problem import Effort
+
+INFINITY = float("inf")
+
+
+@dataclass(slots=True)
+class Program:
+    """min cost @ x subject to row_low <= A x <= row_high, low <= x <= high; built row by row."""
+
+    names: list[str] = field(default_factory=list)
+    cost: list[float] = field(default_factory=list)
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
+    integer: list[bool] = field(default_factory=list)
+    row_names: list[str] = field(default_factory=list)
+    row_low: list[float] = field(default_factory=list)
+    row_high: list[float] = field(default_factory=list)
+    starts: list[int] = field(default_factory=lambda: [0])
+    indices: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+    def variable(self, name: str, cost: float, low: float, high: float, integer: bool = False) -> int:
+        """Add a variable and return its index."""
+        for held, value in zip((self.names, self.cost, self.low, self.high), (name, cost, low, high), strict=True):
+            held.append(value)  # type: ignore[attr-defined]
+        self.integer.append(integer)
+        return len(self.names) - 1
+
+    def row(self, name: str, terms: dict[int, float], low: float = -INFINITY, high: float = INFINITY) -> int:
+        """Add low <= sum of terms <= high and return the row's index."""
+        self.row_names.append(name)
+        self.row_low.append(low)
+        self.row_high.append(high)
+        kept = sorted((i, v) for i, v in terms.items() if v)
+        self.indices += [i for i, _ in kept]
+        self.values += [v for _, v in kept]
+        self.starts.append(len(self.indices))
+        return len(self.row_names) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Values of all variables (None where none were found), a lower bound on any, and how the search ended."""
+
+    values: tuple[float, ...] | None
+    objective: float
+    bound: float
+    ended: str
+
+
+def relax(program: Program) -> tuple[Answer, dict[str, float]]:
+    """The linear relaxation: its optimum bounds every integer solution; with the reduced cost of each variable."""
+    model = _model(program, relaxed=True)
+    model.run()
+    if model.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+        return Answer(None, INFINITY, INFINITY, str(model.modelStatusToString(model.getModelStatus()))), {}
+    solution = model.getSolution()
+    value = model.getInfo().objective_function_value
+    duals = dict(zip(program.names, solution.col_dual, strict=True))
+    return Answer(tuple(solution.col_value), value, value, "optimal"), duals
+
+
+def solve(program: Program, effort: Effort, start: tuple[float, ...] | None = None) -> Answer:
+    """The best integer solution within `effort`; `start` is one to improve on, ignored where it is infeasible."""
+    model = _model(program, relaxed=False)
+    model.setOptionValue("mip_rel_gap", effort.gap)
+    if effort.nodes is not None:
+        model.setOptionValue("mip_max_nodes", effort.nodes)
+    if effort.seconds is not None:
+        model.setOptionValue("time_limit", effort.seconds)
+    model.setOptionValue("random_seed", effort.seed)
+    if start is not None:
+        solution = highspy.HighsSolution()
+        solution.col_value = list(start)
+        model.setSolution(solution)
+    model.run()
+    info, status = model.getInfo(), model.getModelStatus()
+    found = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
+    values = tuple(model.getSolution().col_value) if found else None
+    bound = info.mip_dual_bound if any(program.integer) else info.objective_function_value
+    objective = info.objective_function_value if found else INFINITY
+    return Answer(values, objective, bound, str(model.modelStatusToString(status)).lower())
+
+
+def _model(program: Program, relaxed: bool) -> highspy.Highs:
+    lp = highspy.HighsLp()
+    lp.num_col_, lp.num_row_ = len(program.names), len(program.row_names)
+    lp.col_cost_, lp.col_lower_, lp.col_upper_ = (np.array(v, float) for v in (program.cost, program.low, program.high))
+    lp.row_lower_, lp.row_upper_ = np.array(program.row_low, float), np.array(program.row_high, float)
+    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+    lp.a_matrix_.start_ = np.array(program.starts, np.int32)
+    lp.a_matrix_.index_ = np.array(program.indices, np.int32)
+    lp.a_matrix_.value_ = np.array(program.values, float)
+    if not relaxed:
+        kinds = (highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger)
+        lp.integrality_ = [kinds[flag] for flag in program.integer]
+    model: highspy.Highs = highspy.Highs()  # type: ignore[no-untyped-call]
+    model.setOptionValue("output_flag", False)
+    model.setOptionValue("threads", 1)
+    if model.passModel(lp) == highspy.HighsStatus.kError:
+        raise InternalError("the solver refused the placement program; please report the manifests that made it")
+    return model

@@ -1,0 +1,153 @@
+"""The largest batch that keeps the objectives: where a replica or a pool would run, and what stops it there.
+
+`patterns` asks this about every instance shape. The steady state follows Little's law: a batch of B answers of O tokens
+at one step time is B / (O x step) requests per second; the step already carries its share of prefill.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from katsura.placement.card import ModelCard
+from katsura.placement.catalogue import Device
+from katsura.placement.cost import (
+    Coefficients,
+    ErrorClass,
+    Layout,
+    Load,
+    Precision,
+    batch_limit,
+    decode_terms,
+    prefill_floor_s,
+    sequence_bytes,
+    weights_bytes,
+)
+
+UTILISATION: Final = 0.85
+"""Part of its capacity that an instance is planned for; the rest absorbs bursts."""
+_STEPS: Final = tuple(sorted({round(2 ** (i / 4)) for i in range(53)}))
+"""Batches that are tried: 1 to 8192, four per octave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What a request must get; None: whatever comes. Mean time between tokens, and to the first one, in seconds."""
+
+    itl_s: float | None = None
+    ttft_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where an instance runs.
+
+    Attributes:
+        batch: sequences at once. itl_s, ttft_s: predicted (median), at `UTILISATION` of the capacity.
+        requests_s: planned requests per second, `UTILISATION` included.
+        limit: what stops the batch (`itl`, `ttft`, `kv`, `batch`).
+        memory_bytes: weights and KV of one device at this batch.
+        link_bytes_s: what crosses between attention and experts, each way together.
+    """
+
+    batch: int
+    itl_s: float
+    ttft_s: float
+    requests_s: float
+    limit: str
+    error_class: ErrorClass
+    memory_bytes: float
+    expert_memory_bytes: float = 0.0
+    link_bytes_s: float = 0.0
+    micro_batches: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a shape cannot serve: `reason` names the limit (`memory`, `itl`, `ttft`), `detail` says it in words."""
+
+    reason: str
+    detail: str
+
+
+def wait_s(servers: float, service_s: float, utilisation: float = UTILISATION) -> float:
+    """Mean wait for one of `servers` places held `service_s` each (Sakasegawa's M/M/c approximation, 1977)."""
+    power = math.sqrt(2 * (servers + 1)) - 1
+    return service_s * math.pow(utilisation, power) / (servers * (1 - utilisation))
+
+
+def largest_batch(
+    limit: float, slo: Slo, margin: float, evaluate: Callable[[int], tuple[float, float]]
+) -> tuple[int, float, float, str] | Refusal:
+    """The largest batch <= `limit` whose (ITL, TTFT) times `margin` keep `slo`, with what stopped it.
+
+    Args:
+        evaluate: batch -> (ITL, TTFT) in seconds; ITL grows with the batch.
+    """
+    steps = [batch for batch in _STEPS if batch <= limit]
+    low, high = 0, len(steps)
+    while low < high:
+        middle = (low + high) // 2
+        if slo.itl_s is None or evaluate(steps[middle])[0] * margin <= slo.itl_s:
+            low = middle + 1
+        else:
+            high = middle
+    if not low:
+        shown = evaluate(steps[0])[0] * margin * 1e3
+        return Refusal("itl", f"{shown:.0f} ms between tokens at batch 1, {_ms(slo.itl_s)} allowed")
+    stopped = "itl" if low < len(steps) else "kv"
+    for batch in reversed(steps[:low]):
+        itl, ttft = evaluate(batch)
+        if slo.ttft_s is None or ttft * margin <= slo.ttft_s:
+            return batch, itl, ttft, stopped
+        stopped = "ttft"
+    return Refusal("ttft", f"{ttft * margin * 1e3:.0f} ms to the first token, {_ms(slo.ttft_s)} allowed")
+
+
+def _ms(seconds: float | None) -> str:
+    return "any" if seconds is None else f"{seconds * 1e3:.0f} ms"
+
+
+def replica_point(
+    card: ModelCard,
+    device: Device,
+    precision: Precision,
+    layout: Layout,
+    load: Load,
+    slo: Slo,
+    coefficients: Coefficients,
+    margin: float,
+    batch_max: int = 1024,
+    kv_bytes: int | None = None,
+) -> Point | Refusal:
+    """Where a whole model on `layout.devices` devices runs, or why it cannot. `kv_bytes` bounds its whole arena."""
+    held = weights_bytes(card, precision, layout)
+    fits = batch_limit(card, device, precision, layout, load)
+    if fits < 1:
+        need = held + sequence_bytes(card, precision, layout, load)
+        return Refusal("memory", f"needs {need / 2**30:.1f} GiB per device, {device.usable_bytes / 2**30:.1f} usable")
+
+    if kv_bytes is not None:
+        batch_max = max(1, min(batch_max, int(kv_bytes / sequence_bytes(card, precision, Layout(), load))))
+
+    def evaluate(batch: int) -> tuple[float, float]:
+        itl = coefficients.step_s(decode_terms(card, device, precision, layout, batch, load), precision)
+        floor = prefill_floor_s(card, device, precision, layout, load)
+        prefill = coefficients.prefill * floor + coefficients.layers * card.layers
+        return itl, prefill + itl + wait_s(batch, load.output * itl)
+
+    found = largest_batch(min(fits, batch_max), slo, margin, evaluate)
+    if isinstance(found, Refusal):
+        return found
+    batch, itl, ttft, stopped = found
+    return Point(
+        batch=batch,
+        itl_s=itl,
+        ttft_s=ttft,
+        requests_s=UTILISATION * batch / (load.output * itl),
+        limit="batch" if stopped == "kv" and fits >= batch_max else stopped,
+        error_class=coefficients.trust(batch, load.context),
+        memory_bytes=held + batch * sequence_bytes(card, precision, layout, load) / layout.data,
+    )

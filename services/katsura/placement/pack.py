@@ -1,0 +1,116 @@
+"""Counts become processes on named nodes: what runs already stays, the largest goes first, nodes are filled one by one.
+
+Accelerator counts are powers of two, so taking the largest first is exact for them; cores and memory may need a node
+more than the program counted, and then `packed` says so.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from katsura.placement.patterns import Column, Member
+from katsura.placement.plan import Instance, Place
+from katsura.placement.problem import NodeClass
+
+Held = Mapping[tuple[str, str, str], Sequence[str]]
+"""Nodes that hold processes now, by (service, role, class)."""
+_SLACK = 1e-6
+
+
+@dataclass(slots=True)
+class _Room:
+    name: str
+    accelerators: int
+    cores: float
+    ram_bytes: float
+    used: bool = False
+
+    def fits(self, m: Member) -> bool:
+        return (
+            self.accelerators >= m.accelerators
+            and self.cores >= m.cores - _SLACK
+            and self.ram_bytes >= m.ram_bytes * (1 - _SLACK)
+        )
+
+    def take(self, m: Member) -> None:
+        self.accelerators -= m.accelerators
+        self.cores -= m.cores
+        self.ram_bytes -= m.ram_bytes
+        self.used = True
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Instances on nodes; `left` are classes on which something found no room."""
+
+    instances: tuple[Instance, ...]
+    left: frozenset[str]
+
+    def nodes_used(self) -> dict[str, int]:
+        """Used nodes by class."""
+        used: dict[str, set[str]] = defaultdict(set)
+        for instance in self.instances:
+            for place in instance.places:
+                used[place.node_class].add(place.node)
+        return {name: len(nodes) for name, nodes in used.items()}
+
+
+def pack(columns: Sequence[tuple[Column, int]], classes: Sequence[NodeClass], held: Held | None = None) -> Packed:
+    """Put `count` instances of each column on nodes of their classes.
+
+    Args:
+        held: where processes stand now; they keep their node where the plan still wants them there.
+    """
+    rooms = {c.name: [_Room(n, c.accelerators, c.cores, c.ram_bytes) for n in c.nodes] for c in classes}
+    keep = {key: list(nodes) for key, nodes in (held or {}).items()}
+    wanted: list[tuple[Member, str, int, int]] = []
+    number = 0
+    owner: list[Column] = []
+    for column, count in columns:
+        for _ in range(count):
+            owner.append(column)
+            wanted += [(m, column.service, number, copy) for m in column.members for copy in range(m.count)]
+            number += 1
+    wanted.sort(key=lambda w: (-w[0].accelerators, -w[0].cores, -w[0].ram_bytes, w[2], w[0].role, w[3]))
+    places: dict[int, list[Place]] = defaultdict(list)
+    left: set[str] = set()
+    later: list[tuple[Member, str, int, int]] = []
+    for item in wanted:
+        m, service, index, _ = item
+        room = _held_room(keep.get((service, m.role, m.node_class), []), rooms[m.node_class], m)
+        if room is None:
+            later.append(item)
+        else:
+            _put(m, room, places[index])
+    for m, _, index, _ in later:
+        room = _first_room(rooms[m.node_class], m)
+        if room is None:
+            left.add(m.node_class)
+        else:
+            _put(m, room, places[index])
+    made = (Instance(column, tuple(places[i])) for i, column in enumerate(owner))
+    return Packed(tuple(i for i in made if len(i.places) == sum(m.count for m in i.column.members)), frozenset(left))
+
+
+def _put(m: Member, room: _Room, places: list[Place]) -> None:
+    room.take(m)
+    places.append(Place(m.role, m.node_class, room.name, m.accelerators, m.cores, m.ram_bytes))
+
+
+def _held_room(nodes: list[str], rooms: list[_Room], m: Member) -> _Room | None:
+    for node in nodes:
+        room = next((r for r in rooms if r.name == node and r.fits(m)), None)
+        if room is not None:
+            nodes.remove(node)
+            return room
+    return None
+
+
+def _first_room(rooms: list[_Room], m: Member) -> _Room | None:
+    """The used node with least room that still fits, else the first unused one."""
+    used = [r for r in rooms if r.used and r.fits(m)]
+    if used:
+        return min(used, key=lambda r: (r.accelerators, r.cores, r.name))
+    return next((r for r in rooms if not r.used and r.fits(m)), None)

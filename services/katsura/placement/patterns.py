@@ -1,0 +1,297 @@
+"""Every instance shape worth counting: which members on which class of nodes, and what one such instance serves.
+
+The cost model is asked once per (service, kinds of devices, sizes); what no other shape dominates becomes one column
+per class of nodes, or per pair of classes for a split. `program` counts columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Final
+
+from katsura.domain.units import GIB
+from katsura.placement.catalogue import Device
+from katsura.placement.cost import Layout
+from katsura.placement.operate import UTILISATION, Point, Refusal, replica_point
+from katsura.placement.problem import SPLIT, UNIFIED, HelperService, ModelService, NodeClass, Problem
+from katsura.placement.split import Pool, Side, pool_point
+
+_TENSOR: Final = (1, 2, 4, 8)
+_SHARDS: Final = (1, 2, 4, 8)
+_MEMBERS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_KEPT_PER_PAIR: Final = 6
+_CPU_BATCH_MAX: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """`count` processes of one role on nodes of one class; the rest is what each of them takes."""
+
+    role: str
+    node_class: str
+    count: int
+    accelerators: int
+    cores: float
+    ram_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One deployable instance of a service; `requests_s` is its planned capacity."""
+
+    service: str
+    topology: str
+    members: tuple[Member, ...]
+    requests_s: float
+    point: Point | None
+    domain: str
+    spot: bool
+
+    @property
+    def key(self) -> str:
+        """A name that stays the same from plan to plan."""
+        parts = (f"{m.role}:{m.count}x{m.accelerators or m.cores:g}@{m.node_class}" for m in self.members)
+        return f"{self.service}/{self.topology}[{','.join(parts)}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A kind of device on which a service cannot run, and why."""
+
+    service: str
+    topology: str
+    device: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Patterns:
+    """All columns, in a fixed order, and what was refused."""
+
+    columns: tuple[Column, ...]
+    refused: tuple[Refused, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """A slice of a node that one process takes: `count` accelerators or cores, seen as `device`."""
+
+    device: Device
+    count: int
+    is_cpu: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    topology: str
+    attention: _Unit
+    experts: _Unit | None
+    shards: int
+    members: int
+    point: Point
+
+    def load_per_request(self, price: dict[str, float]) -> float:
+        first = self.shards * self.attention.count * price[self.attention.device.name]
+        second = self.members * self.experts.count * price[self.experts.device.name] if self.experts else 0.0
+        return (first + second) / self.point.requests_s
+
+
+def enumerate_patterns(problem: Problem) -> Patterns:
+    """Columns of every service of `problem`."""
+    columns: list[Column] = []
+    refused: list[Refused] = []
+    for service in problem.services:
+        if isinstance(service, HelperService):
+            columns += _helper_columns(service, problem.classes)
+        else:
+            columns += _model_columns(service, problem, refused)
+    return Patterns(tuple(columns), tuple(refused))
+
+
+def _helper_columns(service: HelperService, classes: Iterable[NodeClass]) -> Iterator[Column]:
+    for c in classes:
+        if c.cores >= service.cores and c.ram_bytes >= service.ram_bytes:
+            member = Member(service.role, c.name, 1, 0, service.cores, service.ram_bytes)
+            yield Column(service.name, "Helper", (member,), service.capacity, None, c.domain, c.spot)
+
+
+def units_of(c: NodeClass) -> list[_Unit]:
+    """The slices that a process may take of a node of class `c`."""
+    if c.device is not None:
+        return [_Unit(c.device, n, False) for n in _TENSOR if n <= c.accelerators]
+    return [_Unit(_cores(c.core, n, c.ram_bytes), n, True) for n in _TENSOR if n <= c.cores]
+
+
+def _cores(core: Device, count: int, ram_bytes: float) -> Device:
+    """`count` cores of a node as one device: rates add up, memory is the node's."""
+    return replace(
+        core,
+        teraflops={name: rate * count for name, rate in core.teraflops.items()},
+        memory_gb_s=core.memory_gb_s * count,
+        memory_gib=ram_bytes / GIB,
+        reserved_gib=0.5,
+        watts=core.watts * count,
+    )
+
+
+def _model_columns(service: ModelService, problem: Problem, refused: list[Refused]) -> list[Column]:
+    kinds: dict[tuple[str, int], tuple[NodeClass, list[_Unit]]] = {}
+    for c in problem.classes:
+        if not service.devices or _kind_name(c) in service.devices:
+            kinds.setdefault(_kind_key(c), (c, units_of(c)))
+    price = {_kind_name(c): _unit_price(c) for c in problem.classes}
+    shapes: list[_Shape] = []
+    if UNIFIED in service.topologies:
+        for c, units in kinds.values():
+            shapes += _unified(service, problem, _kind_name(c), units, refused)
+    if SPLIT in service.topologies:
+        for first, attention in kinds.values():
+            for second, experts in kinds.values():
+                pair = _split(service, problem, attention, experts, refused)
+                label = f"{_kind_name(first)} + {_kind_name(second)}"
+                if not pair and not any(r.device == label and r.service == service.name for r in refused):
+                    refused.append(
+                        Refused(service.name, SPLIT, label, "memory", "no split of it fits or is fast enough")
+                    )
+                shapes += _best(pair, price)
+    return [column for shape in shapes for column in _spread(service, shape, problem)]
+
+
+def _kind_name(c: NodeClass) -> str:
+    return (c.device or c.core).name
+
+
+def _kind_key(c: NodeClass) -> tuple[str, int]:
+    return (_kind_name(c), c.accelerators or -int(c.cores))
+
+
+def _unit_price(c: NodeClass) -> float:
+    return max(c.hourly_usd, 1e-6) / (c.accelerators or c.cores)
+
+
+def _margin(problem: Problem, device: Device) -> float:
+    return 1.0 if problem.confidence <= 0.5 else problem.calibration.of(device).quantile_90
+
+
+def _unified(
+    service: ModelService, problem: Problem, kind: str, units: Sequence[_Unit], refused: list[Refused]
+) -> Iterator[_Shape]:
+    last: Refusal | None = None
+    found = False
+    for unit in units:
+        layout = Layout(1) if unit.is_cpu else Layout(unit.count, per_node=unit.count)
+        point = replica_point(
+            service.card,
+            unit.device,
+            service.precision,
+            layout,
+            service.load,
+            service.slo,
+            problem.calibration.of(unit.device),
+            _margin(problem, unit.device),
+            _CPU_BATCH_MAX if unit.is_cpu else 1024,
+            service.kv_bytes,
+        )
+        if isinstance(point, Refusal):
+            last = point
+            continue
+        found = True
+        yield _Shape(UNIFIED, unit, None, 1, 0, point)
+    if last and not found:
+        refused.append(Refused(service.name, UNIFIED, kind, last.reason, last.detail))
+
+
+def _split(
+    service: ModelService,
+    problem: Problem,
+    attention: Sequence[_Unit],
+    experts: Sequence[_Unit],
+    refused: list[Refused],
+) -> list[_Shape]:
+    fixed = service.replicas
+    shards = (fixed["attention"],) if "attention" in fixed else _SHARDS
+    members = (fixed["experts"],) if "experts" in fixed else tuple(n for n in _MEMBERS if n <= service.units)
+    shapes: list[_Shape] = []
+    for a, e, s, m in product(attention, experts[:1], shards, members):
+        point = pool_point(
+            service.card,
+            service.precision,
+            _pool(problem, a, e, s, m),
+            service.load,
+            service.slo,
+            max(_margin(problem, a.device), _margin(problem, e.device)),
+            batch_max=s * (_CPU_BATCH_MAX if a.is_cpu else 1024),
+            kv_bytes=service.kv_bytes,
+        )
+        if isinstance(point, Point):
+            shapes.append(_Shape(SPLIT, a, e, s, m, point))
+    return shapes
+
+
+def _pool(problem: Problem, a: _Unit, e: _Unit, shards: int, members: int) -> Pool:
+    """The pool of one pair of units: equal accelerators share a fast domain, others meet on the network."""
+    of, hop = problem.calibration.of, problem.calibration.hop_s
+    near = a.device.name == e.device.name
+    link = min(x.device.intra_bytes_s if near and not x.is_cpu else x.device.inter_bytes_s for x in (a, e))
+    kind = "cpu" if a.is_cpu or e.is_cpu else "gpu"
+    return Pool(
+        Side(a.device, shards, 1 if a.is_cpu else a.count, of(a.device)),
+        Side(e.device, members, 1 if e.is_cpu else e.count, of(e.device)),
+        link,
+        hop[kind if near else f"{kind}_remote"],
+    )
+
+
+def _best(shapes: list[_Shape], price: dict[str, float]) -> list[_Shape]:
+    """The cheapest shapes per request of one pair, and the smallest; ties go to fewer devices."""
+    ranked = sorted(shapes, key=lambda s: (s.load_per_request(price), s.shards * s.attention.count + s.members))
+    smallest = sorted(shapes, key=lambda s: (s.shards * s.attention.count + s.members, s.load_per_request(price)))
+    kept = ranked[:_KEPT_PER_PAIR]
+    return kept + [s for s in smallest[:1] if all(s is not k for k in kept)]
+
+
+def _spread(service: ModelService, shape: _Shape, problem: Problem) -> Iterator[Column]:
+    """`shape` on every class, or pair of classes of one domain, that has its devices."""
+    for first in problem.classes:
+        if not _fits(service, shape.attention, first):
+            continue
+        if shape.experts is None:
+            member = _member(problem, "unified", first, shape.attention, 1, shape.point.memory_bytes)
+            yield Column(
+                service.name, UNIFIED, (member,), shape.point.requests_s, shape.point, first.domain, first.spot
+            )
+            continue
+        for second in problem.classes:
+            if second.domain != first.domain or not _fits(service, shape.experts, second):
+                continue
+            members = (
+                _member(problem, "attention", first, shape.attention, shape.shards, shape.point.memory_bytes),
+                _member(problem, "experts", second, shape.experts, shape.members, shape.point.expert_memory_bytes),
+            )
+            spot = first.spot or second.spot
+            yield Column(service.name, SPLIT, members, shape.point.requests_s, shape.point, first.domain, spot)
+
+
+def _fits(service: ModelService, unit: _Unit, c: NodeClass) -> bool:
+    if service.devices and _kind_name(c) not in service.devices:
+        return False
+    if unit.is_cpu:
+        return c.device is None and c.core.name == unit.device.name and unit.count <= c.cores
+    return c.device is not None and c.device.name == unit.device.name and unit.count <= c.accelerators
+
+
+def _member(problem: Problem, role: str, c: NodeClass, unit: _Unit, count: int, memory_bytes: float) -> Member:
+    helpers = problem.calibration.helpers
+    base = helpers["process_ram_bytes"]
+    if unit.is_cpu:
+        return Member(role, c.name, count, 0, float(unit.count), base + memory_bytes)
+    host = min(helpers["host_cores_per_accelerator"] * unit.count, c.cores * unit.count / c.accelerators)
+    return Member(role, c.name, count, unit.count, host, base * unit.count)
+
+
+def planned(point: Point) -> float:
+    """Requests per second at full load: what `Point.requests_s` leaves room below."""
+    return point.requests_s / UTILISATION

@@ -1,0 +1,141 @@
+"""What is to be placed, and on what: the whole input of the planner, and nothing that is not in it decides anything.
+
+`katsura.manifests.problem` makes one from custom resources and nodes; `planner.plan` solves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+from katsura.placement.calibration import Calibration
+from katsura.placement.card import ModelCard
+from katsura.placement.catalogue import Device
+from katsura.placement.cost import Load, Precision
+from katsura.placement.operate import Slo
+
+UNIFIED: Final = "Unified"
+SPLIT: Final = "Split"
+
+
+class Objective(StrEnum):
+    """What the planner makes as small (or, of throughput, as large) as it can."""
+
+    COST = "cost"
+    """Dollars per hour of the nodes that are used."""
+    ENERGY = "energy"
+    """Watts."""
+    LATENCY = "latency"
+    """Mean predicted time of a request, weighted by demand."""
+    THROUGHPUT = "throughput"
+    """The factor by which every demand could grow."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeClass:
+    """Equal nodes of one domain.
+
+    Attributes:
+        device: accelerator, None on a CPU node; accelerators: of one node.
+        core: its kind of core; cores, ram_bytes: of one node, free for us.
+        domain: failure and network domain (rack or zone).
+        hourly_usd, watts: of one node, full load; idle_watts: of one that is on.
+        nodes: their names.
+    """
+
+    name: str
+    device: Device | None
+    accelerators: int
+    core: Device
+    cores: float
+    ram_bytes: float
+    domain: str
+    spot: bool
+    hourly_usd: float
+    watts: float
+    idle_watts: float
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelService:
+    """A deployment.
+
+    Attributes:
+        requests_s: demand; 0 asks for one instance of any capacity.
+        topologies: which of `UNIFIED`, `SPLIT` may be chosen.
+        replicas: fixed counts by role (`unified`, `attention`, `experts`); empty where the planner decides.
+        devices: names it may use; empty: any.
+        units: FFN units that members share (no more members than units).
+        kv_bytes: limit of one shard's KV arena, None: what fits.
+        domains_min: domains that must hold an instance.
+        spot_share: part of the capacity that may be on spot nodes.
+    """
+
+    name: str
+    card: ModelCard
+    precision: Precision
+    load: Load
+    requests_s: float
+    slo: Slo = field(default_factory=Slo)
+    topologies: tuple[str, ...] = (UNIFIED, SPLIT)
+    replicas: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    devices: frozenset[str] = frozenset()
+    units: int = 1024
+    kv_bytes: int | None = None
+    domains_min: int = 1
+    spot_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class HelperService:
+    """A CPU service (memory, router): each instance takes `cores` and `ram_bytes` and serves `capacity` requests/s."""
+
+    name: str
+    role: str
+    requests_s: float
+    capacity: float
+    cores: float
+    ram_bytes: float
+    instances_min: int = 1
+    domains_min: int = 1
+    spot_share: float = 0.0
+
+
+Service = ModelService | HelperService
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long to search. Goldens stop on `gap` or `nodes`; a person's run also on `seconds`."""
+
+    gap: float = 0.005
+    nodes: int | None = None
+    seconds: float | None = 10.0
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Everything that decides a plan.
+
+    Attributes:
+        quotas: most accelerators (or cores) in use, by device name.
+        budget_usd: most dollars per hour.
+        confidence: part of measured points that lay below the time an objective is checked against (0.5 or 0.9).
+        uplink_bytes_s: what may cross between domains, per domain; None: no limit is known.
+    """
+
+    services: tuple[Service, ...]
+    classes: tuple[NodeClass, ...]
+    calibration: Calibration
+    objective: Objective = Objective.COST
+    quotas: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    budget_usd: float | None = None
+    confidence: float = 0.9
+    uplink_bytes_s: float | None = None
+    unknown: tuple[str, ...] = ()
+    """Nodes whose accelerators nobody could name, with why."""

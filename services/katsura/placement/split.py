@@ -1,0 +1,233 @@
+"""A model cut at the residual stream: attention shards on one kind of device, expert members on another.
+
+Per FFN layer every token visits the members that hold its experts and comes back as partial sums. With m micro-batches
+attention works on one while experts work on another (ping-pong, MegaScale-Infer, arXiv 2504.02263, equations in
+placement.md 3.1 to 3.4). `patterns` calls `pool_point`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import comb
+
+from katsura.placement.card import Block, ModelCard
+from katsura.placement.catalogue import Device
+from katsura.placement.cost import Coefficients, ErrorClass, Load, Precision
+from katsura.placement.operate import UTILISATION, Point, Refusal, Slo, largest_batch, wait_s
+
+_PARTIAL_BYTES = 4
+"""Members return sums in f32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of the cut: `members` of `devices` each, of one kind, with what was measured on it."""
+
+    device: Device
+    members: int
+    devices: int
+    coefficients: Coefficients
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Attention shards and expert members that serve together, over links of `link_bytes_s` and `hop_s` each way."""
+
+    attention: Side
+    experts: Side
+    link_bytes_s: float
+    hop_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTimes:
+    """Seconds of one layer for one micro-batch: attention, experts, and one way between them; bytes both ways."""
+
+    attention: float
+    experts: float
+    hop: float
+    moved: float
+
+    @property
+    def loop(self) -> float:
+        """One micro-batch through one layer."""
+        return self.attention + self.experts + 2 * self.hop
+
+    @property
+    def busiest(self) -> float:
+        """What one micro-batch holds of the slower side."""
+        return max(self.attention, self.experts)
+
+
+def members_hit(block: Block, members: int) -> float:
+    """Members that one token visits: n (1 - C(E - E/n, K) / C(E, K)); all of them for a dense FFN."""
+    ffn = block.ffn
+    if not ffn.experts:
+        return float(members)
+    here = ffn.experts / members
+    elsewhere = ffn.experts - round(here)
+    missed = comb(elsewhere, ffn.per_token) / comb(ffn.experts, ffn.per_token) if here >= 1 else 1.0
+    return min(members * (1 - missed), float(ffn.per_token)) if here >= 1 else float(ffn.per_token)
+
+
+def layer_times(
+    card: ModelCard, block: Block, precision: Precision, pool: Pool, batch: float, load: Load
+) -> LayerTimes:
+    """Times of one layer of `block` for a micro-batch of `batch` sequences over all shards."""
+    a, e = pool.attention, pool.experts
+    local = batch / a.members
+    attention = block.attention
+    own = attention.parameters + block.norms + (block.ffn.dense if block.ffn.experts else 0)
+    kept = attention.kept(load.context) * attention.kv_elements * precision.kv_bytes + 4 * attention.state_elements
+    scores = attention.score_width * attention.kept(load.context)
+    c, device = a.coefficients, a.device
+    attention_s = (
+        c.weights * own * precision.weight_bytes / a.devices / device.memory_bytes_s
+        + c.kv * local * kept / min(a.devices, attention.kv_shards) / device.memory_bytes_s
+        + c.flops * 2 * local * (own + scores) / a.devices / device.flops(precision.arithmetic)
+        + c.layers / 2
+    )
+    if a.devices > 1:
+        ring = 2 * local * card.hidden * 2 * (a.devices - 1) / a.devices / device.intra_bytes_s
+        attention_s += c.linked_layers / 2 + c.collective * ring
+    hit = members_hit(block, e.members)
+    sent, returned = batch * hit * card.hidden * 2, batch * hit * card.hidden * _PARTIAL_BYTES
+    hop = pool.hop_s + max(sent, returned) / min(a.members, e.members) / pool.link_bytes_s
+    return LayerTimes(attention_s, _experts_s(block, precision, e, batch), hop, sent + returned)
+
+
+def _experts_s(block: Block, precision: Precision, side: Side, batch: float) -> float:
+    ffn, c, device = block.ffn, side.coefficients, side.device
+    if ffn.experts:
+        # The last member to answer sets the pace: its share of active experts rounds up.
+        active = ffn.active_experts(batch) / side.members
+        held = max(active, min(1.0, ffn.experts / side.members)) * ffn.expert_parameters * precision.expert_bytes
+        work = 2 * batch * ffn.per_token * ffn.expert_parameters / side.members
+    else:
+        held = ffn.dense * precision.weight_bytes / side.members
+        work = 2 * batch * ffn.dense / side.members
+    arithmetic = device.flops(precision.arithmetic) * side.devices
+    return (
+        c.weights * held / side.devices / device.memory_bytes_s
+        + c.flops * work / arithmetic
+        + c.layers / 2
+        + (c.moe_layers if ffn.experts else 0)
+    )
+
+
+def _blocks(
+    card: ModelCard, precision: Precision, pool: Pool, batch: float, load: Load
+) -> Iterator[tuple[int, LayerTimes]]:
+    for block in card.blocks:
+        yield block.count, layer_times(card, block, precision, pool, batch, load)
+
+
+def step_s(card: ModelCard, precision: Precision, pool: Pool, batch: float, load: Load, micro: int) -> float:
+    """One decode step of `batch` sequences in `micro` micro-batches, prefill's share not counted.
+
+    A layer lasts max(m x busiest, loop): whichever is longer, the slower side's work or one micro-batch's round trip.
+    """
+    total, fill = 0.0, None
+    for count, times in _blocks(card, precision, pool, batch / micro, load):
+        cycle = max(micro * times.busiest, times.loop)
+        total += count * cycle
+        fill = times.loop + (micro - 1) * times.busiest - cycle if fill is None else fill
+    head = card.hidden * card.vocabulary * precision.weight_bytes / pool.attention.devices
+    return total + (fill or 0.0) + pool.attention.coefficients.weights * head / pool.attention.device.memory_bytes_s
+
+
+def prefill_s(card: ModelCard, precision: Precision, pool: Pool, load: Load) -> float:
+    """One prompt through one shard and the pool."""
+    a, e = pool.attention, pool.experts
+    total = 2.0 * load.new_prompt * card.active_parameters
+    scores = card.prefill_flops(load.prompt, load.prompt - load.new_prompt) - total
+    pooled = 0.0
+    for b in card.blocks:
+        weights = b.ffn.per_token * b.ffn.expert_parameters if b.ffn.experts else b.ffn.dense
+        pooled += 2.0 * load.new_prompt * b.count * weights
+    own = (total - pooled + scores) / (a.devices * a.device.flops(precision.arithmetic))
+    others = pooled / (e.members * e.devices * e.device.flops(precision.arithmetic))
+    moved = 6.0 * load.new_prompt * card.hidden * card.layers * min(e.members, 8) / e.members
+    return a.coefficients.prefill * own + e.coefficients.prefill * others + moved / pool.link_bytes_s
+
+
+def attention_bytes(card: ModelCard, precision: Precision, devices: int) -> float:
+    """Weights that one device of a shard holds: attention, embedding, head, and what every token uses of MoE layers."""
+    shared = sum(b.count * b.ffn.dense for b in card.blocks if b.ffn.experts)
+    held = card.attention_parameters + card.embedding + card.head + shared
+    return held * precision.weight_bytes / devices
+
+
+def member_bytes(card: ModelCard, precision: Precision, members: int, devices: int) -> float:
+    """Weights that one device of a member holds."""
+    dense = sum(b.count * b.ffn.dense for b in card.blocks if not b.ffn.experts)
+    total = card.expert_parameters * precision.expert_bytes + dense * precision.weight_bytes
+    return total / members / devices
+
+
+def _sequence_bytes(card: ModelCard, precision: Precision, devices: int, load: Load) -> float:
+    total = 0.0
+    for b in card.blocks:
+        kept = b.attention.kept(load.prompt + load.output) * b.attention.kv_elements * precision.kv_bytes
+        total += b.count * (kept + 2 * b.attention.state_elements) / min(devices, b.attention.kv_shards)
+    return total
+
+
+def pool_point(
+    card: ModelCard,
+    precision: Precision,
+    pool: Pool,
+    load: Load,
+    slo: Slo,
+    margin: float,
+    micro_batches: tuple[int, ...] = (1, 2, 3),
+    batch_max: int = 4096,
+    kv_bytes: int | None = None,
+) -> Point | Refusal:
+    """Where the pool runs, or why it cannot. `kv_bytes` bounds the arena of one shard."""
+    a, e = pool.attention, pool.experts
+    held, pooled = attention_bytes(card, precision, a.devices), member_bytes(card, precision, e.members, e.devices)
+    if pooled > e.device.usable_bytes:
+        return Refusal("memory", f"a member needs {pooled / 2**30:.1f} GiB, {e.device.usable_bytes / 2**30:.1f} usable")
+    per_sequence = _sequence_bytes(card, precision, a.devices, load)
+    fits = a.members * (a.device.usable_bytes - held) / per_sequence
+    if fits < 1:
+        need = (held + per_sequence) / 2**30
+        return Refusal("memory", f"a shard needs {need:.1f} GiB, {a.device.usable_bytes / 2**30:.1f} usable")
+    if kv_bytes is not None:
+        whole = _sequence_bytes(card, precision, 1, load)
+        batch_max = max(1, min(batch_max, int(a.members * kv_bytes / whole)))
+    one_prompt = prefill_s(card, precision, pool, load)
+
+    def step(batch: int) -> tuple[float, int]:
+        times = [(step_s(card, precision, pool, batch, load, m), m) for m in micro_batches if m <= max(1, batch)]
+        best, micro = min(times)
+        return best + batch / load.output * one_prompt / a.members, micro
+
+    def evaluate(batch: int) -> tuple[float, float]:
+        itl, _ = step(batch)
+        return itl, one_prompt + itl + wait_s(batch, load.output * itl)
+
+    found = largest_batch(min(fits, batch_max), slo, margin, evaluate)
+    if isinstance(found, Refusal):
+        return found
+    batch, itl, ttft, stopped = found
+    micro = step(batch)[1]
+    moved = sum(count * times.moved for count, times in _blocks(card, precision, pool, batch, load))
+    return Point(
+        batch=batch,
+        itl_s=itl,
+        ttft_s=ttft,
+        requests_s=UTILISATION * batch / (load.output * itl),
+        limit=stopped,
+        error_class=max(
+            a.coefficients.trust(batch / a.members, load.context),
+            e.coefficients.trust(batch, load.context),
+            key=list(ErrorClass).index,
+        ),
+        memory_bytes=held + batch / a.members * per_sequence,
+        expert_memory_bytes=pooled,
+        link_bytes_s=moved / itl,
+        micro_batches=micro,
+    )

@@ -1,0 +1,151 @@
+"""What a packed solution costs, promises and is limited by: counts and sums, no decisions.
+
+`planner` calls `tally` once per plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from katsura.placement.greedy import share_cost
+from katsura.placement.pack import Packed
+from katsura.placement.patterns import Column, Patterns
+from katsura.placement.plan import Instance, Plan, ServiceSummary
+from katsura.placement.problem import HelperService, ModelService, NodeClass, Objective, Problem, Service
+from katsura.placement.program import column_cost, node_cost
+
+_LIMITS = {
+    "itl": "its time between tokens bounds the batch",
+    "ttft": "its time to the first token bounds the batch",
+    "kv": "KV memory bounds the batch",
+}
+
+
+def tally(
+    problem: Problem,
+    patterns: Patterns,
+    packed: Packed,
+    bound: float,
+    ended: str,
+    reduced: Mapping[str, float],
+    moves: float = 0.0,
+) -> Plan:
+    """The plan that `packed` is, without alternatives.
+
+    Args:
+        bound: of the objective, moves included. reduced: of the linear relaxation. moves: part of the objective.
+    """
+    used = packed.nodes_used()
+    classes = {c.name: c for c in problem.classes}
+    value = objective_value(problem, packed.instances, used) + moves
+    hourly = sum(classes[name].hourly_usd * n for name, n in used.items())
+    return Plan(
+        instances=packed.instances,
+        services=tuple(_summary(s, packed.instances, classes) for s in problem.services),
+        nodes_used=dict(sorted(used.items())),
+        hourly_usd=hourly,
+        watts=objective_value(replace(problem, objective=Objective.ENERGY), packed.instances, used),
+        objective=problem.objective.value,
+        value=value,
+        bound=bound,
+        gap=_gap(problem, value, bound),
+        pattern_free_bound=pattern_free_bound(problem, patterns.columns),
+        binding=(*_scarce(problem, used, reduced), *_limits(problem, packed.instances, hourly)),
+        relaxations=(),
+        alternatives=(),
+        marginals=(),
+        refused=patterns.refused,
+        unknown=problem.unknown,
+        ended=ended,
+        columns=len(patterns.columns),
+    )
+
+
+def objective_value(problem: Problem, instances: Sequence[Instance], used: Mapping[str, int]) -> float:
+    """The objective of a placement: dollars per hour, watts, seconds, or the factor on demand."""
+    if problem.objective is Objective.THROUGHPUT:
+        return min((_capacity(s.name, instances) / s.requests_s for s in problem.services if s.requests_s), default=0.0)
+    classes = {c.name: c for c in problem.classes}
+    services = {s.name: s for s in problem.services}
+    nodes = sum(node_cost(problem, classes[name]) * n for name, n in used.items())
+    return nodes + sum(column_cost(problem, i.column, services[i.column.service], classes) for i in instances)
+
+
+def pattern_free_bound(problem: Problem, columns: Sequence[Column]) -> float:
+    """The objective if every model ran on its cheapest pattern, nodes free to cut and without end.
+
+    Only of the objectives that add up over nodes (cost, energy); 0 for others.
+    """
+    if problem.objective not in (Objective.COST, Objective.ENERGY):
+        return 0.0
+    classes = {c.name: c for c in problem.classes}
+    total = 0.0
+    for service in problem.services:
+        if isinstance(service, ModelService):
+            prices = [share_cost(problem, classes, c) for c in columns if c.service == service.name]
+            total += service.requests_s * min(prices, default=0.0)
+    return total
+
+
+def _gap(problem: Problem, value: float, bound: float) -> float:
+    if problem.objective is Objective.THROUGHPUT:
+        return max(0.0, (bound - value) / bound) if bound > 0 else 0.0
+    return max(0.0, (value - bound) / value) if value > 0 else 0.0
+
+
+def _capacity(service: str, instances: Sequence[Instance]) -> float:
+    return sum(i.column.requests_s for i in instances if i.column.service == service)
+
+
+def _summary(service: Service, instances: Sequence[Instance], classes: Mapping[str, NodeClass]) -> ServiceSummary:
+    mine = [i for i in instances if i.column.service == service.name]
+    capacity = _capacity(service.name, mine)
+    cost = watts = 0.0
+    for place in (p for i in mine for p in i.places):
+        c = classes[place.node_class]
+        cost += c.hourly_usd * (place.accelerators / c.accelerators if c.accelerators else place.cores / c.cores)
+        watts += place.accelerators * c.device.watts if c.device is not None else place.cores * c.core.watts
+    points = [i.column.point for i in mine if i.column.point is not None]
+    slowest = max(points, key=lambda p: p.itl_s) if points else None
+    tokens_s = 0.0 if isinstance(service, HelperService) else (service.requests_s or capacity) * service.load.output
+    return ServiceSummary(
+        name=service.name,
+        instances=len(mine),
+        capacity=capacity,
+        demand=service.requests_s,
+        unmet=max(0.0, 1 - capacity / service.requests_s) if service.requests_s else float(not mine),
+        point=slowest,
+        hourly_usd=cost,
+        usd_per_million_output=cost / 3600 / tokens_s * 1e6 if tokens_s else None,
+        joules_per_token=watts / tokens_s if tokens_s else None,
+        error_class=slowest.error_class.value if slowest else "prior",
+    )
+
+
+def _scarce(problem: Problem, used: Mapping[str, int], reduced: Mapping[str, float]) -> list[str]:
+    return [
+        f"all {len(c.nodes)} nodes of {c.name} are in use"
+        for c in problem.classes
+        if used.get(c.name, 0) == len(c.nodes) and reduced.get(f"y:{c.name}", 0.0) < -1e-6
+    ]
+
+
+def _limits(problem: Problem, instances: Sequence[Instance], hourly: float) -> list[str]:
+    found: list[str] = []
+    if problem.budget_usd is not None and hourly > 0.95 * problem.budget_usd:
+        found.append(f"the budget of ${problem.budget_usd:.2f}/h")
+    classes = {c.name: c for c in problem.classes}
+    for device, most in problem.quotas.items():
+        places = (p for i in instances for p in i.places)
+        units = sum(p.accelerators or p.cores for p in places if _device_name(classes[p.node_class]) == device)
+        if units + 1 > most:
+            found.append(f"the quota of {most:g} {device}")
+    for service in problem.services:
+        limits = {i.column.point.limit for i in instances if i.column.service == service.name and i.column.point}
+        found += [f"{service.name}: {_LIMITS[limit]}" for limit in sorted(limits) if limit in _LIMITS]
+    return found
+
+
+def _device_name(c: NodeClass) -> str:
+    return (c.device or c.core).name

@@ -1,0 +1,187 @@
+"""What else could have been done: other ways and why not, one more node of each kind, and ways out of an unmet demand.
+
+Each is the same program with one thing changed. Where the linear relaxation already proves an alternative dearer, it is
+not solved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Final
+
+from katsura.placement.highs import relax, solve
+from katsura.placement.patterns import Column, enumerate_patterns
+from katsura.placement.plan import Alternative, Marginal, Plan, Relaxation
+from katsura.placement.problem import Effort, ModelService, NodeClass, Objective, Problem
+from katsura.placement.program import Extra, build
+
+_ALTERNATIVES_MAX: Final = 6
+_LOOSER: Final = (1.25, 1.5, 2.0, 3.0, 5.0)
+_MORE_NODES_MAX: Final = 64
+_SOLVE_ROWS_MAX: Final = 4000
+"""Columns above which a marginal node is asked of the relaxation only."""
+
+
+_Way = tuple[str, Callable[[Column], bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    hourly_usd: float
+    unmet: tuple[str, ...]
+    bought: Mapping[str, int]
+
+
+def _quick(effort: Effort) -> Effort:
+    seconds = None if effort.seconds is None else min(2.0, effort.seconds / 3)
+    return replace(effort, gap=max(effort.gap, 0.01), nodes=min(effort.nodes or 500, 500), seconds=seconds)
+
+
+def _ask(problem: Problem, columns: Sequence[Column], effort: Effort, extra: Extra | None = None) -> _Outcome | None:
+    built = build(problem, columns, extra)
+    answer = solve(built.program, _quick(effort))
+    if answer.values is None:
+        return None
+    values = answer.values
+    return _Outcome(
+        sum(values[built.y[c.name]] * c.hourly_usd for c in problem.classes),
+        tuple(name for name, i in built.w.items() if values[i] > 1e-6),
+        MappingProxyType({name: round(values[i]) for name, i in built.more.items() if values[i] > 0.5}),
+    )
+
+
+def alternatives(problem: Problem, columns: Sequence[Column], made: Plan, effort: Effort) -> tuple[Alternative, ...]:
+    """The closest other ways, cheapest first, each with why it was not taken."""
+    found = []
+    for what, allowed in _other_ways(problem, columns, made):
+        kept = [c for c in columns if allowed(c)]
+        missing = {s.name for s in problem.services} - {c.service for c in kept}
+        if missing:
+            found.append(Alternative(what, None, f"no pattern of {_list(sorted(missing))} is left"))
+            continue
+        bound = relax(build(problem, kept).program)[0].bound
+        outcome = _ask(problem, kept, effort)
+        if outcome is None:
+            continue
+        if outcome.unmet:
+            found.append(Alternative(what, None, f"cannot serve all of {_list(outcome.unmet)}"))
+        else:
+            found.append(Alternative(what, outcome.hourly_usd, _why_not(problem, made, outcome.hourly_usd, bound)))
+    return tuple(sorted(found, key=lambda a: (a.hourly_usd is None, a.hourly_usd or 0.0, a.what))[:_ALTERNATIVES_MAX])
+
+
+def _other_ways(problem: Problem, columns: Sequence[Column], made: Plan) -> Iterator[_Way]:
+    kind_of = {c.name: (c.device or c.core).name for c in problem.classes}
+    topology = {(i.column.service, i.column.topology) for i in made.instances if i.column.topology != "Helper"}
+    used = sorted({kind_of[name] for name in made.nodes_used})
+    for kind in used if len(set(kind_of.values())) > 1 else ():
+        yield f"without {kind}", _avoids(kind_of, kind)
+    for kind in sorted(set(kind_of.values())) if len(used) > 1 else ():
+        yield f"models on {kind} only", _stays_on(kind_of, kind)
+    for service, taken in sorted(topology):
+        if any(c.service == service and c.topology != taken for c in columns):
+            yield f"{service} not {taken}", _is_not(service, taken)
+
+
+def _avoids(kind_of: Mapping[str, str], kind: str) -> Callable[[Column], bool]:
+    return lambda column: all(kind_of[m.node_class] != kind for m in column.members)
+
+
+def _stays_on(kind_of: Mapping[str, str], kind: str) -> Callable[[Column], bool]:
+    return lambda column: column.topology == "Helper" or all(kind_of[m.node_class] == kind for m in column.members)
+
+
+def _is_not(service: str, topology: str) -> Callable[[Column], bool]:
+    return lambda column: column.service != service or column.topology != topology
+
+
+def _why_not(problem: Problem, made: Plan, hourly: float, bound: float) -> str:
+    if problem.objective is Objective.COST:
+        more = hourly - made.hourly_usd
+        if more > 0.005:
+            proof = "; proven by its bound" if bound > made.value + 1e-6 else ""
+            return f"${more:.2f}/h more (+{more / max(made.hourly_usd, 1e-9):.0%}){proof}"
+        return "costs the same" if more > -0.005 else f"${-more:.2f}/h less, within the gap of {made.gap:.1%}"
+    return f"worse in {problem.objective.value}, which this plan optimises"
+
+
+def marginals(
+    problem: Problem, columns: Sequence[Column], made: Plan, effort: Effort, reduced: Mapping[str, float]
+) -> tuple[Marginal, ...]:
+    """What one more node of each class that is used up would change, largest saving first."""
+    if problem.objective is not Objective.COST or not made.feasible:
+        return ()
+    found = []
+    for c in problem.classes:
+        shadow = reduced.get(f"y:{c.name}", 0.0)
+        if made.nodes_used.get(c.name, 0) < len(c.nodes) or shadow > -1e-6:
+            continue
+        if len(columns) > _SOLVE_ROWS_MAX:
+            found.append(Marginal(c.name, shadow, "bound"))
+            continue
+        wider = replace(problem, classes=tuple(_grown(k) if k is c else k for k in problem.classes))
+        outcome = _ask(wider, columns, effort)
+        if outcome is not None and not outcome.unmet:
+            found.append(Marginal(c.name, min(0.0, outcome.hourly_usd - made.hourly_usd), "solved"))
+    return tuple(sorted(found, key=lambda m: (m.change_usd, m.node_class))[:8])
+
+
+def _grown(c: NodeClass) -> NodeClass:
+    return replace(c, nodes=(*c.nodes, f"{c.name}-one-more"))
+
+
+def relaxations(problem: Problem, effort: Effort) -> tuple[Relaxation, ...]:
+    """Changes of the question under which everything is met, cheapest first."""
+    found: list[Relaxation] = []
+    columns = enumerate_patterns(problem).columns
+    for what, changed, extra in _looser_questions(problem):
+        outcome = _ask(changed, columns, effort, extra)
+        if outcome is not None and not outcome.unmet:
+            bought = " and ".join(f"{n} more node{'s' * (n > 1)} of {name}" for name, n in outcome.bought.items())
+            found.append(Relaxation(what or bought, outcome.hourly_usd))
+    slower = _slower(problem, effort)
+    if slower is not None:
+        found.append(slower)
+    return tuple(sorted(found, key=lambda r: (r.hourly_usd, r.what)))
+
+
+def _looser_questions(problem: Problem) -> Iterator[tuple[str, Problem, Extra | None]]:
+    if problem.budget_usd is not None:
+        yield "no limit on the budget", replace(problem, budget_usd=None), None
+    if problem.quotas:
+        yield "no quotas", replace(problem, quotas={}), None
+    if any(s.spot_share < 1 for s in problem.services) and any(c.spot for c in problem.classes):
+        yield "spot nodes for everything", _each(problem, spot_share=1.0), None
+    if any(s.domains_min > 1 for s in problem.services):
+        yield "one domain instead of several", _each(problem, domains_min=1), None
+    for c in problem.classes:
+        yield "", problem, Extra(more_nodes={c.name: _MORE_NODES_MAX})
+
+
+def _each(problem: Problem, **changes: object) -> Problem:
+    return replace(problem, services=tuple(replace(s, **changes) for s in problem.services))  # type: ignore[arg-type]
+
+
+def _slower(problem: Problem, effort: Effort) -> Relaxation | None:
+    """The smallest common factor on all times allowed that is enough."""
+    if not any(isinstance(s, ModelService) and (s.slo.itl_s or s.slo.ttft_s) for s in problem.services):
+        return None
+    for factor in _LOOSER:
+        services = tuple(_allow(s, factor) if isinstance(s, ModelService) else s for s in problem.services)
+        changed = replace(problem, services=services)
+        outcome = _ask(changed, enumerate_patterns(changed).columns, effort)
+        if outcome is not None and not outcome.unmet:
+            return Relaxation(f"{factor:g}x the times allowed", outcome.hourly_usd)
+    return None
+
+
+def _allow(service: ModelService, factor: float) -> ModelService:
+    slo = service.slo
+    times = {k: None if v is None else v * factor for k, v in (("itl_s", slo.itl_s), ("ttft_s", slo.ttft_s))}
+    return replace(service, slo=replace(slo, **times))
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names)
