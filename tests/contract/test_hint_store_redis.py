@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from katsura.domain.errors import UnavailableError
-from katsura.domain.ids import Incarnation, InstanceId
+from katsura.domain.ids import Incarnation, InstanceId, ProgramId, TenantId
 from katsura.domain.kv_events import KvBatch
 from katsura.domain.tables import ExpertTables
+from katsura.domain.tenant import Tenant
 from katsura.state import hints_redis, keys
 from katsura.state.connect import Store
 from katsura.state.hints import Feed, FeedKind, Role
@@ -72,6 +73,16 @@ async def test_one_broken_lease_does_not_hide_the_others(opened: Store) -> None:
         await store.put_shard(shard_record(name))
     await opened.client.hset(keys.lease_records(Role.SHARD).decode(), "a", "1\n{")
     assert [lease.instance_id for lease in await store.list_shards()] == ["b"]
+
+
+async def test_a_broken_table_or_affinity_is_as_if_it_were_not_there(opened: Store) -> None:
+    store, tenant = RedisHintStore(opened), Tenant(TenantId("ada"), b"a" * 32)
+    fence = (await store.hold_coordinator(ROUTER, LIFE)).fence
+    await store.write_expert_tables(fence, TABLES, "")
+    await opened.client.xadd(keys.expert_tables(DEPLOYMENT, REVISION.revision_id), {"t": "{"}, maxlen=1)
+    assert await store.list_expert_tables() == ()
+    await opened.client.set(keys.program_affinity(tenant.salt, "run"), "[]")
+    assert await store.get_affinity(tenant, ProgramId("run")) is None
 
 
 async def test_an_entry_that_cannot_be_read_is_none_and_the_cursor_passes_it(opened: Store) -> None:

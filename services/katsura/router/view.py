@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from katsura.domain.clock import Clock
-from katsura.domain.errors import TemporaryError
+from katsura.domain.errors import DataLossError, TemporaryError
 from katsura.domain.ids import DeploymentName, InstanceId
 from katsura.domain.kv_events import KvBatch
 from katsura.domain.leases import MemberLease, ShardLease
@@ -128,7 +128,11 @@ class View:
         return False
 
     async def _load_snapshot(self, shard: InstanceId) -> bool:
-        snapshot = await self.store.read_kv_snapshot(shard)
+        try:
+            snapshot = await self.store.read_kv_snapshot(shard)
+        except DataLossError as error:
+            _LOG.warning("a snapshot is passed over", shard=shard, why=error.message)
+            return False
         if snapshot is None or not self.mirror.wants(shard, snapshot.incarnation, snapshot.sequence):
             return False
         self.mirror.load(shard, snapshot)

@@ -126,7 +126,10 @@ class RedisHintStore:
         """Where a program ran last."""
         with translated(self._store.url):
             found = await self._store.client.get(keys.program_affinity(tenant.salt, program))
-        return None if found is None else from_json(Affinity, found)
+        try:
+            return None if found is None else from_json(Affinity, found)
+        except DataLossError:  # of another version: a program that is believed homeless costs a recomputation
+            return None
 
     async def put_affinity(
         self, tenant: Tenant, program: ProgramId, affinity: Affinity, ttl_ms: int = AFFINITY_TTL_MS
@@ -275,7 +278,13 @@ class RedisHintStore:
             pipeline.xrevrange(name, count=1)
         with translated(self._store.url):
             found = await pipeline.execute() if names else []
-        return tuple(Versioned(from_json(kind, rows[0][1][b"t"]), rows[0][0].decode()) for rows in found if rows)
+        tables = []
+        for ((version, fields),) in filter(None, found):
+            try:
+                tables.append(Versioned(from_json(kind, fields[b"t"]), version.decode()))
+            except DataLossError as error:
+                _LOG.warning("a table is skipped", why=error.message)
+        return tuple(tables)
 
 
 async def _within(timeout_s: float, read: Callable[[float], Awaitable[T]], done: Callable[[T], bool]) -> T:
