@@ -19,6 +19,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from katsura.domain.errors import InternalError, UnavailableError
@@ -163,8 +164,10 @@ class AsyncPipe:
         return await self.receive()
 
     async def close(self) -> None:
-        """Let the other half see end of file."""
+        """Let the other half see end of file; when this returns, it does: the caller may wait for its end at once."""
         self._writer.close()
+        with suppress(OSError):
+            await self._writer.wait_closed()
 
 
 def spawn(module: str, environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
