@@ -84,3 +84,9 @@ def test_cancelling_operands_leave_only_rounding():
     x, weight = cancelling_operands(64, 97, 33, DType.BF16, torch.Generator().manual_seed(1))
     assert (x.double() @ weight.double().t() == 0).all()
     assert (x.float() @ weight.float().t() != 0).any()
+
+
+def test_the_choice_of_backends_can_be_narrowed():
+    backends = [LinearBackend.PLAIN]
+    plan = plan_kernels(SHAPE, FfnLayout(8, 4), DType.F32, Numerics.INVARIANT, time.perf_counter, backends)
+    assert {kernel.backend for kernel in plan.linear.values()} == {LinearBackend.PLAIN}
