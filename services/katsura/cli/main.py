@@ -18,7 +18,7 @@ from rich.text import Text
 
 from katsura.cli.data import default_root, running
 from katsura.cli.exit import Exit, exit_of
-from katsura.domain.errors import KatsuraError
+from katsura.domain.errors import FailedPreconditionError, KatsuraError
 
 if TYPE_CHECKING:
     from katsura.cli.client import Gateway
@@ -35,6 +35,7 @@ examples:
   katsura tree show my-session                 draw a session's tree
   katsura status --json                        processes with role, pid, address, health
   katsura doctor                               what is wrong here, and how to mend it
+  katsura plan -f nodes.yaml -f model.yaml     who would go where, at what cost, and why
 
 exit status: 0 well; 1 failed; 2 wrong use or manifest; 3 running already; 4 port taken; 5 not running; 6 not healthy
 """
@@ -94,6 +95,7 @@ def build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     _add_talk(commands, data, remote, as_json)
     _add_model(commands, as_json)
     _add_key(commands, data, as_json)
+    _add_plan(commands)
     _leaf(commands, "version", "print the version", _version)
     return parser
 
@@ -205,6 +207,37 @@ def _add_key(commands: Any, data: argparse.ArgumentParser, as_json: argparse.Arg
     revoke.add_argument("id", help="id of the key (`katsura key list`)")
 
 
+def _add_plan(commands: Any) -> None:
+    parser = _leaf(
+        commands,
+        "plan",
+        "place models on nodes by cost, and explain the plan",
+        _plan,
+        epilog="Reads ModelDeployments, MemoryStores, AcceleratorProfiles, Nodes and ResourceSlices, as YAML or JSON:\n"
+        "kubectl get nodes -o json | katsura plan -f - -f model.yaml",
+    )
+    parser.add_argument(
+        "-f", "--file", type=Path, action="append", default=[], help="cluster or manifest; may be repeated"
+    )
+    parser.add_argument(
+        "--objective",
+        choices=("cost", "energy", "latency", "throughput"),
+        default="cost",
+        help="(default: %(default)s)",
+    )
+    parser.add_argument("--budget", type=float, metavar="USD", help="most dollars per hour")
+    parser.add_argument(
+        "--confidence", type=float, choices=(0.5, 0.9), default=0.9, help="of times against objectives (default: 0.9)"
+    )
+    parser.add_argument("--gap", type=float, default=0.005, help="stop when this close to the bound (default: 0.005)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="stop after this long (default: 10)")
+    parser.add_argument("--seed", type=int, default=1, help="of the search (default: 1)")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="coefficients that `katsura calibrate` wrote")
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="NAME=FILE", help="config.json of a deployment's model"
+    )
+
+
 def _port(text: str) -> int:
     value = int(text)
     if not 0 <= value <= 65535:
@@ -307,6 +340,26 @@ def _key_revoke(a: argparse.Namespace, environ: Mapping[str, str], out: Console)
     from katsura.cli import key
 
     return key.revoke(_store_url(a), a.id, out)
+
+
+def _plan(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    try:
+        from katsura.cli.plan import PlanOptions, run_plan
+    except ModuleNotFoundError as error:
+        raise FailedPreconditionError(f"{error.name} is missing: pip install 'katsura[plan]'") from error
+
+    options = PlanOptions(
+        files=tuple(a.file),
+        objective=a.objective,
+        budget_usd=a.budget,
+        confidence=a.confidence,
+        gap=a.gap,
+        seconds=a.seconds,
+        seed=a.seed,
+        calibration=a.calibration,
+        configs=tuple(a.config),
+    )
+    return run_plan(options, environ, out)
 
 
 def _version(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:

@@ -19,6 +19,8 @@ from katsura.placement.problem import ModelService, NodeClass, Objective, Proble
 UNMET_FACTOR: Final = 20.0
 """Price of an unmet demand, in multiples of the price of all nodes."""
 THROUGHPUT_MAX: Final = 1000.0
+INSTANCE_COST: Final = 1e-4
+"""What a process costs beside its node, so that no plan starts one for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,8 @@ def column_cost(problem: Problem, column: Column, service: Service, classes: Map
             share = column.requests_s / max(service.requests_s, column.requests_s)
             return share * (column.point.ttft_s + service.load.output * column.point.itl_s)
         case _:
-            return 0.0
+            # Of two plans on the same nodes the one with fewer processes is better.
+            return INSTANCE_COST * sum(m.count for m in column.members)
 
 
 def _member_watts(c: NodeClass, accelerators: int, cores: float) -> float:

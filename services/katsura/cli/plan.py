@@ -1,0 +1,117 @@
+"""`katsura plan`: read manifests and nodes, solve, and say who goes where and why."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from katsura.cli.exit import Exit
+from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from katsura.manifests.cluster import Cluster, read_cluster
+from katsura.manifests.kinds import ModelDeployment
+from katsura.manifests.problem import Options, build_problem
+from katsura.placement import calibration, catalogue
+from katsura.placement.card import published
+from katsura.placement.explain import explain
+from katsura.placement.planner import plan
+from katsura.placement.problem import Effort, Objective, Problem
+from katsura.weights.sources import ModelCache, default_cache_root, parse_source
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What may be said on the command line. `seconds` bounds the search; `seed` and `gap` decide its result."""
+
+    files: tuple[Path, ...]
+    objective: str = "cost"
+    budget_usd: float | None = None
+    confidence: float = 0.9
+    gap: float = 0.005
+    seconds: float | None = 10.0
+    nodes: int | None = None
+    seed: int = 1
+    calibration: Path | None = None
+    configs: tuple[str, ...] = ()
+
+
+def run_plan(options: PlanOptions, environ: Mapping[str, str], console: Console) -> Exit:
+    """Print a plan; `UNHEALTHY` where not everything can be served."""
+    problem = read_problem(options, environ)
+    effort = Effort(options.gap, options.nodes, options.seconds, options.seed)
+    made = plan(problem, effort)
+    console.print(Text(explain(made, problem)), soft_wrap=True)
+    return Exit.OK if made.feasible else Exit.UNHEALTHY
+
+
+def read_problem(options: PlanOptions, environ: Mapping[str, str]) -> Problem:
+    """The problem that the files and options state.
+
+    Raises:
+        InvalidArgumentError: a file cannot be read or is wrong.
+        FailedPreconditionError: a model's sizes are not known here, or there is nothing to place.
+    """
+    if not options.files:
+        raise InvalidArgumentError("name the cluster and what to place: katsura plan -f cluster.yaml -f model.yaml")
+    cluster = read_cluster([(str(path), read_text(path)) for path in options.files])
+    known = calibration.built_in()
+    if options.calibration is not None:
+        known = known.merged(calibration.read_devices(read_text(options.calibration)))
+    asked = Options(Objective(options.objective), options.budget_usd, options.confidence)
+    return build_problem(cluster, configs_of(cluster, options.configs, environ), catalogue.built_in(), known, asked)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, `-` for standard input."""
+    try:
+        return sys.stdin.read() if str(path) == "-" else path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(f"{path}: cannot be read: {error}", field="file") from error
+
+
+def configs_of(cluster: Cluster, said: Sequence[str], environ: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
+    """Each deployment's `config.json`: as said (`NAME=FILE`), its published card, or the folder of its source."""
+    files = dict(entry.split("=", 1) for entry in said if "=" in entry)
+    return {d.metadata.name: _config(d, files.get(d.metadata.name), environ) for d in cluster.bundle.deployments}
+
+
+def _config(deployment: ModelDeployment, file: str | None, environ: Mapping[str, str]) -> Mapping[str, Any]:
+    name, model = deployment.metadata.name, deployment.spec.model
+    if file is not None:
+        return _parsed(Path(file))
+    if model.card is not None:
+        if model.card not in published():
+            raise NotFoundError(
+                f"{name}: no published card {model.card!r}; known: {', '.join(published())}. Or name its config.json: "
+                f"--config {name}=config.json",
+                field="spec.model.card",
+            )
+        return published()[model.card]
+    source = parse_source(model.source)
+    cached = {m.uri: m.folder for m in ModelCache(default_cache_root(environ)).entries()}
+    folder = (
+        Path(model.source.removeprefix("file://")) if model.source.startswith("file://") else cached.get(source.uri)
+    )
+    if folder is None or not (folder / "config.json").exists():
+        raise FailedPreconditionError(
+            f"{name}: the sizes of {model.source} are not known here. Get it (katsura model pull {model.source}), set "
+            f"spec.model.card, or name its config.json: --config {name}=config.json",
+            field="spec.model.source",
+        )
+    return _parsed(folder / "config.json")
+
+
+def _parsed(path: Path) -> Mapping[str, Any]:
+    try:
+        config = json.loads(read_text(path))
+    except ValueError as error:
+        raise InvalidArgumentError(f"{path}: not JSON: {error}", field="config") from error
+    if not isinstance(config, Mapping):
+        raise InvalidArgumentError(f"{path}: a config.json holds an object", field="config")
+    return config

@@ -1,0 +1,157 @@
+"""A plan in words: who goes where, what it costs, what limits it, and what would change.
+
+`katsura plan` prints it. The facts are all in `plan.Plan`; nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+
+from katsura.placement.plan import Instance, Plan, ServiceSummary
+from katsura.placement.problem import Objective, Problem
+
+_NODES_SHOWN = 4
+_REFUSED_SHOWN = 8
+
+
+def explain(plan: Plan, problem: Problem) -> str:
+    """The plan as text, no line longer than a wide terminal."""
+    parts = [
+        _headline(plan, problem),
+        _services(plan),
+        _placement(plan, problem),
+        _section("What limits it", plan.binding),
+        _section("Ways to serve everything", [f"{r.what}: ${r.hourly_usd:.2f}/h" for r in plan.relaxations]),
+        _section("Other ways, and why not", _alternatives(plan)),
+        _section("One more node of", _marginals(plan)),
+        _section("Not possible", _refused(plan)),
+        _section("Left out", plan.unknown),
+        _footer(plan, problem),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _headline(plan: Plan, problem: Problem) -> str:
+    used, have = sum(plan.nodes_used.values()), sum(len(c.nodes) for c in problem.classes)
+    first = f"{used} of {have} nodes, ${plan.hourly_usd:.2f}/h, {plan.watts / 1e3:.2f} kW"
+    if not plan.feasible:
+        short = [s for s in plan.services if s.unmet > 1e-6]
+        first = f"NOT EVERYTHING FITS ({', '.join(f'{s.name} {_short(s)}' for s in short)}): {first}"
+    unit = {Objective.COST: "$/h", Objective.ENERGY: "W", Objective.LATENCY: "s"}.get(problem.objective, "x demand")
+    proof = f"{plan.objective} {plan.value:.4g} {unit}, gap {plan.gap:.2%}"
+    bound = f"no plan of these {plan.columns} patterns is better than {plan.bound:.4g}"
+    free = f"; with nodes free to cut: {plan.pattern_free_bound:.4g}" if plan.pattern_free_bound else ""
+    return f"{first}\n{proof} ({bound}{free})"
+
+
+def _short(s: ServiceSummary) -> str:
+    return f"serves {1 - s.unmet:.0%}" if s.demand else "has no place"
+
+
+def _services(plan: Plan) -> str:
+    titles = "service instances capacity demand ITL TTFT batch $/1M-out J/token estimate"
+    rows = [tuple(titles.split())]
+    for s in plan.services:
+        p = s.point
+        rows.append(
+            (
+                s.name,
+                str(s.instances),
+                f"{s.capacity:.1f}/s",
+                f"{s.demand:.1f}/s" if s.demand else "any",
+                _ms(p.itl_s) if p else "",
+                _ms(p.ttft_s) if p else "",
+                str(p.batch) if p else "",
+                _number(s.usd_per_million_output),
+                _number(s.joules_per_token),
+                s.error_class if p else "prior",
+            )
+        )
+    return _table(rows)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f} ms" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = (
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _placement(plan: Plan, problem: Problem) -> str:
+    return "Who goes where\n" + "\n".join(f"  {line}" for line in placement_lines(plan.instances, problem))
+
+
+def placement_lines(instances: tuple[Instance, ...], problem: Problem) -> Iterator[str]:
+    """One line per group of equal instances: what each is made of, and on which nodes."""
+    kinds = {c.name: (c.device or c.core).name for c in problem.classes}
+    for key, group in groupby(instances, key=lambda i: i.column.key):
+        members = list(group)
+        column = members[0].column
+        shape = " + ".join(
+            f"{m.count} {m.role} on {_slice(m.accelerators, m.cores, kinds[m.node_class])}" for m in column.members
+        )
+        micro = column.point.micro_batches if column.point else 1
+        extra = f", {micro} micro-batches" if micro > 1 else ""
+        yield f"{column.service}: {len(members)} x {column.topology} ({shape}{extra})"
+        nodes: Mapping[str, Counter[str]] = defaultdict(Counter)
+        for place in (p for i in members for p in i.places):
+            nodes[place.role][place.node] += 1
+        for role, where in nodes.items():
+            shown = [f"{name}{f' x{n}' if n > 1 else ''}" for name, n in sorted(where.items())]
+            more = f" and {len(shown) - _NODES_SHOWN} more" if len(shown) > _NODES_SHOWN else ""
+            yield f"    {role}: {', '.join(shown[:_NODES_SHOWN])}{more}"
+        assert key == column.key
+
+
+def _slice(accelerators: int, cores: float, kind: str) -> str:
+    return f"{accelerators} {kind}" if accelerators else f"{cores:g} core{'s' * (cores > 1)} of a {kind} node"
+
+
+def _refused(plan: Plan) -> list[str]:
+    lines = [f"{r.service} {r.topology} on {r.device}: {r.detail}" for r in plan.refused]
+    more = len(lines) - _REFUSED_SHOWN
+    return [*lines[:_REFUSED_SHOWN], f"and {more} more (--json)"] if more > 0 else lines
+
+
+def _alternatives(plan: Plan) -> list[str]:
+    return [
+        f"{a.what}: {f'${a.hourly_usd:.2f}/h, ' if a.hourly_usd is not None else ''}{a.why_not}"
+        for a in plan.alternatives
+    ]
+
+
+def _marginals(plan: Plan) -> list[str]:
+    words = []
+    for m in plan.marginals:
+        saves = f"saves ${-m.change_usd:.2f}/h" if m.change_usd < -0.005 else "saves nothing"
+        words.append(f"{m.node_class}: {saves}{' at most' if m.proven == 'bound' else ''}")
+    return words
+
+
+def _section(title: str, lines: Sequence[str]) -> str:
+    return f"{title}\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
+
+
+def _footer(plan: Plan, problem: Problem) -> str:
+    dates = sorted({(c.device or c.core).date for c in problem.classes} - {""})
+    prices = f"Prices: catalogue of {', '.join(dates)} and AcceleratorProfiles, per accelerator or core and hour. "
+    margin = (
+        "Objectives are checked against the median prediction."
+        if problem.confidence <= 0.5
+        else f"Objectives are checked with the margin below which {problem.confidence:.0%} of measured points lay."
+    )
+    return f"{prices}{margin} Search: {plan.ended}."
