@@ -6,11 +6,15 @@ from collections.abc import AsyncGenerator
 import pytest
 from starlette.types import Message
 
-from katsura.domain.errors import CancelledError, UnavailableError
+from katsura.domain.errors import CancelledError, KatsuraError, UnavailableError
 from katsura.gateway.core.sse import KEEPALIVE
 from katsura.gateway.streaming import EventStream, until_gone
 
 LONG_S = 3600.0
+
+
+def failed(error: KatsuraError) -> bytes:
+    return f"failed: {error.message}".encode()
 
 
 class Client:
@@ -41,7 +45,7 @@ async def test_each_event_is_a_chunk_of_its_own() -> None:
         yield b"two"
 
     client = Client()
-    await EventStream(events(), LONG_S, {"x-session-id": "s"})({}, client.receive, client.send)
+    await EventStream(events(), LONG_S, failed, {"x-session-id": "s"})({}, client.receive, client.send)
     start = client.sent[0]
     assert (start["type"], start["status"]) == ("http.response.start", 200)
     assert (b"x-session-id", b"s") in start["headers"]
@@ -58,7 +62,7 @@ async def test_an_event_is_sent_before_the_next_one_is_made() -> None:
         await go_on.wait()
         yield b"two"
 
-    running = asyncio.create_task(EventStream(events(), LONG_S)({}, client.receive, client.send))
+    running = asyncio.create_task(EventStream(events(), LONG_S, failed)({}, client.receive, client.send))
     await client.got_body.wait()
     assert client.chunks == [b"one"]
     go_on.set()
@@ -73,8 +77,31 @@ async def test_an_error_before_the_first_event_leaves_the_status_to_the_caller()
 
     client = Client()
     with pytest.raises(UnavailableError):
-        await EventStream(events(), LONG_S)({}, client.receive, client.send)
+        await EventStream(events(), LONG_S, failed)({}, client.receive, client.send)
     assert client.sent == []
+
+
+async def test_an_error_after_the_first_event_is_an_event_and_ends_the_stream() -> None:
+    async def events() -> AsyncGenerator[bytes, None]:
+        yield b"one"
+        raise UnavailableError("no shard")
+
+    client = Client()
+    await EventStream(events(), LONG_S, failed)({}, client.receive, client.send)
+    assert client.chunks == [b"one", b"failed: no shard", b""]
+
+
+async def test_an_error_after_mere_comments_is_an_event_too() -> None:
+    client = Client()
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        await client.got_body.wait()
+        raise UnavailableError("no shard")
+        yield b""
+
+    await EventStream(events(), 0.001, failed)({}, client.receive, client.send)
+    assert client.chunks[0] == KEEPALIVE
+    assert client.chunks[-2:] == [b"failed: no shard", b""]
 
 
 async def test_silence_is_filled_with_comments_until_the_event_comes() -> None:
@@ -84,7 +111,7 @@ async def test_silence_is_filled_with_comments_until_the_event_comes() -> None:
         await go_on.wait()
         yield b"late"
 
-    running = asyncio.create_task(EventStream(events(), 0.001)({}, client.receive, client.send))
+    running = asyncio.create_task(EventStream(events(), 0.001, failed)({}, client.receive, client.send))
     await client.got_body.wait()
     assert client.chunks[0] == KEEPALIVE
     go_on.set()
@@ -103,7 +130,7 @@ async def test_a_client_that_leaves_ends_the_making_of_events() -> None:
         finally:
             cleaned.set()
 
-    running = asyncio.create_task(EventStream(events(), LONG_S)({}, client.receive, client.send))
+    running = asyncio.create_task(EventStream(events(), LONG_S, failed)({}, client.receive, client.send))
     await client.got_body.wait()
     client.gone.set()
     with pytest.raises(CancelledError):

@@ -79,7 +79,7 @@ def chat_routes(deps: Deps, door: Doorkeeper) -> APIRouter:
         )
         headers = {} if place is None else {SESSION_HEADER: place.tree_id, BRANCH_HEADER: place.branch}
         if body.stream:
-            return EventStream(_stream(turn, head, body), deps.config.keepalive_s, headers)
+            return EventStream(_stream(turn, head, body), deps.config.keepalive_s, _failed, headers)
         whole = await until_gone(request.receive, _whole(turn, head))
         return JSONResponse(whole, headers=headers)
 
@@ -113,26 +113,26 @@ async def _whole(turn: Turn, head: reply.ReplyHead) -> dict[str, object]:
     return reply.completion(head, choices, turn.usage)
 
 
+def _failed(error: KatsuraError) -> bytes:
+    """A stream that breaks off says why, and does not say that it is done."""
+    return event(envelope(error))
+
+
 async def _stream(turn: Turn, head: reply.ReplyHead, body: ChatRequest) -> AsyncGenerator[bytes, None]:
     begun = False
-    try:
-        async with aclosing(turn.events()) as events:
-            async for found in events:
-                if not begun:
-                    begun = True
-                    for index in range(body.choice_count):
-                        yield event(reply.first_chunk(head, index))
-                if isinstance(found, Shown):
-                    yield event(reply.text_chunk(head, found.index, found.piece.text, turn.logprobs(found.piece)))
-                else:
-                    yield event(reply.finish_chunk(head, found.index, found.finish_reason, _node(found.place)))
-        if body.include_usage:
-            yield event(reply.usage_chunk(head, turn.usage))
-        yield DONE
-    except KatsuraError as error:
-        if not begun:
-            raise
-        yield event(envelope(error))
+    async with aclosing(turn.events()) as events:
+        async for found in events:
+            if not begun:
+                begun = True
+                for index in range(body.choice_count):
+                    yield event(reply.first_chunk(head, index))
+            if isinstance(found, Shown):
+                yield event(reply.text_chunk(head, found.index, found.piece.text, turn.logprobs(found.piece)))
+            else:
+                yield event(reply.finish_chunk(head, found.index, found.finish_reason, _node(found.place)))
+    if body.include_usage:
+        yield event(reply.usage_chunk(head, turn.usage))
+    yield DONE
 
 
 def _node(place: Place | None) -> tuple[str, str, int] | None:

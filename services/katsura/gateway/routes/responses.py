@@ -46,7 +46,7 @@ def responses_routes(deps: Deps, door: Doorkeeper) -> APIRouter:
         session = read_session(request, dict(body.metadata))
         running = await _begin(deps, caller, body, session)
         if body.stream:
-            return EventStream(running.stream(), deps.config.keepalive_s)
+            return EventStream(running.stream(), deps.config.keepalive_s, running.failed)
         return JSONResponse(await until_gone(request.receive, running.whole()))
 
     @router.get("/v1/responses/{response_id}", response_model=None)
@@ -112,7 +112,9 @@ async def _begin(deps: Deps, caller: Caller, body: ResponsesRequest, session: Se
         model.name,
         body,
     )
-    return _Running(deps, caller, Turn(deps, caller, model, wish, prompt, place, started_s), head, token)
+    return _Running(
+        deps, caller, Turn(deps, caller, model, wish, prompt, place, started_s), head, reply.Events(head), token
+    )
 
 
 async def _open(
@@ -128,12 +130,13 @@ async def _open(
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A response whose turn is open."""
+    """A response whose turn is open; `events` numbers those of its stream."""
 
     deps: Deps
     caller: Caller
     turn: Turn
     head: reply.ResponseHead
+    events: reply.Events
     token: str
 
     async def whole(self) -> dict[str, object]:
@@ -150,32 +153,30 @@ class _Running:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The events of the response, encoded."""
-        numbered = reply.Events(self.head)
         logprobs: list[dict[str, object]] = []
         answered: Answered | None = None
         begun = False
-        try:
-            async with aclosing(self.turn.events()) as events:
-                async for found in events:
-                    if not begun:
-                        begun = True
-                        for name, data in numbered.opening():
-                            yield event(data, name)
-                    if isinstance(found, Shown):
-                        piece = self.turn.logprobs(found.piece)
-                        logprobs += piece or []
-                        name, data = numbered.delta(found.piece.text, piece)
+        async with aclosing(self.turn.events()) as events:
+            async for found in events:
+                if not begun:
+                    begun = True
+                    for name, data in self.events.opening():
                         yield event(data, name)
-                    else:
-                        answered = found
-            response = await self._finished(answered, logprobs)
-            for name, data in numbered.closing(response, self.turn.choices[0].text, logprobs):
-                yield event(data, name)
-        except KatsuraError as error:
-            if not begun:
-                raise
-            name, data = numbered.failure(public_message(error))
+                if isinstance(found, Shown):
+                    piece = self.turn.logprobs(found.piece)
+                    logprobs += piece or []
+                    name, data = self.events.delta(found.piece.text, piece)
+                    yield event(data, name)
+                else:
+                    answered = found
+        response = await self._finished(answered, logprobs)
+        for name, data in self.events.closing(response, self.turn.choices[0].text, logprobs):
             yield event(data, name)
+
+    def failed(self, error: KatsuraError) -> bytes:
+        """The event that ends a stream which broke off."""
+        name, data = self.events.failure(public_message(error))
+        return event(data, name)
 
     async def _finished(self, answered: Answered | None, logprobs: list[dict[str, object]]) -> dict[str, object]:
         """The response object, kept first where it is to be kept."""
