@@ -195,5 +195,6 @@ def serve(tmp_path: Path, manifest: Callable[..., Path]) -> Iterator[Callable[..
         return made
 
     yield start
-    for one in started:
+    # The last one first: an earlier one may have shared its data folder.
+    for one in reversed(started):
         one.__exit__()
