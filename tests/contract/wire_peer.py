@@ -63,14 +63,14 @@ def half_an_answer(request: Request) -> None:
     half = len(request.frame) // 2
     request.reply_buffer[:half] = request.frame[:half]
     if type(request).__name__ == "_TcpRequest":
-        message = tcp._message(request._peer._replies, request._index, LIMITS.reply_bytes, len(request.frame))  # type: ignore[attr-defined]
+        message = tcp._message(request._peer._replies, request.slot, LIMITS.reply_bytes, len(request.frame))  # type: ignore[attr-defined]
         request._peer._socket.send(message[:half])  # type: ignore[attr-defined]
     hold("half answered")
 
 
 def bad_doorbell(request: Request) -> None:
-    request._index = 1 - request._index  # type: ignore[attr-defined]
-    request._peer._held.add(request._index)  # type: ignore[attr-defined]
+    request.slot = 1 - request.slot  # type: ignore[attr-defined]
+    request._peer._held.add(request.slot)  # type: ignore[attr-defined]
     request.answer(64)
 
 

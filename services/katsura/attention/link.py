@@ -18,6 +18,7 @@ from katsura.wire.frame import (
     FrameId,
     GroupSums,
     Routes,
+    SlotMemo,
     decode_partial,
     dispatch_bytes,
     encode_dispatch,
@@ -93,6 +94,7 @@ class Link:
         self._paused_until_s = 0.0
         self._barred = False
         self._held: list[Slot] = []
+        self._memos: list[tuple[SlotMemo, SlotMemo]] = []
 
     @property
     def is_open(self) -> bool:
@@ -123,6 +125,7 @@ class Link:
         self._cost = FrameCost(float(welcome.get("unit_cost_s", 0.0)), float(welcome.get("token_cost_s", 0.0)))
         self._pause_s = _PAUSE_FIRST_S
         self._held = []
+        self._memos = [(SlotMemo(), SlotMemo()) for _ in range(settings.limits.credits)]
 
     def close(self, why: str) -> None:
         """Let go of the member."""
@@ -167,6 +170,7 @@ class Link:
                 deadline_us=int((deadline_s - now_s) * 1e6),
                 trace=trace[:TRACE_BYTES],
                 replay=replay,
+                memo=self._memos[slot.index][0],
             )
             channel.post(slot, nbytes, patience_s)
         except KatsuraError as error:
@@ -188,11 +192,8 @@ class Link:
                 raise self._refused(refusal)
             if header.kind is not Kind.PARTIAL:
                 raise BadFrameError(f"a member answers by PARTIAL or NACK, not {header.kind.name}")
-            partial = decode_partial(reply, header)
-            if (partial.id, tuple(part.group for part in partial.parts)) != (ask.id, ask.groups) or (
-                header.n_tokens,
-                header.width,
-            ) != ask.shape:
+            partial = decode_partial(reply, header, self._memos[ask.slot.index][1])
+            if (partial.id, partial.groups, header.n_tokens, header.width) != (ask.id, ask.groups, *ask.shape):
                 raise BadFrameError("the answer is to another question")
         except KatsuraError as error:
             ask.answered_s = time.monotonic()

@@ -12,8 +12,8 @@ the step is given up by a TemporaryError; the compute loop runs it again until a
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -53,6 +53,22 @@ class _Share:
     routes: Routes | None
 
 
+_EVERYTHING = _Share(None, None)
+_Asked = tuple[Link, Ask, _Share]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Rows on their way through one layer: `group_of` [tokens, k] of `routing`, and members that failed on the way."""
+
+    id: FrameId
+    hidden: Tensor
+    routing: Routing | None
+    group_of: Tensor | None
+    skipped: set[int] = field(default_factory=set)
+    replay: bool = False
+
+
 class Pool:
     """See the module. Belongs to the compute thread."""
 
@@ -60,8 +76,10 @@ class Pool:
         """`width` of the residual stream; a frame carries at most `rows_max` tokens."""
         self._settings, self._layout, self._layer_count, self._width = settings, layout, layer_count, width
         self._rows_max = rows_max
-        self._table: ExpertTable | None = None
         self._holders: Holders | None = None
+        self._all: list[list[tuple[Link, tuple[int, ...]]]] = []
+        self._groups = range(layout.group_count)
+        self._epoch = NO_EPOCH
         self._links: dict[int, Link] = {}
         self._fingerprint = ""
         self._mismatch = ""
@@ -105,7 +123,13 @@ class Pool:
             self._links[assignment.rank] = link
         for link in kept.values():
             link.close("the table no longer names this member")
-        self._table, self._holders = table, Holders(table, self._fingerprint)
+        self._holders = Holders(table, self._fingerprint)
+        self._epoch, self._all = table.epoch, []
+        for layer in range(self._layer_count):
+            sending = self._holders.send(layer, self._groups, self._links)
+            self._all.append([(self._links[rank], groups) for rank, groups in sending.by_rank.items()])
+            if sending.orphans:
+                self._all[layer] = []
         self._mend()
 
     def state(self) -> messages.Pool:
@@ -115,8 +139,7 @@ class Pool:
             self._mend()
             missing = self._missing()
         transports = {str(link.assignment.member_id): link.how for link in self._links.values() if link.is_open}
-        epoch = self._table.epoch if self._table is not None else NO_EPOCH
-        return messages.Pool(epoch, missing, transports, self.failovers)
+        return messages.Pool(self._epoch, missing, transports, self.failovers)
 
     def close(self) -> None:
         """Let go of all members."""
@@ -137,85 +160,92 @@ class Pool:
 
     def _apply(self, layer: int, ubatch: int, hidden: Tensor, routing: Routing | None) -> Tensor:
         id = FrameId(self._incarnation, self._step, layer, ubatch)
-        group_of = None if routing is None else routing.ids // self._layout.units_per_group
-        groups = range(self._layout.group_count) if group_of is None else sorted(set(group_of.flatten().tolist()))
-        partials: dict[int, Tensor] = {}
-        if group_of is not None:
-            zero = torch.zeros(hidden.shape[0], self._width)
-            partials = dict.fromkeys(set(range(self._layout.group_count)).difference(groups), zero)
-        missing, skipped, replay = list(groups), set[int](), False
+        batch = _Batch(id, hidden, routing, None if routing is None else routing.ids // self._layout.units_per_group)
+        partials = self._unused(batch)
+        missing = [group for group in self._groups if group not in partials]
         held: list[Link] = []
         try:
             while missing:
-                asked = self._post(id, hidden, routing, group_of, missing, skipped, replay)
-                for link, ask, share in asked:
-                    parts = self._answer(link, ask, skipped)
+                asked = self._post(batch, missing)
+                # The last one first: on a shared core the others answer meanwhile, without waking us each time.
+                for link, ask, share in reversed(asked):
+                    parts = self._answer(link, ask, batch)
                     if parts is not None:
                         held.append(link)
-                        partials |= self._spread(parts, share, hidden.shape[0])
-                        missing = [group for group in missing if group not in partials]
-                self._count(layer, [ask for _, ask, _ in asked])
-                replay = True
+                        self._spread(parts, share, hidden.shape[0], partials)
+                self._count(layer, asked)
+                missing = [group for group in missing if group not in partials]
+                batch.replay = True
             total = sum_groups(partials)
             return total.clone() if len(partials) == 1 else total
         finally:
             for link in held:
                 link.release()
 
-    def _post(
-        self,
-        id: FrameId,
-        hidden: Tensor,
-        routing: Routing | None,
-        group_of: Tensor | None,
-        groups: Sequence[int],
-        skipped: set[int],
-        replay: bool,
-    ) -> list[tuple[Link, Ask, _Share]]:
-        """Send every group to its holder; returns what was sent, at least one frame. UnavailableError if none can."""
-        asked: list[tuple[Link, Ask, _Share]] = []
+    def _unused(self, batch: _Batch) -> dict[int, Tensor]:
+        """Zeros for groups that no token uses: they are added too, as in one process."""
+        if batch.group_of is None:
+            return {}
+        used = set(batch.group_of.flatten().tolist())
+        zero = torch.zeros(batch.hidden.shape[0], self._width)
+        return {group: zero for group in self._groups if group not in used}
+
+    def _post(self, batch: _Batch, groups: Sequence[int]) -> list[_Asked]:
+        """Send every group to its holder; what was sent, at least one frame. UnavailableError if a group has none."""
+        asked: list[_Asked] = []
         while not asked:
-            now_s = time.monotonic()
-            if self._holders is None or self._table is None:
-                raise _no_copy(self._mismatch or "there is no expert table yet")
-            if now_s >= self._deadline_s:
-                raise _no_copy(f"layer {id.layer}: the deadline passed while members were failing")
-            usable = {rank for rank, link in self._links.items() if rank not in skipped and link.usable(now_s)}
-            sending = self._holders.send(id.layer, groups, usable)
-            if sending.orphans:
-                raise _no_copy(
-                    self._mismatch or f"layer {id.layer}: no member that can be reached holds groups {sending.orphans}"
-                )
-            for rank, of_rank in sending.by_rank.items():
-                link = self._links[rank]
-                share = self._share(of_rank, routing, group_of)
-                tokens = hidden if share.rows is None else hidden.index_select(0, share.rows)
+            for link, of_link in self._holders_of(batch, groups):
+                share = self._share(of_link, batch)
+                tokens = batch.hidden if share.rows is None else batch.hidden.index_select(0, share.rows)
                 try:
                     ask = link.post(
-                        id, of_rank, tokens, share.routes, self._table.epoch, self._deadline_s, self._trace, replay
-                    )
+                        batch.id, of_link, tokens, share.routes, self._epoch, self._deadline_s, self._trace,
+                        batch.replay,
+                    )  # fmt: skip
                 except LostError as lost:
-                    self._lose(link, lost, skipped)
+                    self._lose(link, lost, batch)
                     continue
-                if not all(self._holders.is_primary(id.layer, group, rank) for group in of_rank):
-                    self.failovers += 1
                 asked.append((link, ask, share))
         return asked
 
-    def _answer(self, link: Link, ask: Ask, skipped: set[int]) -> tuple[GroupSums, ...] | None:
+    def _holders_of(self, batch: _Batch, groups: Sequence[int]) -> Sequence[tuple[Link, tuple[int, ...]]]:
+        now_s, layer = time.monotonic(), batch.id.layer
+        if self._holders is None:
+            raise _no_copy(self._mismatch or "there is no expert table yet")
+        if now_s >= self._deadline_s:
+            raise _no_copy(f"layer {layer}: the deadline passed while members were failing")
+        if len(groups) == len(self._groups) and not batch.skipped and self._all_open(layer):
+            return self._all[layer]
+        usable = {rank for rank, link in self._links.items() if rank not in batch.skipped and link.usable(now_s)}
+        sending = self._holders.send(layer, groups, usable)
+        if sending.orphans:
+            raise _no_copy(
+                self._mismatch or f"layer {layer}: no member that can be reached holds groups {sending.orphans}"
+            )
+        for rank, of_rank in sending.by_rank.items():
+            if not all(self._holders.is_primary(layer, group, rank) for group in of_rank):
+                self.failovers += 1
+        return [(self._links[rank], of_rank) for rank, of_rank in sending.by_rank.items()]
+
+    def _all_open(self, layer: int) -> bool:
+        links = self._all[layer]
+        return bool(links) and all(link.is_open for link, _ in links)
+
+    def _answer(self, link: Link, ask: Ask, batch: _Batch) -> tuple[GroupSums, ...] | None:
         try:
             return link.answer(ask)
         except LostError as lost:
-            self._lose(link, lost, skipped)
+            self._lose(link, lost, batch)
             return None
 
-    def _lose(self, link: Link, lost: LostError, skipped: set[int]) -> None:
-        skipped.add(link.assignment.rank)
+    def _lose(self, link: Link, lost: LostError, batch: _Batch) -> None:
+        batch.skipped.add(link.assignment.rank)
         _LOG.warning("a member did not serve a frame", member=link.assignment.member_id, why=lost.why)
 
-    def _share(self, groups: Sequence[int], routing: Routing | None, group_of: Tensor | None) -> _Share:
+    def _share(self, groups: Sequence[int], batch: _Batch) -> _Share:
+        routing, group_of = batch.routing, batch.group_of
         if routing is None or group_of is None:
-            return _Share(None, None)
+            return _EVERYTHING
         wanted = torch.zeros(self._layout.group_count, dtype=torch.bool)
         wanted[list(groups)] = True
         mine = wanted[group_of]
@@ -233,25 +263,24 @@ class Pool:
         )
         return _Share(present.nonzero().flatten(), routes)
 
-    def _spread(self, parts: Sequence[GroupSums], share: _Share, n_tokens: int) -> Mapping[int, Tensor]:
-        """Partials of all tokens, by group; a token that does not use a group gets zeros, as everywhere."""
-        if share.rows is None:
-            return {part.group: part.sums for part in parts}
-        whole = {}
+    def _spread(self, parts: Sequence[GroupSums], share: _Share, n_tokens: int, partials: dict[int, Tensor]) -> None:
+        """Note partials of all tokens by group; a token that does not use a group gets zeros, as in one process."""
         for part in parts:
+            if share.rows is None:
+                partials[part.group] = part.sums
+                continue
             rows = share.rows if part.rows is None else share.rows[part.rows.long()]
-            whole[part.group] = torch.zeros(n_tokens, self._width).index_copy_(0, rows, part.sums)
-        return whole
+            partials[part.group] = torch.zeros(n_tokens, self._width).index_copy_(0, rows, part.sums)
 
-    def _count(self, layer: int, asks: Sequence[Ask]) -> None:
-        begun_s = min(ask.posted_s for ask in asks)
-        ended_s = max(ask.answered_s for ask in asks)
-        self.transport_s[layer] += max(0.0, ended_s - begun_s - max(ask.member_s for ask in asks))
+    def _count(self, layer: int, asked: Sequence[_Asked]) -> None:
+        ended_s = max(ask.answered_s for _, ask, _ in asked)
+        slowest_s = max(ask.member_s for _, ask, _ in asked)
+        self.transport_s[layer] += max(0.0, ended_s - asked[0][1].posted_s - slowest_s)
 
     def _missing(self) -> str:
         if self._mismatch:
             return self._mismatch
-        if self._holders is None or self._table is None:
+        if self._holders is None:
             return "there is no expert table yet"
         orphans = self._holders.orphans({rank for rank, link in self._links.items() if link.is_open})
         if not orphans:

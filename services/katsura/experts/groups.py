@@ -53,6 +53,10 @@ class Groups:
         """What is loaded."""
         return frozenset(self._held)
 
+    def has(self, key: Key) -> bool:
+        """Whether (layer, group) is loaded."""
+        return key in self._held
+
     @property
     def loaded_bytes(self) -> int:
         """Bytes of what is loaded."""
@@ -93,8 +97,11 @@ class Groups:
 
     def compute(self, frames: Sequence[Dispatch]) -> list[list[GroupSums]]:
         """Partial sums of every frame, which are of one layer; groups that several ask for read their weights once."""
-        answers: list[list[GroupSums]] = [[] for _ in frames]
         layer = frames[0].header.layer
+        if len(frames) == 1 and frames[0].routes is None:
+            hidden = frames[0].hidden
+            return [[GroupSums(g, None, group_partial(self._held[layer, g], hidden, None)) for g in frames[0].groups]]
+        answers: list[list[GroupSums]] = [[] for _ in frames]
         for group in sorted({group for frame in frames for group in frame.groups}):
             asking = [index for index, frame in enumerate(frames) if group in frame.groups]
             parts = [_part(frames[index], group) for index in asking]

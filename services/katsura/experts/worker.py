@@ -5,6 +5,7 @@ The RPC process starts it with its own environment (`wire.pipe.spawn`). It is si
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -20,8 +21,9 @@ from katsura.domain.shape import layout_for
 from katsura.domain.units import MIB
 from katsura.experts import messages
 from katsura.experts.canary import fingerprint, measure
-from katsura.experts.compute import Identity, Member
+from katsura.experts.compute import Member
 from katsura.experts.config import MemberConfig
+from katsura.experts.frames import Frames, Identity
 from katsura.experts.groups import Groups, Holdings, group_bytes
 from katsura.telemetry import setup
 from katsura.weights.kernels import kernel_plan
@@ -70,12 +72,14 @@ def _serve(pipe: Pipe, config: MemberConfig) -> None:
         config.numerics,
     )
     with Checkpoint(config.model_path) as checkpoint:
-        member = Member(pipe, identity, Groups(holdings), checkpoint, time.monotonic)
-        server = Server(LIMITS, member.admit)
+        groups = Groups(holdings)
+        frames = Frames(identity, groups, time.monotonic)
+        server = Server(LIMITS, frames.admit)
         endpoints = _listen(server, config)
         pipe.send(messages.write(_hello(identity, holdings, endpoints)))
+        gc.freeze()  # what is here by now stays: no collection needs to walk it
         try:
-            member.run(server)
+            Member(pipe, frames, groups, checkpoint, time.monotonic).run(server)
         finally:
             server.close()
 

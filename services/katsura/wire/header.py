@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import IntEnum, StrEnum
 from typing import Any, NamedTuple
 
@@ -109,8 +109,8 @@ def aligned(count: int) -> int:
     return (count + ALIGN_BYTES - 1) & -ALIGN_BYTES
 
 
-def write_header(buffer: memoryview, header: Header) -> None:
-    """Write `header` and its checksum into the first 64 bytes of `buffer`."""
+def write_header(buffer: memoryview, header: Iterable[Any]) -> None:
+    """Write the fields of a `Header`, in its order, and their checksum into the first 64 bytes of `buffer`."""
     _LAYOUT.pack_into(buffer, 0, _MAGIC, WIRE_VERSION, *header, 0)
     _CHECKSUM.pack_into(buffer, _CHECKED_BYTES, zlib.crc32(buffer[:_CHECKED_BYTES]))
 

@@ -170,6 +170,10 @@ class AsyncPipe:
             await self._writer.wait_closed()
 
 
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""A compute process streams its weights on every token: huge pages spare it 5 to 15 % in address translation."""
+
+
 def spawn(module: str, environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Start `python -m module <fd>` as the other half, which opens `Pipe.inherited(fd)`.
 
@@ -182,7 +186,7 @@ def spawn(module: str, environment: Mapping[str, str]) -> tuple[subprocess.Popen
         os.set_inheritable(fd, True)
         child = subprocess.Popen(  # noqa: S603 (our own module by our own interpreter)
             [sys.executable, "-m", module, str(fd)],
-            env=dict(environment),
+            env={"GLIBC_TUNABLES": _HUGE_PAGES, **environment},
             pass_fds=[fd],
             stdin=subprocess.DEVNULL,
         )

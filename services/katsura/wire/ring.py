@@ -27,6 +27,10 @@ from katsura.wire.server import Server
 from katsura.wire.transport import Limits, SlotChannel, slot_view
 
 DOORBELL = struct.Struct("<II")
+_DOORBELL_READ = DOORBELL.size + 1
+_TIMEVAL = struct.Struct("@ll")
+_SLICE_S = 0.05
+"""A blocked client looks at its deadline this often."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ class RingChannel(SlotChannel):
     ) -> None:
         super().__init__(transport, limits, welcome, requests, replies)
         self._socket = sock
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(0, int(_SLICE_S * 1e6)))
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
 
@@ -61,9 +66,16 @@ class RingChannel(SlotChannel):
         return True
 
     def _heard(self, deadline_s: float) -> tuple[int, int] | None:
-        if not self._readable.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
-            return None
-        message = self._socket.recv(DOORBELL.size + 1, socket.MSG_DONTWAIT)
+        while (left_s := deadline_s - time.monotonic()) > _SLICE_S:
+            try:
+                message = self._socket.recv(_DOORBELL_READ)  # one system call for the common case
+                break
+            except BlockingIOError:
+                continue
+        else:
+            if not self._readable.poll(max(0.0, left_s) * 1000):
+                return None
+            message = self._socket.recv(_DOORBELL_READ, socket.MSG_DONTWAIT)
         if not message:
             raise EOFError
         if len(message) != DOORBELL.size:
@@ -135,12 +147,13 @@ class RingGreeting(ABC):
 class RingRequest:
     """A posted slot, on the server."""
 
-    __slots__ = ("_index", "_peer", "client", "frame")
+    __slots__ = ("_peer", "client", "frame", "reply_bytes", "slot")
 
     def __init__(self, peer: RingPeer, index: int, nbytes: int) -> None:
         self._peer = peer
-        self._index = index
+        self.slot = index
         self.client = peer.client
+        self.reply_bytes = peer.limits.reply_bytes
         self.frame = slot_view(peer.requests, index, peer.limits.request_bytes)[:nbytes]
 
     @property
@@ -151,11 +164,11 @@ class RingRequest:
     @property
     def reply_buffer(self) -> memoryview:
         """This slot's half of the reply memory."""
-        return slot_view(self._peer.replies, self._index, self._peer.limits.reply_bytes)
+        return slot_view(self._peer.replies, self.slot, self._peer.limits.reply_bytes)
 
     def answer(self, nbytes: int) -> None:
         """Ring back."""
-        self._peer.answer(self._index, nbytes)
+        self._peer.answer(self.slot, nbytes)
 
 
 class RingPeer:
@@ -181,7 +194,7 @@ class RingPeer:
     def on_event(self, events: int) -> None:
         """A doorbell, or the end."""
         try:
-            message = self._socket.recv(DOORBELL.size + 1, socket.MSG_DONTWAIT)
+            message = self._socket.recv(_DOORBELL_READ, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError as error:

@@ -247,11 +247,11 @@ class _Listener:
 class _TcpRequest:
     """A posted frame, on the server."""
 
-    __slots__ = ("_index", "_peer", "client", "frame")
+    __slots__ = ("_peer", "client", "frame", "reply_bytes", "slot")
 
-    def __init__(self, peer: _Peer, index: int, frame: memoryview) -> None:
-        self._peer, self._index = peer, index
-        self.client = peer.client
+    def __init__(self, peer: _Peer, index: int, frame: memoryview, reply_bytes: int) -> None:
+        self._peer, self.slot = peer, index
+        self.client, self.reply_bytes = peer.client, reply_bytes
         self.frame = frame
 
     @property
@@ -262,11 +262,11 @@ class _TcpRequest:
     @property
     def reply_buffer(self) -> memoryview:
         """Where the answer goes."""
-        return self._peer.reply_buffer(self._index)
+        return self._peer.reply_buffer(self.slot)
 
     def answer(self, nbytes: int) -> None:
         """Send it, or queue what the kernel does not take now."""
-        self._peer.answer(self._index, nbytes)
+        self._peer.answer(self.slot, nbytes)
 
 
 class _Peer:
@@ -366,7 +366,7 @@ class _Peer:
             self._greet(frame)
         else:
             self._held.add(index)
-            self._server.arrived(_TcpRequest(self, index, frame))
+            self._server.arrived(_TcpRequest(self, index, frame, self._limits.reply_bytes))
 
     def _landing(self, index: int, nbytes: int) -> memoryview:
         if self._limits is None:

@@ -154,6 +154,10 @@ class Request(Protocol):
 
     client: int
     """Which client: unique for the life of the server."""
+    slot: int
+    """Which of the client's slots."""
+    reply_bytes: int
+    """Length of `reply_buffer`."""
     frame: memoryview
     """What was posted: untrusted, possibly still being written."""
 
