@@ -28,7 +28,7 @@ from katsura.model.kernels import KernelPlan
 from katsura.model.kv import KvArena
 from katsura.model.norm import rms_norm
 from katsura.model.rope import rotate_
-from katsura.model.step import PreparedStep, StepPreparer, Tile
+from katsura.model.step import PreparedStep, Run, Singles, StepPreparer, Tile
 from katsura.model.weights import AttentionWeights
 
 
@@ -82,55 +82,68 @@ class Decoder:
 
     def _attention(self, layer: int, q: Tensor, step: PreparedStep) -> Tensor:
         """Attention output `[rows, heads * dim]` of `q` `[rows, kv_heads, group, dim]`."""
-        if not step.tiles:
-            return self._singles(layer, q, step)
+        singles = step.singles
+        if singles is not None and singles.rows is None:
+            return self._alone(layer, q, singles)
         out = q.new_empty(q.shape[0], self._q_width)
-        if step.singles and step.single_rows is not None:
-            out.index_copy_(0, step.single_rows, self._singles(layer, q.index_select(0, step.single_rows), step))
+        if singles is not None and singles.rows is not None:
+            out.index_copy_(0, singles.rows, self._alone(layer, q.index_select(0, singles.rows), singles))
         for tile in step.tiles:
             rows = slice(tile.first_row, tile.first_row + tile.row_count)
             out[rows] = self._wide(layer, q[rows], tile)
         return out
 
-    def _singles(self, layer: int, q: Tensor, step: PreparedStep) -> Tensor:
-        """All tiles of one query: one kernel call per run of pages, one merge for all."""
+    def _alone(self, layer: int, q: Tensor, singles: Singles) -> Tensor:
+        """All tiles of one query: one kernel call per run of anybody's pages, one merge for all."""
         if self._single_rows != self._group:
             padded = q.new_zeros(q.shape[0], self._kv_heads, self._single_rows, self._dim)
             padded[:, :, : self._group] = q
             q = padded
-        parts = [self._run_parts(layer, q[i : i + 1], tile) for i, tile in enumerate(step.singles)]
-        o, lse = _joined([piece for pieces in parts for piece in pieces])
-        if step.page_count_max > 1:
-            o = merge_outputs(*self._grid(o, lse, step))
+        if singles.owner is not None:
+            q = q.index_select(0, singles.owner)
+        o, lse = _joined(self._run_parts(layer, q, singles.runs))
+        if singles.page_count_max > 1:
+            o = merge_outputs(*_grid(o, lse, singles))
+        elif singles.cells is not None:
+            o = torch.empty_like(o).index_copy_(0, singles.cells, o)
         return o[:, :, : self._group].reshape(-1, self._q_width).to(q.dtype)
-
-    def _grid(self, o: Tensor, lse: Tensor, step: PreparedStep) -> tuple[Tensor, Tensor]:
-        """Parts of the singles as `[page, single, ...]`; sequences with fewer pages end in empty parts."""
-        count, index = len(step.singles), step.merge_index
-        if index is None:
-            return o.unsqueeze(1), lse.unsqueeze(1)
-        cells = step.page_count_max * count
-        grid_o = o.new_zeros(cells, *o.shape[1:]).index_copy_(0, index, o)
-        grid_lse = lse.new_full((cells, *lse.shape[1:]), NEVER).index_copy_(0, index, lse)
-        return grid_o.view(-1, count, *o.shape[1:]), grid_lse.view(-1, count, *lse.shape[1:])
 
     def _wide(self, layer: int, q: Tensor, tile: Tile) -> Tensor:
         """One tile of several queries: their heads folded into rows."""
         used, rows = tile.row_count * self._group, self._preparer.padded(tile.row_count)
         folded = q.new_zeros(1, self._kv_heads, rows, self._dim)
         folded[0, :, :used] = q.permute(1, 0, 2, 3).reshape(self._kv_heads, used, self._dim)
-        o, lse = _joined(self._run_parts(layer, folded, tile))
+        o, lse = _joined(self._run_parts(layer, folded, tile.runs))
         merged = o[0] if o.shape[0] == 1 else merge_outputs(o, lse)
         unfolded = merged[:, :used].view(self._kv_heads, tile.row_count, self._group, self._dim)
         return unfolded.permute(1, 0, 2, 3).reshape(tile.row_count, self._q_width).to(q.dtype)
 
-    def _run_parts(self, layer: int, q: Tensor, tile: Tile) -> list[tuple[Tensor, Tensor]]:
-        """Parts of `q` `[1, kv_heads, rows, dim]` over the runs of `tile`, a part per page."""
-        parts = []
-        for run in tile.runs:
+    def _run_parts(self, layer: int, q: Tensor, runs: tuple[Run, ...]) -> list[tuple[Tensor, Tensor]]:
+        """Parts of `q` `[pages, kv_heads, rows, dim]` (or one query for all pages) over `runs`, a part per page."""
+        parts, first, one = [], 0, q.shape[0] == 1
+        for run in runs:
             k, v = self._arena.run(layer, run.first_page, run.page_count)
-            parts.append(self._part(q.expand(run.page_count, -1, -1, -1), k, v, run.mask))
+            mine = q.expand(run.page_count, -1, -1, -1) if one else q[first : first + run.page_count]
+            parts.append(self._part(mine, k, v, run.mask))
+            first += run.page_count
         return parts
+
+
+def _grid(o: Tensor, lse: Tensor, singles: Singles) -> tuple[Tensor, Tensor]:
+    """Parts of the singles as `[page, single, ...]`; those with fewer pages end in empty parts."""
+    if singles.cells is None:
+        return o.unsqueeze(1), lse.unsqueeze(1)
+    cells = singles.page_count_max * singles.count
+    if cells == o.shape[0]:
+        grid_o, grid_lse = torch.empty_like(o), torch.empty_like(lse)
+    else:
+        grid_o, grid_lse = o.new_zeros(cells, *o.shape[1:]), lse.new_full((cells, *lse.shape[1:]), NEVER)
+    grid_o.index_copy_(0, singles.cells, o)
+    grid_lse.index_copy_(0, singles.cells, lse)
+    return (
+        grid_o.view(singles.page_count_max, singles.count, *o.shape[1:]),
+        grid_lse.view(singles.page_count_max, singles.count, *lse.shape[1:]),
+    )
 
 
 def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,16 @@
 """A `StepBatch` turned into index tensors and tiles, once per step, for all layers.
 
 A **tile** is the queries of one sequence that lie in one page: they see the same whole pages, and part of their own.
-Decoding sequences are tiles of one query, and are merged together; a prefill chunk is cut at page ends, so a token
-meets the same tile boundaries however the prompt is chunked.
+A prefill chunk is cut at page ends, so a token meets the same tile boundaries however the prompt is chunked. Decoding
+sequences are tiles of one query: **singles**. Their pages are taken together, whosever they are, in the order of their
+ids, so that a whole batch is a few kernel calls; the parts then go to their cells of one grid and are merged at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -43,6 +45,27 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
+class Singles:
+    """Every tile of one query of a step. An entry is one page of one of them.
+
+    Attributes:
+        rows: their residual rows; None: all rows of the step, in order.
+        count: how many.
+        owner: i64 `[entries]`, whose query looks at each entry's page (None: there is one single).
+        runs: over the entries, in their order.
+        cells: i64 `[entries]`, where each entry's part goes in a `[page_count_max, count]` grid (None: already there).
+        page_count_max: pages of the longest single.
+    """
+
+    rows: Tensor | None
+    count: int
+    owner: Tensor | None
+    runs: tuple[Run, ...]
+    cells: Tensor | None
+    page_count_max: int
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedStep:
     """What every layer of a step shares.
 
@@ -50,9 +73,7 @@ class PreparedStep:
         batch: the plan.
         cos: and `sin` `[rows, 1, head_size]`.
         kv_rows: where the new keys and values go.
-        singles: tiles of one query, and `single_rows` their residual rows (None: all rows, in order).
-        merge_index: where each part of the singles goes in a `[page_count_max, singles]` grid (None: already there).
-        page_count_max: pages of the longest single.
+        singles: queries that are alone in their tile, None where there is none.
         tiles: tiles of several queries.
     """
 
@@ -60,11 +81,17 @@ class PreparedStep:
     cos: Tensor
     sin: Tensor
     kv_rows: Tensor
-    singles: tuple[Tile, ...]
-    single_rows: Tensor | None
-    merge_index: Tensor | None
-    page_count_max: int
+    singles: Singles | None
     tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Single:
+    """A query, the residual row it is in, its last slot in its last page, and its pages."""
+
+    row: int
+    slot: int
+    pages: Sequence[int]
 
 
 class StepPreparer:
@@ -90,29 +117,23 @@ class StepPreparer:
             InvalidArgumentError: a sequence has no new token or fewer pages than it needs.
         """
         positions = batch.positions()
-        singles: list[Tile] = []
+        singles: list[_Single] = []
         tiles: list[Tile] = []
         pages: list[int] = []
         first_row = 0
         for index, sequence in enumerate(batch.sequences):
             self._check(sequence, index)
-            for tile in self._tiles(sequence, first_row):
-                (singles if tile.row_count == 1 else tiles).append(tile)
+            self._cut(sequence, first_row, singles, tiles)
             ends = range(sequence.start, sequence.start + sequence.count)
             pages += [sequence.pages[position // self._page_tokens] for position in ends]
             first_row += sequence.count
         cos, sin = self._rope.at(self._ints(positions), max(positions))
-        rows = [tile.first_row for tile in singles]
-        merge_index, page_count_max = self._merge_grid(singles)
         return PreparedStep(
             batch=batch,
             cos=cos,
             sin=sin,
             kv_rows=self._arena.slot_rows(pages, [position % self._page_tokens for position in positions]),
-            singles=tuple(singles),
-            single_rows=None if not tiles else self._ints(rows),
-            merge_index=merge_index,
-            page_count_max=page_count_max,
+            singles=self._singles(singles, alone=not tiles) if singles else None,
             tiles=tuple(tiles),
         )
 
@@ -128,56 +149,60 @@ class StepPreparer:
                 field=f"sequences[{index}]",
             )
 
-    def _tiles(self, sequence: SequenceStep, first_row: int) -> list[Tile]:
-        tiles: list[Tile] = []
+    def _cut(self, sequence: SequenceStep, first_row: int, singles: list[_Single], tiles: list[Tile]) -> None:
         position, end = sequence.start, sequence.start + sequence.count
         while position < end:
             page, slot = divmod(position, self._page_tokens)
             count = 1 if self._one_token else min(end - position, self._page_tokens - slot)
-            runs = self._runs(sequence.pages[: page + 1], self._mask(slot, count))
-            tiles.append(Tile(first_row + position - sequence.start, count, runs))
+            row, pages = first_row + position - sequence.start, sequence.pages[: page + 1]
+            if count == 1:
+                singles.append(_Single(row, slot, pages))
+            else:
+                tiles.append(Tile(row, count, self._runs(pages, self._mask(slot, count))))
             position += count
-        return tiles
 
-    def _mask(self, slot: int, count: int) -> Tensor | None:
-        """Additive mask `[1, 1, rows or 1, page_tokens]` of the last page for queries at `slot` and on."""
-        if count == 1:
-            if slot == self._page_tokens - 1:
-                return None
-            mask = torch.zeros(self._page_tokens, dtype=self._mask_dtype, device=self._device)
-            mask[slot + 1 :] = NEVER
-            return mask.view(1, 1, 1, -1)
+    def _singles(self, singles: list[_Single], *, alone: bool) -> Singles:
+        entries = [(page, i, place) for i, single in enumerate(singles) for place, page in enumerate(single.pages)]
+        if len(singles) > 1:
+            entries.sort()
+        mask = torch.zeros(len(entries), 1, 1, self._page_tokens, dtype=self._mask_dtype, device=self._device)
+        masked = [False] * len(entries)
+        for at, (_, i, place) in enumerate(entries):
+            slot = singles[i].slot
+            if place == len(singles[i].pages) - 1 and slot < self._page_tokens - 1:
+                mask[at, :, :, slot + 1 :] = NEVER
+                masked[at] = True
+        longest = max(len(single.pages) for single in singles)
+        shared = len(singles) > 1
+        return Singles(
+            rows=None if alone else self._ints([single.row for single in singles]),
+            count=len(singles),
+            owner=self._ints([i for _, i, _ in entries]) if shared else None,
+            runs=tuple(
+                Run(entries[first][0], end - first, mask[first:end] if any(masked[first:end]) else None)
+                for first, end in _adjacent([page for page, _, _ in entries])
+            ),
+            cells=self._ints([place * len(singles) + i for _, i, place in entries]) if shared else None,
+            page_count_max=longest,
+        )
+
+    def _mask(self, slot: int, count: int) -> Tensor:
+        """Additive mask `[1, 1, rows, page_tokens]` of the last page for the queries at `slot` and on."""
         slots = torch.arange(self._page_tokens, device=self._device)
         last = torch.arange(self.padded(count), device=self._device).div_(self._group, rounding_mode="floor") + slot
         mask = torch.zeros(last.shape[0], self._page_tokens, dtype=self._mask_dtype, device=self._device)
         return mask.masked_fill_(slots > last.unsqueeze(1), NEVER).view(1, 1, -1, self._page_tokens)
 
-    def _runs(self, pages: Sequence[int], mask: Tensor | None) -> tuple[Run, ...]:
-        """Runs of adjacent ids; `mask` belongs to the last page."""
-        runs: list[Run] = []
-        first = 0
-        for index in range(1, len(pages) + 1):
-            if index == len(pages) or pages[index] != pages[index - 1] + 1:
-                runs.append(Run(pages[first], index - first, None))
-                first = index
-        if mask is None:
-            return tuple(runs)
-        last = runs.pop()
-        if mask.shape[2] > 1 and last.page_count > 1:
-            # The mask of a wide tile is as large as a page's scores: never spread it over pages that need none.
-            runs.append(Run(last.first_page, last.page_count - 1, None))
-            last = Run(last.first_page + last.page_count - 1, 1, None)
-        if last.page_count > 1:
-            mask = torch.cat((mask.new_zeros(last.page_count - 1, *mask.shape[1:]), mask))
-        return (*runs, Run(last.first_page, last.page_count, mask))
+    def _runs(self, pages: Sequence[int], mask: Tensor) -> tuple[Run, ...]:
+        """Runs of adjacent ids. `mask` is the last page's; it is as large as a page's scores: no other page gets it."""
+        whole = [Run(pages[first], end - first, None) for first, end in _adjacent(pages[:-1])]
+        return (*whole, Run(pages[-1], 1, mask))
 
-    def _merge_grid(self, singles: Sequence[Tile]) -> tuple[Tensor | None, int]:
-        counts = [sum(run.page_count for run in tile.runs) for tile in singles]
-        longest = max(counts, default=0)
-        if longest <= 1 or len(singles) == 1:
-            return None, longest
-        width = len(singles)
-        return self._ints([page * width + i for i, count in enumerate(counts) for page in range(count)]), longest
+
+def _adjacent(pages: Sequence[int]) -> list[tuple[int, int]]:
+    """Spans `[first, end)` of `pages` in which each id is one more than the id before it."""
+    breaks = [i for i in range(1, len(pages)) if pages[i] != pages[i - 1] + 1]
+    return list(pairwise([0, *breaks, len(pages)])) if pages else []
 
 
 def rows_multiple(config: ModelConfig, kernels: KernelPlan) -> int:

@@ -38,21 +38,29 @@ def runs(tile):
 def test_a_chunk_is_cut_at_page_ends():
     step = prepare(SequenceStep(5, 20, [3, 4, 9, 10], []))
     assert [(tile.first_row, tile.row_count) for tile in step.tiles] == [(0, 3), (3, 8), (11, 8)]
-    assert [(tile.first_row, tile.row_count) for tile in step.singles] == [(19, 1)]
+    assert step.singles.rows.tolist() == [19]
     assert [runs(tile) for tile in step.tiles] == [
         [(3, 1, True)],
         [(3, 1, False), (4, 1, True)],
         [(3, 2, False), (9, 1, True)],
     ]
-    assert runs(step.singles[0]) == [(3, 2, False), (9, 2, True)]
+    assert runs(step.singles) == [(3, 2, False), (9, 2, True)]
 
 
-def test_adjacent_pages_are_one_run_and_a_full_page_needs_no_mask():
-    step = prepare(SequenceStep(23, 1, [7, 8, 9], []), SequenceStep(17, 1, [1, 6, 7], []))
-    assert [runs(tile) for tile in step.singles] == [[(7, 3, False)], [(1, 1, False), (6, 2, True)]]
-    mask = step.singles[1].runs[1].mask
-    assert mask.shape == (2, 1, 1, 8)
-    assert mask.flatten().tolist() == [0.0] * 10 + [NEVER] * 6
+def test_adjacent_pages_are_one_run_whosever_they_are_and_a_full_page_needs_no_mask():
+    step = prepare(SequenceStep(23, 1, [8, 9, 10], []), SequenceStep(17, 1, [1, 6, 7], []))
+    assert runs(step.singles) == [(1, 1, False), (6, 5, True)]
+    assert step.singles.owner.tolist() == [1, 1, 1, 0, 0, 0]
+    mask = step.singles.runs[1].mask
+    assert mask.shape == (5, 1, 1, 8)
+    assert mask.flatten().tolist() == [0.0] * 10 + [NEVER] * 6 + [0.0] * 24
+
+
+def test_a_shared_page_is_an_entry_of_each_of_its_sequences():
+    step = prepare(SequenceStep(8, 1, [3, 4], []), SequenceStep(8, 1, [3, 6], []))
+    assert runs(step.singles) == [(3, 1, False), (3, 2, True), (6, 1, True)]
+    assert step.singles.owner.tolist() == [0, 1, 0, 1]
+    assert step.singles.cells.tolist() == [0, 1, 2, 3]
 
 
 def test_a_wide_mask_is_causal_for_each_query_and_leaves_padding_a_key():
@@ -64,15 +72,16 @@ def test_a_wide_mask_is_causal_for_each_query_and_leaves_padding_a_key():
 
 def test_sequences_of_unequal_length_share_a_grid():
     step = prepare(SequenceStep(20, 1, [0, 1, 2], []), SequenceStep(3, 1, [5], []), SequenceStep(9, 1, [7, 8], []))
-    assert step.page_count_max == 3
-    assert step.merge_index.tolist() == [0, 3, 6, 1, 2, 5]
-    assert step.single_rows is None
+    assert step.singles.page_count_max == 3
+    assert step.singles.cells.tolist() == [0, 3, 6, 1, 2, 5]
+    assert step.singles.rows is None
 
 
 def test_kernels_without_independent_rows_get_one_query_per_tile():
     step = prepare(SequenceStep(0, 9, [0, 1], []), plan=kernels(one_token=True))
     assert not step.tiles
-    assert [tile.first_row for tile in step.singles] == list(range(9))
+    assert step.singles.count == 9
+    assert step.singles.rows is None
 
 
 def test_padded_rows_fill_whole_column_blocks_where_bits_matter():
