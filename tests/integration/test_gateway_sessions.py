@@ -11,6 +11,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from katsura.api.memory.v1.memory_pb2 import TreePolicy
 from katsura.domain.ids import TenantId
 from katsura.rpc.channel import open_channel
 from katsura.rpc.clock import SystemClock
@@ -361,3 +362,44 @@ async def test_people_without_an_event_loop_have_the_same_tree(house: House) -> 
             katsura.delete_tree(tree.tree_id)
 
     await asyncio.to_thread(use)
+
+
+async def test_a_long_conversation_is_compressed_and_goes_on(house: House, client: httpx.AsyncClient) -> None:
+    session = f"s-{uuid.uuid4().hex}"
+    store = await Store.open(house.store.url)
+    tenant = await RedisTenantStore(store, SystemClock()).ensure_tenant(TenantId("default"))
+    await store.close()
+    async with open_channel(house.processes["memory"].address) as channel:
+        memory = MemoryClient(Connection(channel, house.token)).acting_for(CallContext(tenant, internal=True))
+        await memory.create_tree(tree_id=session, policy=TreePolicy(raw_token_limit=40))
+    chat = Chat(client, session)
+    for turn in range(12):
+        await chat.say(f"Message number {turn} with a few more words, so that it counts.")
+        kinds = {node["type"] for node in (await tree_of(client, session))["nodes"]}  # type: ignore[attr-defined]
+        if "summary" in kinds:
+            break
+    else:
+        pytest.fail("nothing was compressed")
+    await chat.say("Still there?")
+    assert chat.place["branch"] == "main"
+
+
+async def test_a_session_longer_than_the_context_goes_on_without_its_oldest_steps(
+    client: httpx.AsyncClient, session: str
+) -> None:
+    chat = Chat(client, session)
+    sizes = []
+    for turn in range(10):
+        await chat.say(f"{turn}: " + "words " * 25)
+        sizes.append(int(chat.last["usage"]["prompt_tokens"]))  # type: ignore[index]
+    assert sum(len(str(message["content"])) for message in chat.history) > 1024
+    assert max(sizes) <= 1024
+    assert len(await path_of(client, session, "main")) == 20
+    assert chat.place["branch"] == "main"
+
+
+async def test_a_turn_that_cannot_fit_says_so(client: httpx.AsyncClient, session: str) -> None:
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "x" * 3000}], "max_tokens": 4}
+    reply = await client.post("/v1/chat/completions", json=asked, headers={"x-session-id": session})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["code"] == "context_length_exceeded"

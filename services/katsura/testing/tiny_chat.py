@@ -22,9 +22,16 @@ TEMPLATE = (
 
 
 def save_tiny_chat(folder: Path, **changes: Any) -> TinyModel:
-    """Make the model in `folder`; `changes` go to its configuration.
+    """Make the model in `folder`; `changes` go to its configuration."""
+    vocabulary, end = save_tiny_tokenizer(folder)
+    sizes = {"vocab_size": vocabulary, "eos_token_id": end, "max_position_embeddings": 1024}
+    return save_tiny(folder, "llama", **(sizes | changes))
 
-    Its 259 tokens are the 256 bytes and `SPECIAL_TOKENS`; `<|im_end|>` ends an answer.
+
+def save_tiny_tokenizer(folder: Path) -> tuple[int, int]:
+    """Make its tokenizer and template alone: the size of the vocabulary, and the id that ends an answer.
+
+    The tokens are the 256 bytes and `SPECIAL_TOKENS`; `<|im_end|>` ends an answer.
     """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
@@ -34,10 +41,9 @@ def save_tiny_chat(folder: Path, **changes: Any) -> TinyModel:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    end = tokenizer.token_to_id("<|im_end|>")
-    sizes = {"vocab_size": tokenizer.get_vocab_size(), "eos_token_id": end, "max_position_embeddings": 1024}
-    made = save_tiny(folder, "llama", **(sizes | changes))
     tokenizer.save(str(folder / "tokenizer.json"))
     named = {"eos_token": "<|im_end|>", "chat_template": TEMPLATE, "clean_up_tokenization_spaces": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(named))
-    return made
+    end = tokenizer.token_to_id("<|im_end|>")
+    assert end is not None, "it was just added"
+    return tokenizer.get_vocab_size(), end
