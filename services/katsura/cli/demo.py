@@ -14,7 +14,6 @@ from katsura.cli.client import Gateway, Position
 from katsura.cli.tree import drawing
 from katsura.domain.errors import InternalError
 
-SYSTEM = "You are a helpful assistant. Answer in one or two short sentences."
 FIRST = ("What is the capital of France?", "Which river flows through it?", "Name one famous museum there.")
 FORKED = "What is the capital of Italy?"
 HINT = "The museum did not help. Suggest food instead."
@@ -41,7 +40,7 @@ class _Conversation:
         self._place = open_session(gateway, "")
 
     def hold(self) -> None:
-        first = self._ask(FIRST[0], system=SYSTEM)
+        first = self._ask(FIRST[0])
         second = self._ask(FIRST[1])
         third = self._ask(FIRST[2])
         self._note(f"fork after #{first.node_id}: the same beginning, another question")
@@ -58,13 +57,13 @@ class _Conversation:
         tree = self._gateway.tree(self._place.session)
         self._console.print(drawing(tree, self._console.width, self._place.node_id))
 
-    def _ask(self, question: str, system: str = "") -> Position:
+    def _ask(self, question: str) -> Position:
         prompt = Text.assemble(("[", "dim"), (self._place.branch, "bold"), f" #{self._place.node_id}", ("] ", "dim"))
         self._console.print(prompt.append(question, "cyan"))
         said: list[str] = []
-        messages = [*([("system", system)] if system else []), ("user", question)]
+        turn = [("user", question)]
         answer = self._gateway.ask(
-            self._model, messages, self._place, said.append, max_tokens=ANSWER_TOKENS_MAX, temperature=0.0
+            self._model, turn, self._place, said.append, max_tokens=ANSWER_TOKENS_MAX, temperature=0.0
         )
         text = "".join(said).strip()
         if not text or answer.position.node_id <= self._place.node_id:
