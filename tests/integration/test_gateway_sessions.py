@@ -403,3 +403,12 @@ async def test_a_turn_that_cannot_fit_says_so(client: httpx.AsyncClient, session
     reply = await client.post("/v1/chat/completions", json=asked, headers={"x-session-id": session})
     assert reply.status_code == 400
     assert reply.json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_an_empty_answer_is_an_answer(client: httpx.AsyncClient, session: str) -> None:
+    chat = Chat(client, session)
+    end_of_turn = {"258": 100}
+    assert await chat.say("one", logit_bias=end_of_turn) == ""
+    assert chat.last["choices"][0]["finish_reason"] == "stop"  # type: ignore[index]
+    await chat.say("two")
+    assert (await path_of(client, session, "main"))[:3] == ["one", "", "two"]

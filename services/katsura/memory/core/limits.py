@@ -196,7 +196,7 @@ def _check_step(step: Step, at: str) -> int:
         check_text(step.tool_call.name, f"{at}.tool_call.name")
         check_text(step.tool_call.arguments_json, f"{at}.tool_call.arguments_json", CONTENT_BYTES_MAX)
         call = len(step.tool_call.arguments_json.encode())
-    elif not step.content and not blob:
+    elif not step.content and not blob and step.kind is not StepKind.MESSAGE:  # a model may have nothing to say
         raise refuse(f"{at}.content", "it is empty, and there is neither a tool call nor an attachment")
     return len(step.content.encode()) + blob + call
 
