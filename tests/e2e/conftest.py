@@ -163,6 +163,18 @@ def katsura(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture
+def command() -> Callable[..., tuple[int, str]]:
+    """Run a command that serves and ends by itself, on the models that every run shares."""
+
+    def run(*words: str, data: Path) -> tuple[int, str]:
+        with Up(words, data) as one:
+            one.until("everything has ended|katsura doctor")
+            return one.process.wait(START_LIMIT_S), "".join(one.lines)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with tokenizer and chat template."""

@@ -14,11 +14,11 @@ from katsura.cli.client import Gateway, Position
 from katsura.cli.tree import drawing
 from katsura.domain.errors import InternalError
 
-FIRST = ("What is the capital of France?", "Which river flows through it?", "Name one famous museum there.")
+FIRST = ("What is the capital of France?", "Which river flows through Paris?", "Name a famous museum in Paris.")
 FORKED = "What is the capital of Italy?"
-HINT = "The museum did not help. Suggest food instead."
-REVISED = "Name one famous dish of France."
-LAST = "Is it sweet or salty?"
+HINT = "The museum is closed today."
+REVISED = "Name a famous tower in Paris."
+LAST = "Which country is Paris in?"
 ANSWER_TOKENS_MAX = 64
 
 
@@ -68,10 +68,8 @@ class _Conversation:
         text = "".join(said).strip()
         if not text or answer.position.node_id <= self._place.node_id:
             raise InternalError(f"the answer to {question!r} is empty, or was not kept in the tree")
-        counts = (
-            f"  {answer.prompt_tokens} tokens in, {answer.cached_tokens} of them cached, {answer.completion_tokens} out"
-        )
-        self._console.print(Text(text).append(counts, "dim"))
+        counts = f"{answer.prompt_tokens} tokens in ({answer.cached_tokens} cached), {answer.completion_tokens} out"
+        self._console.print(Text(text, "green").append(f"  {counts}", "dim"))
         self._place = answer.position
         return answer.position
 
