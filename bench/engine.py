@@ -317,7 +317,7 @@ async def measure(setting: Setting, systems: Sequence[System]) -> Result:
                 if number:
                     result.samples.setdefault((system.name, batch), []).append(sample)
                     print(
-                        f"  round {number} batch {batch:2d} {system.name:13} decode {sample.decode_per_s:7.1f} token/s,",
+                        f"  {number}: batch {batch:2d} {system.name:13} decode {sample.decode_per_s:7.1f} token/s,",
                         f"first token {sample.first_s * 1000:7.0f} ms, {sample.cpu_ms_per_token:6.2f} CPU ms/token",
                         flush=True,
                     )
