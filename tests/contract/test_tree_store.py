@@ -24,7 +24,6 @@ from katsura.domain.trees import (
     BranchState,
     Cost,
     Effect,
-    EventKind,
     Hint,
     Judgement,
     Request,
@@ -39,7 +38,7 @@ from katsura.domain.trees import (
     request_of,
 )
 from katsura.state.connect import Store
-from katsura.state.trees import Event, Grown, Limits, NewStep, NewTree, Revised, TreeRef, TreeStore, Written
+from katsura.state.trees import Grown, Limits, NewStep, NewTree, Revised, TreeRef, TreeStore, Written
 from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
 from katsura.state.trees_twin import TwinTreeStore
 from katsura.testing.store import EmbeddedStore
@@ -219,6 +218,14 @@ async def test_a_repeated_request_answers_the_same_once(store: TreeStore, ref: T
     assert await contents(store, ref) == ["a", "b"]
     other = store.grow(ref, "", 0, [step("z")], True, request_of("r1", "grow", "z"))
     await refused(AlreadyExistsError, Reason.REQUEST_ID_REUSED, other)
+
+
+async def test_a_chain_goes_on_from_a_repeated_answer(store: TreeStore, ref: TreeRef) -> None:
+    request = request_of("r1", "grow", "a")
+    for _ in range(2):
+        grown = await store.grow(ref, "", None, [step("a")], True, request)
+    await store.grow(ref, "", grown.branch.head, [step("b")], True, NO_REQUEST)
+    assert await contents(store, ref) == ["a", "b"]
 
 
 async def test_only_the_newest_requests_are_remembered(store: TreeStore, ref: TreeRef) -> None:
@@ -533,65 +540,3 @@ async def test_a_dropped_tree_is_gone_and_its_name_free(store: TreeStore, ref: T
     assert (grown.node_ids, grown.merged) == ((1,), (False,))
     snapshot = await store.snapshot(ref, "", BIG, 3, "tok", True)
     assert snapshot.steps[0].count is None
-
-
-async def take(events: AsyncIterator[Event], count: int) -> list[Event]:
-    return [await anext(events) for _ in range(count)]
-
-
-async def test_watch_tells_every_commit_once_and_in_order(store: TreeStore, ref: TreeRef) -> None:
-    events = store.watch(ref, "", 0, 5.0)
-    await grow(store, ref, "a", "b")
-    await compress(store, ref)
-    revised = await revise(store, ref, 1)
-    await store.fork(ref, "", 0, "side", NO_REQUEST)
-    seen = await take(events, 5)
-    assert [(e.kind, e.position.revision) for e in seen] == [
-        (EventKind.TREE_CREATED, 1),
-        (EventKind.GROWN, 2),
-        (EventKind.COMPRESSED, 3),
-        (EventKind.REVISED, 4),
-        (EventKind.FORKED, 5),
-    ]
-    assert [e.node_ids for e in seen] == [(), (1, 2), (3,), (revised.hint.node_id,), ()]
-    waiting = asyncio.ensure_future(anext(events))
-    await grow(store, ref, "late", branch="side")
-    assert (await waiting).branch == "side"
-    await events.aclose()  # type: ignore[attr-defined]
-
-
-async def test_watch_resumes_without_a_gap(store: TreeStore, ref: TreeRef) -> None:
-    await grow(store, ref, "a")
-    events = store.watch(ref, "", 0, 5.0)
-    token = (await take(events, 1))[0].resume_token
-    await events.aclose()  # type: ignore[attr-defined]
-    await grow(store, ref, "b")
-    resumed = store.watch(ref, token, 0, 5.0)
-    assert [e.position.revision for e in await take(resumed, 2)] == [2, 3]
-    await resumed.aclose()  # type: ignore[attr-defined]
-    by_revision = store.watch(ref, "", 2, 5.0)
-    assert (await anext(by_revision)).position.revision == 3
-    await by_revision.aclose()  # type: ignore[attr-defined]
-
-
-async def test_watch_beats_while_nothing_happens_and_ends_with_the_tree(store: TreeStore, ref: TreeRef) -> None:
-    events = store.watch(ref, "", -1, 0.01)
-    assert (await anext(events)).kind is EventKind.HEARTBEAT
-    await store.drop(ref)
-    kinds = [e.kind async for e in events if e.kind is not EventKind.HEARTBEAT]
-    assert kinds == [EventKind.TREE_DELETED]
-
-
-async def test_watch_from_a_point_that_is_no_longer_kept_is_refused(store: TreeStore, ref: TreeRef) -> None:
-    events = store.watch(ref, "", 0, 5.0)
-    token = (await anext(events)).resume_token
-    await events.aclose()  # type: ignore[attr-defined]
-    for i in range(3 * LIMITS.events):
-        await grow(store, ref, f"s{i}")
-    await refused(OutOfRangeError, Reason.WATCH_COMPACTED, anext(store.watch(ref, "", 1, 5.0)))
-    await refused(OutOfRangeError, Reason.WATCH_COMPACTED, anext(store.watch(ref, token, 0, 5.0)))
-    await refused(OutOfRangeError, Reason.WATCH_COMPACTED, anext(store.watch(ref, "", 10_000, 5.0)))
-    await refused(OutOfRangeError, Reason.WATCH_COMPACTED, anext(store.watch(ref, "otherlife.5-5", 0, 5.0)))
-    oldest = store.watch(ref, "", 0, 5.0)
-    assert (await anext(oldest)).position.revision > 1
-    await oldest.aclose()  # type: ignore[attr-defined]

@@ -36,7 +36,11 @@ async def main() -> None:
     server = Server(config.serve, RedisTenantStore(store, SystemClock()))
     memory_service_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryServicer(memory), server.grpc)
     await server.start(memory_service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name)
-    server.set_ready(True)
+
+    async def ready() -> None:
+        server.set_ready(True)
+
+    server.keep(ready())  # once `run` listens for signals: whoever reads the ready line may send one at once
     try:
         await server.run(drain=memory.close)
     finally:

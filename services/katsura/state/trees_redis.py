@@ -84,10 +84,9 @@ _NO_LIMIT: Final = 1 << 52
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What Grow takes to be so: this life of the tree, the node that the first new step follows, its hash, and which
-    steps are new."""
+    """What Grow takes to be so: the node that the first new step follows, its content hash, and which steps are new.
+    The hash tells everything: no other node, of this or another life of the tree, has it."""
 
-    birth: str
     base: int
     base_hash: bytes
     fresh: frozenset[int]
@@ -114,7 +113,6 @@ class RedisTreeStore:
             ref,
             "create",
             request,
-            secrets.token_hex(8),
             self._store.incarnation,
             new.goal,
             json.dumps(new.pins),
@@ -176,12 +174,12 @@ class RedisTreeStore:
         if plan is not None and expected_head in (None, plan.base):
             plan = replace(plan, fresh=frozenset(range(len(steps))))
         else:
-            plan = _Plan("", -1, b"", frozenset(), -1)
+            plan = _Plan(-1, b"", frozenset(), -1)
         head: int = plan.head
         for _ in range(_PLANS_MAX):
             hashes = _chain(plan, records)
-            arguments: list[Arg] = [branch, -1 if expected_head is None else expected_head, plan.birth, plan.base]
-            arguments.append(int(merge))
+            arguments: list[Arg] = [branch, -1 if expected_head is None else expected_head, plan.base]
+            arguments += [plan.base_hash.hex(), int(merge)]
             for i, new in enumerate(steps):
                 arguments += _step_arguments(new, digests[i], records[i], hashes[i])
             answer = await self._answer(
@@ -189,14 +187,9 @@ class RedisTreeStore:
             )
             if answer[0] != b"REPLAN":
                 return self._grown(ref, branch, plan, hashes, _said(ref, answer))
-            birth, base, base_hash, fresh, head = answer[1:]
-            plan = _Plan(
-                birth.decode(),
-                base,
-                bytes.fromhex(base_hash.decode()),
-                frozenset(int(i) - 1 for i in fresh.split()),
-                head,
-            )
+            base, base_hash, fresh, head = answer[1:]
+            missing = frozenset(int(i) - 1 for i in fresh.split())
+            plan = _Plan(base, bytes.fromhex(base_hash.decode()), missing, head)
         raise ConflictError(
             f"branch {branch!r} moved {_PLANS_MAX} times while this Grow was made; write to a branch of your own",
             metadata={"head": str(head), "branch": branch},
@@ -487,6 +480,7 @@ class RedisTreeStore:
             compress_due=said["compress_due"],
         )
         if plan.fresh and not grown.merged[-1]:
+            # Wrong where this answer repeats an older one (other salts): the next Grow is then told to plan again.
             self._heads[ref, branch] = replace(
                 plan, base=grown.node_ids[-1], base_hash=hashes[-1], head=grown.node_ids[-1]
             )

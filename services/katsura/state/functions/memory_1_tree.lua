@@ -23,12 +23,11 @@ end
 -- The tree of KEYS[1], or nil and the answer to give.
 local function open(keys)
   local t = keys_of(keys[1])
-  local m = redis.call('HMGET', t.meta, 'revision', 'next', 'birth', 'incarnation', 'default', 'ttl_ms', 'branch_count',
+  local m = redis.call('HMGET', t.meta, 'revision', 'next', 'incarnation', 'default', 'ttl_ms', 'branch_count',
                        'updated', 'raw_limit')
   if not m[1] then return nil, {'TREE_NOT_FOUND'} end
-  t.revision, t.next, t.birth, t.incarnation = tonumber(m[1]), tonumber(m[2]), m[3], m[4]
-  t.default, t.ttl_ms, t.branch_count, t.updated = m[5], tonumber(m[6]), tonumber(m[7]), tonumber(m[8])
-  t.raw_limit = tonumber(m[9])
+  t.revision, t.next, t.incarnation, t.default = tonumber(m[1]), tonumber(m[2]), m[3], m[4]
+  t.ttl_ms, t.branch_count, t.updated, t.raw_limit = tonumber(m[5]), tonumber(m[6]), tonumber(m[7]), tonumber(m[8])
   return t
 end
 
@@ -140,7 +139,7 @@ local function commit(t, args, now, event, branch_name, ids, answer)
   return {'OK', text}
 end
 
--- ARGV: 1-4, birth, incarnation, goal, pins, policy, labels, ttl_ms, branch name, raw token limit.
+-- ARGV: 1-4, incarnation, goal, pins, policy, labels, ttl_ms, branch name, raw token limit.
 register('create', function(keys, args)
   local t = keys_of(keys[1])
   local made = redis.call('HGET', t.meta, 'create')
@@ -152,17 +151,17 @@ register('create', function(keys, args)
     return {'OK', text}
   end
   local now = now_ms(t)
-  local branch = {name = args[12], state = ACTIVE, head = 0, summary_head = 0, boundary = 0, fork_node = 0,
+  local branch = {name = args[11], state = ACTIVE, head = 0, summary_head = 0, boundary = 0, fork_node = 0,
                   parent_branch = '', depth = 0, raw_tokens = 0, hint = 0, cut = 0, create_ms = now, order = 1}
-  t.revision, t.incarnation, t.ttl_ms = 0, args[6], tonumber(args[11])
+  t.revision, t.incarnation, t.ttl_ms = 0, args[5], tonumber(args[10])
   redis.call('UNLINK', t.events)
-  redis.call('HSET', t.meta, 'next', 0, 'birth', args[5], 'incarnation', args[6], 'goal', args[7], 'pins', args[8],
-             'policy', args[9], 'labels', args[10], 'ttl_ms', args[11], 'default', args[12], 'branch_count', 1,
-             'created', now, 'raw_limit', args[13])
+  redis.call('HSET', t.meta, 'next', 0, 'incarnation', args[5], 'goal', args[6], 'pins', args[7], 'policy', args[8],
+             'labels', args[9], 'ttl_ms', args[10], 'default', args[11], 'branch_count', 1, 'created', now,
+             'raw_limit', args[12])
   save_branch(t, branch)
   local request = args[3]
   args[3] = ''  -- kept in `meta` instead: this record is never dropped for newer ones
-  local done = commit(t, args, now, EVENT.CREATED, args[12], {}, {branch = branch})
+  local done = commit(t, args, now, EVENT.CREATED, args[11], {}, {branch = branch})
   redis.call('HSET', t.meta, 'create', request .. '\n' .. args[4] .. '\n' .. done[2])
   return done
 end)

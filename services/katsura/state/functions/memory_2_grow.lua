@@ -46,7 +46,7 @@ end
 
 local function plan_fits(t, args, found)
   if #found.fresh == 0 then return true end
-  if args[7] ~= t.birth or tonumber(args[8]) ~= found.base then return false end
+  if tonumber(args[7]) ~= found.base or args[8] ~= link(t, found.base).hash then return false end
   for i, step in ipairs(found.steps) do
     if (step.record == '') ~= found.merged[i] then return false end
   end
@@ -69,7 +69,7 @@ local function append(t, branch, found, now)
   return at
 end
 
--- ARGV: 1-4, branch, expected head (-1: any), planned birth, planned base, merge, then 9 per step.
+-- ARGV: 1-4, branch, expected head (-1: any), planned base, its content hash, merge, then 9 per step.
 register('grow', function(keys, args)
   local t, missing = open(keys)
   if not t then return missing end
@@ -86,7 +86,7 @@ register('grow', function(keys, args)
     return {'HEAD_MOVED', branch.head, branch.name}
   end
   if not plan_fits(t, args, found) then
-    return {'REPLAN', t.birth, found.base, link(t, found.base).hash, table.concat(found.fresh, ' '), branch.head}
+    return {'REPLAN', found.base, link(t, found.base).hash, table.concat(found.fresh, ' '), branch.head}
   end
   local now = now_ms(t)
   local answer = {ids = found.ids, merged = found.merged, branch = branch,

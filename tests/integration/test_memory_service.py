@@ -1,0 +1,229 @@
+"""The memory process over gRPC, on a real Valkey: what only the whole shows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from katsura.api.memory.v1 import memory_pb2 as tree_pb
+from katsura.api.memory.v1 import memory_service_pb2 as pb
+from katsura.api.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
+from katsura.domain.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    KatsuraError,
+    NotFoundError,
+    OutOfRangeError,
+    Reason,
+    UnauthenticatedError,
+)
+from katsura.domain.ids import TenantId
+from katsura.domain.tenant import Tenant
+from katsura.rpc.channel import open_channel
+from katsura.rpc.context import CallContext
+from katsura.sdk.connection import Connection
+from katsura.sdk.memory import MemoryClient, step
+from katsura.testing.process import ServedProcess
+from katsura.testing.store import EmbeddedStore
+
+TOKEN = "internal-secret"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedStore]:
+    with EmbeddedStore() as server:
+        yield server
+
+
+@pytest.fixture
+async def process(server: EmbeddedStore, tmp_path: Path) -> AsyncIterator[ServedProcess]:
+    environment = {
+        "KATSURA_LISTEN": f"unix:{server.folder}/memory.sock",
+        "KATSURA_STORE_URL": server.url,
+        "KATSURA_INTERNAL_TOKEN": TOKEN,
+        "KATSURA_MEMORY_HEARTBEAT_S": "0.1",
+    }
+    async with ServedProcess("katsura.memory", environment, tmp_path / "log") as process:
+        yield process
+
+
+@pytest.fixture
+async def connection(process: ServedProcess) -> AsyncIterator[Connection]:
+    channel = open_channel(process.address)
+    yield Connection(channel, internal_token=TOKEN)
+    await channel.close()
+
+
+def client_of(connection: Connection, tenant: str) -> MemoryClient:
+    call = CallContext(Tenant(TenantId(tenant), bytes(32)), internal=True)
+    return MemoryClient(connection.acting_for(call))
+
+
+async def test_an_agents_life_from_start_to_a_second_try(connection: Connection) -> None:
+    memory = client_of(connection, "life")
+    await memory.create_tree(tree_id="trip", goal="Book a room", pins=["at most 450 USD"])
+    grown = await memory.grow("trip", [step("user", "Find a room in Kyoto."), step("assistant", "H-7: 900 USD")])
+    assert list(grown.node_ids) == [1, 2]
+    compressed = await memory.compress("trip", summary=tree_pb.SummaryBody(text="Found H-7 for 900 USD."))
+    assert compressed.summary.summary.status == tree_pb.SUMMARY_STATUS_VALID
+    assert [c.validator for c in compressed.checks] == ["fidelity", "outcome"]
+    order = tree_pb.Step(role="assistant", content="booked H-7", effect=tree_pb.EFFECT_IRREVERSIBLE)
+    await memory.grow("trip", [order], expected_head=2)
+    revised = await memory.revise("trip", restore_after=2, reason="too dear", expected_head=4)
+    assert [e.node_id for e in revised.standing_effects] == [4]
+    await memory.grow("trip", [step("assistant", "H-8: 90 USD")])
+    context = await memory.assemble_context("trip", budget_tokens=2000, reserve_tokens=100)
+    assert [(s.kind, s.node_id) for s in context.segments] == [
+        (pb.SEGMENT_KIND_PIN, 0),
+        (pb.SEGMENT_KIND_SUMMARY, 3),
+        (pb.SEGMENT_KIND_STEP, 6),
+        (pb.SEGMENT_KIND_HINT, 5),
+    ]
+    assert context.total_tokens == sum(s.token_count for s in context.segments) <= 1900
+    path = await memory.get_whole_path("trip")
+    assert [n.step.content for n in path] == ["Find a room in Kyoto.", "H-7: 900 USD", "H-8: 90 USD"]
+    tree = await memory.get_tree("trip")
+    assert [(b.name, b.state) for b in tree.branches] == [
+        ("main", tree_pb.BRANCH_STATE_ABANDONED),
+        ("b2", tree_pb.BRANCH_STATE_ACTIVE),
+    ]
+    assert tree.tree.default_branch == "b2"
+    assert tree.tree.create_time.seconds > 1_700_000_000
+    assert [t.tree_id for t in (await memory.list_trees()).trees] == ["trip"]
+
+
+async def test_watch_streams_commits_and_heartbeats_over_grpc(connection: Connection) -> None:
+    memory = client_of(connection, "watch")
+    await memory.create_tree(tree_id="t")
+    events = memory.watch("t")
+    assert (await anext(events)).kind == pb.EVENT_KIND_TREE_CREATED
+    await memory.grow("t", [step("user", "a")])
+    grown = await anext(events)
+    while grown.kind == pb.EVENT_KIND_HEARTBEAT:
+        grown = await anext(events)
+    assert (grown.kind, list(grown.node_ids)) == (pb.EVENT_KIND_GROWN, [1])
+    assert (await anext(events)).kind == pb.EVENT_KIND_HEARTBEAT
+    await events.aclose()
+    await memory.delete_tree("t")
+    resumed = memory.watch("t", resume_token=grown.resume_token)
+    with pytest.raises(NotFoundError):
+        await anext(resumed)
+
+
+async def test_another_tenants_tree_answers_exactly_as_an_unknown_one(connection: Connection) -> None:
+    await client_of(connection, "owner").create_tree(tree_id="secret")
+    thief = client_of(connection, "thief")
+    messages = set()
+    for name in ("secret", "nothere", "", "bad name/{}"):
+        for attempt in (
+            thief.get_tree(name),
+            thief.grow(name, [step("user", "x")]),
+            thief.assemble_context(name, budget_tokens=100),
+            thief.get_nodes(name, [1]),
+            thief.delete_tree(name),
+            anext(thief.watch(name)),
+        ):
+            with pytest.raises(NotFoundError) as caught:
+                await attempt
+            assert caught.value.reason is Reason.TREE_NOT_FOUND
+            messages.add(caught.value.message.replace(repr(name), "NAME"))
+    assert len(messages) == 1
+
+
+async def test_without_a_tenant_nothing_is_answered(connection: Connection) -> None:
+    with pytest.raises(UnauthenticatedError):
+        await MemoryClient(connection).get_tree("t")
+
+
+BAD_REQUESTS: list[tuple[str, object, type[KatsuraError], str | None]] = [
+    ("Grow", pb.GrowRequest(tree_id="t", unconditional=True), InvalidArgumentError, "steps"),
+    ("Grow", pb.GrowRequest(tree_id="t", steps=[tree_pb.Step(role="user", content="x")]),
+     InvalidArgumentError, "expected_head"),
+    ("Grow", pb.GrowRequest(tree_id="t", unconditional=True, steps=[tree_pb.Step(role="user", kind=99)]),
+     InvalidArgumentError, "steps[0].kind"),
+    ("Grow", pb.GrowRequest(tree_id="t", branch="no", unconditional=True, steps=[step("user", "x")]),
+     NotFoundError, "branch"),
+    ("Grow", pb.GrowRequest(tree_id="t", unconditional=True, dedupe=9, steps=[step("user", "x")]),
+     InvalidArgumentError, "dedupe"),
+    ("Compress", pb.CompressRequest(tree_id="t", unconditional=True, on_pending=7), InvalidArgumentError,
+     "on_pending"),
+    ("Compress", pb.CompressRequest(tree_id="t", unconditional=True, summary_body=tree_pb.SummaryBody()),
+     InvalidArgumentError, "summary_body.text"),
+    ("Compress", pb.CompressRequest(tree_id="t", unconditional=True), FailedPreconditionError, None),
+    ("Maintain", pb.MaintainRequest(tree_id="t"), NotFoundError, "summary_id"),
+    ("Revise", pb.ReviseRequest(tree_id="t", expected_head=3), ConflictError, None),
+    ("Fork", pb.ForkRequest(tree_id="t", at_node=44), NotFoundError, None),
+    ("AssembleContext", pb.AssembleContextRequest(tree_id="t"), InvalidArgumentError, "budget_tokens"),
+    ("AssembleContext", pb.AssembleContextRequest(tree_id="t", budget_tokens=1), OutOfRangeError,
+     "budget_tokens"),
+    ("AttachTokens", pb.AttachTokensRequest(tree_id="t"), InvalidArgumentError, "tokenizer_digest"),
+    ("GetNodes", pb.GetNodesRequest(tree_id="t", node_ids=[0]), InvalidArgumentError, "node_ids[0]"),
+    ("GetPath", pb.GetPathRequest(tree_id="t", page_size=-1), InvalidArgumentError, "page_size"),
+    ("CreateTree", pb.CreateTreeRequest(tree_id="t", request_id="other"), AlreadyExistsError, "tree_id"),
+    ("CreateTree", pb.CreateTreeRequest(policy=tree_pb.TreePolicy(durability=tree_pb.DURABILITY_STRICT)),
+     FailedPreconditionError, "policy.durability"),
+    ("ListTrees", pb.ListTreesRequest(page_token="x"), InvalidArgumentError, "page_token"),
+]  # fmt: skip
+
+
+async def test_bad_input_names_its_field(connection: Connection) -> None:
+    bound = connection.acting_for(CallContext(Tenant(TenantId("bad"), bytes(32)), internal=True))
+    await MemoryClient(bound).create_tree(tree_id="t", goal="a goal of some length")
+    stub = MemoryServiceStub(bound.channel)
+    for method, message, kind, field in BAD_REQUESTS:
+        with pytest.raises(KatsuraError) as caught:
+            await bound.unary(getattr(stub, method), method, message)
+        assert (type(caught.value), caught.value.field) == (kind, field), (method, message, caught.value)
+
+
+async def test_a_restarted_service_goes_on_with_the_same_trees(
+    server: EmbeddedStore, process: ServedProcess, connection: Connection
+) -> None:
+    memory = client_of(connection, "restart")
+    await memory.create_tree(tree_id="t")
+    await memory.grow("t", [step("user", "before")])
+    await process.kill()
+    await process.start()
+    await memory.grow("t", [step("user", "after")])
+    assert [n.step.content for n in await memory.get_whole_path("t")] == ["before", "after"]
+
+
+async def test_sigterm_ends_the_process_cleanly(process: ServedProcess) -> None:
+    assert await process.terminate() == 0
+
+
+async def test_reads_by_a_plain_client_fit_its_default_message_limit(
+    process: ServedProcess, connection: Connection
+) -> None:
+    memory = client_of(connection, "plain")
+    await memory.create_tree(tree_id="t")
+    for i in range(6):
+        await memory.grow("t", [step("user", f"{i}" * 1_000_000)])
+    async with grpc.aio.insecure_channel(process.address) as channel:
+        call = CallContext(Tenant(TenantId("plain"), bytes(32)), internal=True)
+        plain = MemoryClient(Connection(channel, internal_token=TOKEN, call=call))
+        page = await plain.get_path("t", page_size=100)
+        assert 0 < len(page.nodes) < 6
+        assert len(await plain.get_whole_path("t")) == 6
+        with pytest.raises(OutOfRangeError):
+            await plain.get_nodes("t", [1, 2, 3, 4, 5])
+
+
+async def test_many_clients_of_many_trees_lose_and_double_nothing(connection: Connection) -> None:
+    memory = client_of(connection, "many")
+
+    async def one(tree: int) -> None:
+        await memory.create_tree(tree_id=f"t{tree}")
+        for i in range(5):
+            await asyncio.gather(*(memory.grow(f"t{tree}", [step("user", f"{i}.{k}")]) for k in range(4)))
+
+    await asyncio.gather(*(one(tree) for tree in range(8)))
+    for tree in range(8):
+        path = await memory.get_whole_path(f"t{tree}")
+        assert sorted(n.step.content for n in path) == sorted(f"{i}.{k}" for i in range(5) for k in range(4))
