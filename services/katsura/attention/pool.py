@@ -111,18 +111,20 @@ class Pool:
         if self._fingerprint not in prints:
             self._mismatch = "the members compute other bits than those this shard began with: restart the shard"
             _LOG.error(self._mismatch, epoch=table.epoch)
-        kept = {(link.assignment.member_id, link.assignment.incarnation): link for link in self._links.values()}
+        former = {(link.assignment.member_id, link.assignment.incarnation): link for link in self._links.values()}
         self._links = {}
         for assignment in table.assignments:
-            link = kept.pop((assignment.member_id, assignment.incarnation), None)
             if assignment.fingerprint != self._fingerprint:
                 continue
+            link = former.get((assignment.member_id, assignment.incarnation))
             if link is None or link.assignment.data_endpoints != assignment.data_endpoints:
                 link = Link(assignment, self._settings)
             link.assignment = assignment
             self._links[assignment.rank] = link
-        for link in kept.values():
-            link.close("the table no longer names this member")
+        kept = {id(link) for link in self._links.values()}
+        for link in former.values():
+            if id(link) not in kept:
+                link.close("the table no longer names this member")
         self._holders = Holders(table, self._fingerprint)
         self._epoch, self._all = table.epoch, []
         for layer in range(self._layer_count):

@@ -8,7 +8,7 @@ fingerprint, and never stands in for this one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
 import torch
@@ -33,33 +33,43 @@ _COPIES_MAX = 24
 """Timings go round over copies that do not fit a cache, as layers do."""
 
 
-def canary_digest(weights: GroupWeights, shape: ModelShape, kernels: KernelPlan) -> bytes:
-    """16 bytes over the output bits of one group for canary inputs of every row count."""
+Partial = Callable[[Tensor, Routing | None], Tensor]
+"""Computes one group: (activations, routing) -> f32 partial."""
+
+
+def canary_digest(partial: Partial, expert_ids: Sequence[int], shape: ModelShape, kernels: KernelPlan) -> bytes:
+    """16 bytes over the output bits of one group for canary inputs of every row count; `expert_ids` of the group."""
     digest = blake2b(digest_size=16, person=b"katsura-canary")
     with torch.inference_mode():
         for rows in CANARY_ROWS:
-            hidden, routing = canary_input(rows, weights, shape, kernels)
-            digest.update(group_partial(weights, hidden, routing).contiguous().view(torch.uint8).numpy().tobytes())
+            output = partial(*canary_input(rows, expert_ids, shape, kernels))
+            digest.update(output.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.digest()
 
 
 def canary_input(
-    rows: int, weights: GroupWeights, shape: ModelShape, kernels: KernelPlan
+    rows: int, expert_ids: Sequence[int], shape: ModelShape, kernels: KernelPlan
 ) -> tuple[Tensor, Routing | None]:
     """Activations `[rows, hidden]` that are the same everywhere; in a MoE group every token uses every expert."""
     hidden = _noise(rows, shape.hidden_size, rows).to(TORCH_DTYPE[kernels.dtype])
-    if not weights.expert_ids:
+    if not shape.is_moe:
         return hidden, None
-    ids = torch.tensor(weights.expert_ids).expand(rows, -1).contiguous()
-    return hidden, Routing(ids, torch.full(ids.shape, 1 / len(weights.expert_ids)))
+    ids = torch.tensor(expert_ids).expand(rows, -1).contiguous()
+    return hidden, Routing(ids, torch.full(ids.shape, 1 / len(expert_ids)))
 
 
 def fingerprint(weights_digest: bytes, shape: ModelShape, layout: FfnLayout, kernels: KernelPlan) -> str:
     """Hexadecimal: members with equal ones may stand in for each other."""
     digest = blake2b(weights_digest, digest_size=16, person=b"katsura-member")
     digest.update(json.dumps(kernels.to_json(), sort_keys=True).encode())
-    digest.update(canary_digest(_made_up(shape, layout, kernels, seed=1), shape, kernels))
+    made_up = _made_up(shape, layout, kernels, seed=1)
+    digest.update(canary_digest(partial_of(made_up), made_up.expert_ids, shape, kernels))
     return digest.hexdigest()
+
+
+def partial_of(weights: GroupWeights) -> Partial:
+    """How one group of its own is computed."""
+    return lambda hidden, routing: group_partial(weights, hidden, routing)
 
 
 def measure(shape: ModelShape, layout: FfnLayout, kernels: KernelPlan, now: Callable[[], float]) -> FrameCost:
@@ -69,7 +79,7 @@ def measure(shape: ModelShape, layout: FfnLayout, kernels: KernelPlan, now: Call
     samples = []
     with torch.inference_mode():
         for rows in _TIMED_ROWS:
-            hidden, routing = canary_input(rows, groups[0], shape, kernels)
+            hidden, routing = canary_input(rows, groups[0].expert_ids, shape, kernels)
             for group in groups[:1]:
                 group_partial(group, hidden, routing)
             begin_s = now()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -20,7 +21,6 @@ from katsura.experts.canary import canary_digest
 from katsura.experts.core.residency import Key, keys_of, may_free, ranges_of
 from katsura.experts.frames import Frames
 from katsura.experts.groups import Groups
-from katsura.weights.reader import Checkpoint
 from katsura.wire.pipe import Pipe
 from katsura.wire.server import Server
 
@@ -38,10 +38,8 @@ class _Freeing:
 class Member:
     """The loop, and what it does for the RPC process."""
 
-    def __init__(
-        self, pipe: Pipe, frames: Frames, groups: Groups, checkpoint: Checkpoint, now: Callable[[], float]
-    ) -> None:
-        self._pipe, self._frames, self._groups, self._checkpoint, self._now = pipe, frames, groups, checkpoint, now
+    def __init__(self, pipe: Pipe, frames: Frames, groups: Groups, now: Callable[[], float]) -> None:
+        self._pipe, self._frames, self._groups, self._now = pipe, frames, groups, now
         self._spoken = True
         self._loads: deque[tuple[int, deque[Key]]] = deque()
         self._frees: deque[_Freeing] = deque()
@@ -107,7 +105,7 @@ class Member:
         call, keys = self._loads[0]
         try:
             if keys:
-                self._groups.load(self._checkpoint, keys.popleft())
+                self._groups.load(keys.popleft())
         except KatsuraError as error:
             self._loads.popleft()
             self._fail(call, error)
@@ -124,16 +122,17 @@ class Member:
             self._done(freeing.call)
 
     def _probe(self, call: int, keys: Sequence[Key]) -> None:
-        holdings = self._groups.holdings
         try:
-            digests = tuple(
-                messages.Digest(*key, canary_digest(self._groups.held(key), holdings.config.shape, holdings.kernels))
-                for key in keys
-            )
+            digests = tuple(messages.Digest(*key, self._canary(key)) for key in keys)
         except KatsuraError as error:
             self._fail(call, error)
             return
         self._done(call, digests)
+
+    def _canary(self, key: Key) -> bytes:
+        holdings = self._groups.holdings
+        of_group = partial(self._groups.partial, key)
+        return canary_digest(of_group, holdings.layout.units_of(key[1]), holdings.config.shape, holdings.kernels)
 
     def _done(self, call: int, digests: tuple[messages.Digest, ...] = ()) -> None:
         done = messages.Done(call, ranges_of(self._groups.keys), self._groups.loaded_bytes, digests)

@@ -14,7 +14,7 @@ from katsura.domain.shape import FfnLayout, ModelShape
 from katsura.domain.units import human_bytes
 from katsura.experts.core.residency import Key
 from katsura.model.config import ModelConfig
-from katsura.model.ffn import group_partial
+from katsura.model.ffn import GroupSet, group_partial
 from katsura.model.gate import Routing
 from katsura.model.kernels import KernelPlan
 from katsura.model.weights import GroupWeights
@@ -41,26 +41,34 @@ class Holdings:
 
 
 class Groups:
-    """Loaded groups by (layer, group)."""
+    """Loaded groups by (layer, group).
 
-    def __init__(self, holdings: Holdings) -> None:
+    Dense groups of a layer that frames ask for together are fused at first use (`model.ffn.GroupSet`): the same bits in
+    fewer products. A fused group cannot be taken apart again; where one of a set is freed, the others are read anew.
+    """
+
+    def __init__(self, holdings: Holdings, checkpoint: Checkpoint) -> None:
         self.holdings = holdings
-        self._held: dict[Key, GroupWeights] = {}
-        self._bytes = 0
+        self._checkpoint = checkpoint
+        self._keys: set[Key] = set()
+        self._singles: dict[Key, GroupWeights] = {}
+        self._sets: dict[int, list[tuple[tuple[int, ...], GroupSet]]] = {}
+        self._group_bytes = group_bytes(holdings.config.shape, holdings.layout, holdings.kernels)
+        self._fuses = holdings.kernels.fuse_groups and not holdings.config.shape.is_moe
 
     @property
     def keys(self) -> frozenset[Key]:
         """What is loaded."""
-        return frozenset(self._held)
+        return frozenset(self._keys)
 
     def has(self, key: Key) -> bool:
         """Whether (layer, group) is loaded."""
-        return key in self._held
+        return key in self._keys
 
     @property
     def loaded_bytes(self) -> int:
         """Bytes of what is loaded."""
-        return self._bytes
+        return len(self._keys) * self._group_bytes
 
     def check(self, keys: Sequence[Key]) -> None:
         """Raise OutOfRangeError if the model has not all of `keys`, ResourceExhaustedError if they do not fit."""
@@ -72,69 +80,105 @@ class Groups:
                     "groups",
                     field="groups",
                 )
-        new = len(set(keys) - self.keys)
-        needed = self._bytes + new * group_bytes(shape, layout, self.holdings.kernels)
+        new = len(set(keys) - self._keys)
+        needed = self.loaded_bytes + new * self._group_bytes
         if needed > self.holdings.capacity_bytes:
             raise ResourceExhaustedError(
                 f"{new} more groups need {human_bytes(needed)}, this member may hold "
                 f"{human_bytes(self.holdings.capacity_bytes)}; unload some or raise KATSURA_CAPACITY_BYTES",
             )
 
-    def load(self, checkpoint: Checkpoint, key: Key) -> None:
+    def load(self, key: Key) -> None:
         """Read and pack one group; one that is there stays."""
-        if key not in self._held:
-            h = self.holdings
-            with torch.inference_mode():
-                held = load_group(checkpoint, h.config, h.layout, *key, h.kernels)
-            self._held[key] = held
-            self._bytes += held.size_bytes
+        if key not in self._keys:
+            self._read(key)
+            self._keys.add(key)
 
     def free(self, key: Key) -> None:
         """Let go of one group."""
-        held = self._held.pop(key, None)
-        if held is not None:
-            self._bytes -= held.size_bytes
+        self._keys.discard(key)
+        if self._singles.pop(key, None) is not None:
+            return
+        layer, group = key
+        sets = self._sets.get(layer, [])
+        for fused in [each for each in sets if group in each[0]]:
+            sets.remove(fused)
+            for other in fused[0]:
+                if other != group:
+                    self._read((layer, other))
 
     def compute(self, frames: Sequence[Dispatch]) -> list[list[GroupSums]]:
         """Partial sums of every frame, which are of one layer; groups that several ask for read their weights once."""
-        layer = frames[0].header.layer
-        if len(frames) == 1 and frames[0].routes is None:
-            hidden = frames[0].hidden
-            return [[GroupSums(g, None, group_partial(self._held[layer, g], hidden, None)) for g in frames[0].groups]]
+        if all(frame.routes is None for frame in frames):
+            return self._compute_uniform(frames)
         answers: list[list[GroupSums]] = [[] for _ in frames]
+        layer = frames[0].header.layer
         for group in sorted({group for frame in frames for group in frame.groups}):
             asking = [index for index, frame in enumerate(frames) if group in frame.groups]
             parts = [_part(frames[index], group) for index in asking]
-            sums = self._sums(self._held[layer, group], parts)
+            sums = _routed_sums(self._singles[layer, group], parts)
             for index, part, of_part in zip(asking, parts, sums, strict=True):
                 answers[index].append(GroupSums(group, part.rows, of_part))
         return answers
 
-    def held(self, key: Key) -> GroupWeights:
-        """A loaded group. Raises FailedPreconditionError if it is not."""
-        if key not in self._held:
+    def partial(self, key: Key, hidden: Tensor, routing: Routing | None) -> Tensor:
+        """f32 `[tokens, width]` of one group. FailedPreconditionError if it is not loaded."""
+        if key not in self._keys:
             raise FailedPreconditionError(f"layer {key[0]}, group {key[1]} is not loaded; load it first")
-        return self._held[key]
+        if routing is not None:
+            return group_partial(self._singles[key], hidden, routing)
+        return self._partials(key[0], (key[1],), hidden)[key[1]]
 
-    def _sums(self, weights: GroupWeights, parts: Sequence[_Part]) -> list[Tensor]:
-        counts = [part.hidden.shape[0] for part in parts]
-        if len(parts) == 1:
-            part = parts[0]
-            return [group_partial(weights, part.hidden, part.routing) if counts[0] else part.hidden.float()]
-        hidden = torch.cat([part.hidden for part in parts])
-        routings = [part.routing for part in parts if part.routing is not None]
-        routing = _stacked(routings) if routings else None
-        whole = group_partial(weights, hidden, routing) if sum(counts) else hidden.float()
-        return list(torch.split(whole, counts))
+    def _compute_uniform(self, frames: Sequence[Dispatch]) -> list[list[GroupSums]]:
+        layer, first = frames[0].header.layer, frames[0].groups
+        if all(frame.groups == first for frame in frames):
+            tokens = [frame.hidden for frame in frames]
+            hidden = tokens[0] if len(frames) == 1 else torch.cat(tokens)
+            found = self._partials(layer, first, hidden)
+            counts = [each.shape[0] for each in tokens]
+            split = {group: torch.split(found[group], counts) for group in first}
+            return [[GroupSums(group, None, split[group][index]) for group in first] for index in range(len(frames))]
+        return [self._compute_uniform([frame])[0] for frame in frames]
+
+    def _partials(self, layer: int, groups: tuple[int, ...], hidden: Tensor) -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
+        for of, fused in self._sets.get(layer, ()):
+            if any(group in groups for group in of):
+                found |= fused.partials(hidden, None)
+        rest = tuple(group for group in groups if group not in found)
+        if len(rest) > 1 and self._fuses:
+            return found | self._fuse(layer, rest).partials(hidden, None)
+        for group in rest:
+            found[group] = group_partial(self._singles[layer, group], hidden, None)
+        return found
+
+    def _fuse(self, layer: int, groups: tuple[int, ...]) -> GroupSet:
+        fused = GroupSet([self._singles.pop((layer, group)) for group in groups], self.holdings.kernels)
+        self._sets.setdefault(layer, []).append((groups, fused))
+        return fused
+
+    def _read(self, key: Key) -> None:
+        h = self.holdings
+        with torch.inference_mode():
+            self._singles[key] = load_group(self._checkpoint, h.config, h.layout, *key, h.kernels)
+
+
+def _routed_sums(weights: GroupWeights, parts: Sequence[_Part]) -> list[Tensor]:
+    counts = [part.hidden.shape[0] for part in parts]
+    hidden = torch.cat([part.hidden for part in parts])
+    if not sum(counts):
+        return [part.hidden.float() for part in parts]
+    whole = group_partial(weights, hidden, _stacked([part.routing for part in parts]))
+    return list(torch.split(whole, counts))
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A frame's tokens that use one group. `rows` (i32) name them in the frame; None: all of them."""
+    """A frame's tokens that use one group: their activations, their routes to it, and which of the frame they are."""
 
     hidden: Tensor
-    routing: Routing | None
-    rows: Tensor | None
+    routing: Routing
+    rows: Tensor
 
 
 _NO_EXPERT = 1 << 20
@@ -142,8 +186,7 @@ _NO_EXPERT = 1 << 20
 
 
 def _part(frame: Dispatch, group: int) -> _Part:
-    if frame.routes is None:
-        return _Part(frame.hidden, None, None)
+    assert frame.routes is not None, "frames of one layer are all routed or none is"
     span = frame.routes.span(frame.groups.index(group))
     rows, at, counts = torch.unique_consecutive(frame.routes.rows[span], return_inverse=True, return_counts=True)
     widest = int(counts.max()) if len(counts) else 0

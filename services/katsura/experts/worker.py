@@ -72,14 +72,14 @@ def _serve(pipe: Pipe, config: MemberConfig) -> None:
         config.numerics,
     )
     with Checkpoint(config.model_path) as checkpoint:
-        groups = Groups(holdings)
+        groups = Groups(holdings, checkpoint)
         frames = Frames(identity, groups, time.monotonic)
         server = Server(LIMITS, frames.admit)
         endpoints = _listen(server, config)
         pipe.send(messages.write(_hello(identity, holdings, endpoints)))
         gc.freeze()  # what is here by now stays: no collection needs to walk it
         try:
-            Member(pipe, frames, groups, checkpoint, time.monotonic).run(server)
+            Member(pipe, frames, groups, time.monotonic).run(server)
         finally:
             server.close()
 

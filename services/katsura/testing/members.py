@@ -1,20 +1,38 @@
-"""Expert members for tests: real compute processes that a test loads by hand, and tables that name them."""
+"""Expert members for tests: on a thread, or real compute processes that a test loads by hand; tables over them."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import signal
+import socket
 import subprocess
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
+import torch
+
+from katsura.domain.cost import FrameCost
 from katsura.domain.ids import DeploymentName, Epoch, Incarnation, InstanceId
-from katsura.domain.leases import GroupRange
+from katsura.domain.leases import GroupRange, revision_id
+from katsura.domain.shape import DType, FfnLayout, Numerics, layout_for
 from katsura.domain.tables import Assignment, ExpertTable
 from katsura.experts import messages
+from katsura.experts.frames import Frames, Identity
+from katsura.experts.groups import Groups, Holdings
+from katsura.weights.kernels import kernel_plan
+from katsura.weights.load import read_config
+from katsura.weights.manifest import weights_digest
+from katsura.weights.reader import Checkpoint
+from katsura.wire import shm
+from katsura.wire.header import WIRE_VERSION
 from katsura.wire.pipe import Pipe, spawn
+from katsura.wire.server import Server
+from katsura.wire.transport import Limits
 
 _START_LIMIT_S = 60.0
 _INCARNATIONS = itertools.count(1)
@@ -31,6 +49,82 @@ def member_environment(folder: Path, name: str, socket_dir: Path, **variables: o
         "CAPACITY_BYTES": 1 << 30,
     }
     return {f"KATSURA_{key}": str(value) for key, value in (own | variables).items()}
+
+
+class InlineMember:
+    """A member on a thread of this process, with everything loaded: what a pool is tried against quickly.
+
+    Args:
+        folder: model folder.
+        name: of the member.
+        socket_dir: where it listens.
+        slices, groups: how the FFN is cut.
+        life: incarnation.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, socket_dir: Path, slices: int = 4, groups: int = 4, life: int = 1
+    ) -> None:
+        self.name, self.incarnation = name, Incarnation(life)
+        self.holdings = holdings_of(folder, slices, groups)
+        self.digest = weights_digest(folder)
+        layout, kernels = self.holdings.layout, self.holdings.kernels
+        self.identity = Identity(
+            life,
+            self.digest,
+            revision_id(self.digest, kernels.dtype, kernels.numerics, layout, WIRE_VERSION),
+            "print",
+            FrameCost(1e-5, 1e-7),
+            kernels.numerics,
+        )
+        self.groups = Groups(self.holdings, Checkpoint(folder))
+        for layer in range(self.holdings.config.shape.layer_count):
+            for group in range(layout.group_count):
+                self.groups.load((layer, group))
+        self.frames = Frames(self.identity, self.groups, time.monotonic)
+        self.endpoint = f"shm:{socket_dir}/{name}.sock"
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> Self:
+        """Listen and serve."""
+        server = Server(Limits(4, 1 << 22, 1 << 24), self.frames.admit)
+        shm.listen(server, self.endpoint.removeprefix("shm:"))
+        self._rings, rung = socket.socketpair()
+        stopped: list[bool] = []
+        server.add(rung.fileno(), lambda events: stopped.append(True))
+
+        def serve() -> None:
+            with torch.inference_mode():
+                while not stopped:
+                    self.frames.serve(server.poll(_START_LIMIT_S))
+            server.close()
+            rung.close()
+
+        self._thread = threading.Thread(target=serve)
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """End all channels and stop listening, as death does."""
+        if self._thread is not None:
+            self._rings.close()
+            self._thread.join()
+            self._thread = None
+
+    def assignment(
+        self, rank: int, primary: Sequence[GroupRange], alternate: Sequence[GroupRange] = (), fingerprint: str = "print"
+    ) -> Assignment:
+        """A line of a table for this member."""
+        ranges = tuple(primary), tuple(alternate)
+        return Assignment(InstanceId(self.name), self.incarnation, rank, (self.endpoint,), fingerprint, *ranges)
+
+
+def holdings_of(folder: Path, slices: int, groups: int, capacity_bytes: int = 1 << 30) -> Holdings:
+    """An f32, invariant model as a member opens it."""
+    config = read_config(folder)
+    layout = layout_for(config.shape, slices, groups)
+    kernels = kernel_plan(folder, config.shape, layout, DType.F32, Numerics.INVARIANT, now=time.perf_counter)
+    return Holdings(folder, config, layout, kernels, capacity_bytes)
 
 
 @dataclass
@@ -112,7 +206,6 @@ class MemberProcess:
         )
 
 
-def table_of(epoch: int, member: MemberProcess, assignments: Sequence[Assignment]) -> ExpertTable:
-    """A table over `assignments` for the model that `member` serves."""
-    hello = member.hello
-    return ExpertTable(DeploymentName("tiny"), "", Epoch(epoch), hello.layer_count, hello.layout, tuple(assignments))
+def table_of(epoch: int, layer_count: int, layout: FfnLayout, *assignments: Assignment) -> ExpertTable:
+    """A table over `assignments`."""
+    return ExpertTable(DeploymentName("tiny"), "", Epoch(epoch), layer_count, layout, assignments)
