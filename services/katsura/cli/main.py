@@ -234,6 +234,22 @@ def _add_plan(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the search (default: 1)")
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="coefficients that `katsura calibrate` wrote")
     parser.add_argument(
+        "--what-if",
+        action="append",
+        default=[],
+        metavar="CHANGE",
+        help="also solve with nodes:DEVICE=+2, price:DEVICE=0.5, demand:NAME=x2, itl:NAME=80 or ttft:NAME=900",
+    )
+    parser.add_argument(
+        "--against", type=Path, metavar="PLAN", help="change this plan (from --json) only where it pays"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="with --against: print the changes only; nothing is ever applied"
+    )
+    parser.add_argument("--json", action="store_true", help="print a PlacementPlan as JSON")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of --json, and nothing else")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the plan and its cost against its times")
+    parser.add_argument(
         "--config", action="append", default=[], metavar="NAME=FILE", help="config.json of a deployment's model"
     )
 
@@ -344,10 +360,12 @@ def _key_revoke(a: argparse.Namespace, environ: Mapping[str, str], out: Console)
 
 def _plan(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
     try:
-        from katsura.cli.plan import PlanOptions, run_plan
+        from katsura.cli.plan import PlanOptions, print_schema, run_plan
     except ModuleNotFoundError as error:
         raise FailedPreconditionError(f"{error.name} is missing: pip install 'katsura[plan]'") from error
 
+    if a.schema:
+        return print_schema(out)
     options = PlanOptions(
         files=tuple(a.file),
         objective=a.objective,
@@ -358,6 +376,11 @@ def _plan(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Ex
         seed=a.seed,
         calibration=a.calibration,
         configs=tuple(a.config),
+        what_if=tuple(a.what_if),
+        against=a.against,
+        dry_run=a.dry_run,
+        as_json=a.json,
+        svg=a.svg,
     )
     return run_plan(options, environ, out)
 

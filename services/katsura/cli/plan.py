@@ -19,9 +19,13 @@ from katsura.manifests.kinds import ModelDeployment
 from katsura.manifests.problem import Options, build_problem
 from katsura.placement import calibration, catalogue
 from katsura.placement.card import published
-from katsura.placement.explain import explain
+from katsura.placement.document import document, read_current, schema
+from katsura.placement.explain import explain, explain_change, explain_what_if
+from katsura.placement.picture import draw
 from katsura.placement.planner import plan
 from katsura.placement.problem import Effort, Objective, Problem
+from katsura.placement.replan import replan
+from katsura.placement.whatif import changed
 from katsura.weights.sources import ModelCache, default_cache_root, parse_source
 
 
@@ -39,15 +43,47 @@ class PlanOptions:
     seed: int = 1
     calibration: Path | None = None
     configs: tuple[str, ...] = ()
+    what_if: tuple[str, ...] = ()
+    against: Path | None = None
+    dry_run: bool = False
+    as_json: bool = False
+    svg: Path | None = None
 
 
 def run_plan(options: PlanOptions, environ: Mapping[str, str], console: Console) -> Exit:
-    """Print a plan; `UNHEALTHY` where not everything can be served."""
+    """Print a plan, or what would change; `UNHEALTHY` where not everything can be served."""
     problem = read_problem(options, environ)
     effort = Effort(options.gap, options.nodes, options.seconds, options.seed)
-    made = plan(problem, effort)
-    console.print(Text(explain(made, problem)), soft_wrap=True)
+    if options.against is not None:
+        change = replan(problem, effort, read_current(read_text(options.against)))
+        made, said = change.plan, [explain_change(change)]
+    else:
+        made, said = plan(problem, effort), []
+    if not options.dry_run or options.against is None:
+        said.insert(0, explain(made, problem))
+    for text in options.what_if:
+        other = plan(changed(problem, text), effort, explain=False)
+        said.append(explain_what_if(text, made, other))
+    if options.svg is not None:
+        _write(options.svg, draw(made, problem))
+    if options.as_json:
+        console.print_json(json.dumps(document(made, problem)))
+    else:
+        console.print(Text("\n\n".join(said)), soft_wrap=True)
     return Exit.OK if made.feasible else Exit.UNHEALTHY
+
+
+def print_schema(console: Console) -> Exit:
+    """Print the JSON schema of `--json`."""
+    console.print_json(json.dumps(schema()))
+    return Exit.OK
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise InvalidArgumentError(f"{path}: cannot be written: {error}", field="svg") from error
 
 
 def read_problem(options: PlanOptions, environ: Mapping[str, str]) -> Problem:

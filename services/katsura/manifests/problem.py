@@ -119,7 +119,7 @@ def _model(deployment: ModelDeployment, config: Mapping[str, Any]) -> ModelServi
         slo=Slo(*(None if ms is None else ms / 1e3 for ms in milliseconds)),
         topologies=tuple(_TOPOLOGY[t] for t in spec.placement.topologies or (spec.topology,)),
         replicas=MappingProxyType({r: said.replicas for r, said in roles.items() if said and said.replicas}),
-        devices=frozenset(spec.placement.devices),
+        devices=tuple(sorted(spec.placement.devices)),
         units=spec.ffn.groups,
         kv_bytes=spec.kv.bytes,
         domains_min=spec.placement.min_domains,

@@ -11,6 +11,7 @@ from itertools import groupby
 
 from katsura.placement.plan import Instance, Plan, ServiceSummary
 from katsura.placement.problem import Objective, Problem
+from katsura.placement.replan import Replan
 
 _NODES_SHOWN = 4
 _REFUSED_SHOWN = 8
@@ -47,7 +48,9 @@ def _headline(plan: Plan, problem: Problem) -> str:
 
 
 def _short(s: ServiceSummary) -> str:
-    return f"serves {1 - s.unmet:.0%}" if s.demand else "has no place"
+    if s.capacity < s.demand * (1 - 1e-6):
+        return f"serves {s.capacity / s.demand:.0%}"
+    return "lacks instances or domains" if s.instances else "has no place"
 
 
 def _services(plan: Plan) -> str:
@@ -138,7 +141,7 @@ def _marginals(plan: Plan) -> list[str]:
     words = []
     for m in plan.marginals:
         saves = f"saves ${-m.change_usd:.2f}/h" if m.change_usd < -0.005 else "saves nothing"
-        words.append(f"{m.node_class}: {saves}{' at most' if m.proven == 'bound' else ''}")
+        words.append(f"{m.node_class}: {saves}")
     return words
 
 
@@ -155,3 +158,28 @@ def _footer(plan: Plan, problem: Problem) -> str:
         else f"Objectives are checked with the margin below which {problem.confidence:.0%} of measured points lay."
     )
     return f"{prices}{margin} Search: {plan.ended}."
+
+
+def explain_change(change: Replan) -> str:
+    """What leads from the current plan to `change.plan`, in order."""
+    if change.kept:
+        return f"Keep what runs: {change.why}."
+    lines = [f"{len(change.steps)} steps: {change.why}."]
+    for number, step in enumerate(change.steps, 1):
+        where = ", ".join(sorted({p.node for p in step.places}))
+        dip = "  (before its replacement: there is no room for both)" if step.breaks else ""
+        lines.append(f"  {number}. {step.action} {step.key} on {where}{dip}")
+    return "\n".join(lines)
+
+
+def explain_what_if(text: str, made: Plan, other: Plan) -> str:
+    """The difference that one change of the problem makes."""
+    if not other.feasible:
+        short = ", ".join(f"{s.name} {_short(s)}" for s in other.services if s.unmet > 1e-6)
+        return f"With {text}: not everything fits ({short})"
+    difference = other.hourly_usd - made.hourly_usd
+    nodes = sum(other.nodes_used.values()) - sum(made.nodes_used.values())
+    sign = "+" if difference >= 0 else "-"
+    return (
+        f"With {text}: ${other.hourly_usd:.2f}/h ({sign}${abs(difference):.2f}), {nodes:+d} nodes, gap {other.gap:.2%}"
+    )

@@ -28,8 +28,8 @@ from katsura.placement.cost import (
 
 UTILISATION: Final = 0.85
 """Part of its capacity that an instance is planned for; the rest absorbs bursts."""
-_STEPS: Final = tuple(sorted({round(2 ** (i / 4)) for i in range(53)}))
-"""Batches that are tried: 1 to 8192, four per octave."""
+_STEPS: Final = tuple(sorted({round(2 ** (i / 3)) for i in range(40)}))
+"""Batches that are tried: 1 to 8192, three per octave."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,21 +6,23 @@ per class of nodes, or per pair of classes for a split. `program` counts columns
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice, product
 from typing import Final
 
 from katsura.domain.units import GIB
 from katsura.placement.catalogue import Device
 from katsura.placement.cost import Layout
-from katsura.placement.operate import UTILISATION, Point, Refusal, replica_point
+from katsura.placement.operate import Point, Refusal, replica_point
 from katsura.placement.problem import SPLIT, UNIFIED, HelperService, ModelService, NodeClass, Problem
-from katsura.placement.split import Pool, Side, pool_point
+from katsura.placement.split import Pool, Side, member_bytes, pool_point
 
 _TENSOR: Final = (1, 2, 4, 8)
 _SHARDS: Final = (1, 2, 4, 8)
 _MEMBERS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_MEMBER_SIZES: Final = 5
+"""Sizes of a pool that are tried, from the smallest that holds the weights."""
 _KEPT_PER_PAIR: Final = 6
 _CPU_BATCH_MAX: Final = 64
 
@@ -68,14 +70,6 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Patterns:
-    """All columns, in a fixed order, and what was refused."""
-
-    columns: tuple[Column, ...]
-    refused: tuple[Refused, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class _Unit:
     """A slice of a node that one process takes: `count` accelerators or cores, seen as `device`."""
 
@@ -99,16 +93,43 @@ class _Shape:
         return (first + second) / self.point.requests_s
 
 
+@dataclass(frozen=True, slots=True)
+class Patterns:
+    """What the cost model found for each service of a problem; `columns` lays it over classes of nodes."""
+
+    problem: Problem
+    shapes: Mapping[str, tuple[_Shape, ...]]
+    refused: tuple[Refused, ...]
+
+    def columns(self, classes: Sequence[NodeClass]) -> tuple[Column, ...]:
+        """Every shape on every class, or pair of classes of one domain, that has its devices; in a fixed order."""
+        made: list[Column] = []
+        for service in self.problem.services:
+            if isinstance(service, HelperService):
+                made += _helper_columns(service, classes)
+            else:
+                for shape in self.shapes[service.name]:
+                    made += _spread(service, shape, self.problem, classes)
+        return tuple(made)
+
+
 def enumerate_patterns(problem: Problem) -> Patterns:
-    """Columns of every service of `problem`."""
-    columns: list[Column] = []
+    """Ask the cost model about every service on every kind of device."""
     refused: list[Refused] = []
+    shapes: dict[str, tuple[_Shape, ...]] = {}
+    asked: dict[object, tuple[tuple[_Shape, ...], list[Refused]]] = {}
     for service in problem.services:
         if isinstance(service, HelperService):
-            columns += _helper_columns(service, problem.classes)
-        else:
-            columns += _model_columns(service, problem, refused)
-    return Patterns(tuple(columns), tuple(refused))
+            continue
+        # Services that differ by name and demand only have the same shapes.
+        alike = (service.card, service.precision, service.load, service.slo, service.topologies, service.devices)
+        key = (*alike, tuple(sorted(service.replicas.items())), service.units, service.kv_bytes)
+        if key not in asked:
+            found: list[Refused] = []
+            asked[key] = tuple(_shapes(service, problem, found)), found
+        shapes[service.name] = asked[key][0]
+        refused += [replace(r, service=service.name) for r in asked[key][1]]
+    return Patterns(problem, shapes, tuple(refused))
 
 
 def _helper_columns(service: HelperService, classes: Iterable[NodeClass]) -> Iterator[Column]:
@@ -137,35 +158,30 @@ def _cores(core: Device, count: int, ram_bytes: float) -> Device:
     )
 
 
-def _model_columns(service: ModelService, problem: Problem, refused: list[Refused]) -> list[Column]:
-    kinds: dict[tuple[str, int], tuple[NodeClass, list[_Unit]]] = {}
+def _shapes(service: ModelService, problem: Problem, refused: list[Refused]) -> list[_Shape]:
+    largest: dict[str, NodeClass] = {}
     for c in problem.classes:
-        if not service.devices or _kind_name(c) in service.devices:
-            kinds.setdefault(_kind_key(c), (c, units_of(c)))
+        name = _kind_name(c)
+        if not service.devices or name in service.devices:
+            largest[name] = max(largest.get(name, c), c, key=lambda k: (k.accelerators, k.cores, k.ram_bytes))
+    units = {name: units_of(c) for name, c in largest.items()}
     price = {_kind_name(c): _unit_price(c) for c in problem.classes}
     shapes: list[_Shape] = []
     if UNIFIED in service.topologies:
-        for c, units in kinds.values():
-            shapes += _unified(service, problem, _kind_name(c), units, refused)
+        for name in units:
+            shapes += _unified(service, problem, name, units[name], refused)
     if SPLIT in service.topologies:
-        for first, attention in kinds.values():
-            for second, experts in kinds.values():
-                pair = _split(service, problem, attention, experts, refused)
-                label = f"{_kind_name(first)} + {_kind_name(second)}"
-                if not pair and not any(r.device == label and r.service == service.name for r in refused):
-                    refused.append(
-                        Refused(service.name, SPLIT, label, "memory", "no split of it fits or is fast enough")
-                    )
-                shapes += _best(pair, price)
-    return [column for shape in shapes for column in _spread(service, shape, problem)]
+        for first, second in product(units, units):
+            pair = _split(service, problem, units[first], units[second])
+            if not pair:
+                why = "no split of it fits and keeps its times"
+                refused.append(Refused(service.name, SPLIT, f"{first} + {second}", "split", why))
+            shapes += _best(pair, price)
+    return shapes
 
 
 def _kind_name(c: NodeClass) -> str:
     return (c.device or c.core).name
-
-
-def _kind_key(c: NodeClass) -> tuple[str, int]:
-    return (_kind_name(c), c.accelerators or -int(c.cores))
 
 
 def _unit_price(c: NodeClass) -> float:
@@ -209,13 +225,14 @@ def _split(
     problem: Problem,
     attention: Sequence[_Unit],
     experts: Sequence[_Unit],
-    refused: list[Refused],
 ) -> list[_Shape]:
     fixed = service.replicas
     shards = (fixed["attention"],) if "attention" in fixed else _SHARDS
-    members = (fixed["experts"],) if "experts" in fixed else tuple(n for n in _MEMBERS if n <= service.units)
+    e = experts[0]
+    enough = (n for n in _MEMBERS if n <= service.units and _holds(service, e, n))
+    members = (fixed["experts"],) if "experts" in fixed else tuple(islice(enough, _MEMBER_SIZES))
     shapes: list[_Shape] = []
-    for a, e, s, m in product(attention, experts[:1], shards, members):
+    for a, s, m in product(attention, shards, members):
         point = pool_point(
             service.card,
             service.precision,
@@ -229,6 +246,11 @@ def _split(
         if isinstance(point, Point):
             shapes.append(_Shape(SPLIT, a, e, s, m, point))
     return shapes
+
+
+def _holds(service: ModelService, e: _Unit, members: int) -> bool:
+    held = member_bytes(service.card, service.precision, members, 1 if e.is_cpu else e.count)
+    return held <= e.device.usable_bytes
 
 
 def _pool(problem: Problem, a: _Unit, e: _Unit, shards: int, members: int) -> Pool:
@@ -253,34 +275,35 @@ def _best(shapes: list[_Shape], price: dict[str, float]) -> list[_Shape]:
     return kept + [s for s in smallest[:1] if all(s is not k for k in kept)]
 
 
-def _spread(service: ModelService, shape: _Shape, problem: Problem) -> Iterator[Column]:
-    """`shape` on every class, or pair of classes of one domain, that has its devices."""
-    for first in problem.classes:
-        if not _fits(service, shape.attention, first):
+def _spread(service: ModelService, shape: _Shape, problem: Problem, classes: Sequence[NodeClass]) -> Iterator[Column]:
+    point = shape.point
+    for first in classes:
+        lead = "attention" if shape.experts else "unified"
+        leader = _member(problem, lead, first, shape.attention, shape.shards, point.memory_bytes)
+        if not _fits(service, shape.attention, leader, first):
             continue
         if shape.experts is None:
-            member = _member(problem, "unified", first, shape.attention, 1, shape.point.memory_bytes)
-            yield Column(
-                service.name, UNIFIED, (member,), shape.point.requests_s, shape.point, first.domain, first.spot
-            )
+            yield Column(service.name, UNIFIED, (leader,), point.requests_s, point, first.domain, first.spot)
             continue
-        for second in problem.classes:
-            if second.domain != first.domain or not _fits(service, shape.experts, second):
-                continue
-            members = (
-                _member(problem, "attention", first, shape.attention, shape.shards, shape.point.memory_bytes),
-                _member(problem, "experts", second, shape.experts, shape.members, shape.point.expert_memory_bytes),
-            )
-            spot = first.spot or second.spot
-            yield Column(service.name, SPLIT, members, shape.point.requests_s, shape.point, first.domain, spot)
+        for second in classes:
+            member = _member(problem, "experts", second, shape.experts, shape.members, point.expert_memory_bytes)
+            if second.domain == first.domain and _fits(service, shape.experts, member, second):
+                spot = first.spot or second.spot
+                yield Column(service.name, SPLIT, (leader, member), point.requests_s, point, first.domain, spot)
 
 
-def _fits(service: ModelService, unit: _Unit, c: NodeClass) -> bool:
+def _fits(service: ModelService, unit: _Unit, member: Member, c: NodeClass) -> bool:
+    """Whether one process of `member` fits one node of `c`, which has the right kind of device."""
     if service.devices and _kind_name(c) not in service.devices:
         return False
-    if unit.is_cpu:
-        return c.device is None and c.core.name == unit.device.name and unit.count <= c.cores
-    return c.device is not None and c.device.name == unit.device.name and unit.count <= c.accelerators
+    right = (c.core if unit.is_cpu else c.device or c.core).name == unit.device.name
+    return (
+        right
+        and unit.is_cpu == (c.device is None)
+        and member.accelerators <= c.accelerators
+        and member.cores <= c.cores
+        and member.ram_bytes <= c.ram_bytes
+    )
 
 
 def _member(problem: Problem, role: str, c: NodeClass, unit: _Unit, count: int, memory_bytes: float) -> Member:
@@ -288,10 +311,6 @@ def _member(problem: Problem, role: str, c: NodeClass, unit: _Unit, count: int, 
     base = helpers["process_ram_bytes"]
     if unit.is_cpu:
         return Member(role, c.name, count, 0, float(unit.count), base + memory_bytes)
-    host = min(helpers["host_cores_per_accelerator"] * unit.count, c.cores * unit.count / c.accelerators)
+    share = c.cores * unit.count / c.accelerators if c.accelerators else 0.0
+    host = min(helpers["host_cores_per_accelerator"] * unit.count, share)
     return Member(role, c.name, count, unit.count, host, base * unit.count)
-
-
-def planned(point: Point) -> float:
-    """Requests per second at full load: what `Point.requests_s` leaves room below."""
-    return point.requests_s / UTILISATION

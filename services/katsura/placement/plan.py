@@ -55,8 +55,6 @@ class Marginal:
 
     node_class: str
     change_usd: float
-    proven: str
-    """`solved`, or `bound` where only the linear relaxation was asked."""
 
 
 @dataclass(frozen=True, slots=True)

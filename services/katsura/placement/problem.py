@@ -19,6 +19,8 @@ from katsura.placement.operate import Slo
 
 UNIFIED: Final = "Unified"
 SPLIT: Final = "Split"
+ANYWHERE: Final = "*"
+"""Domain of a class that stands for all domains."""
 
 
 class Objective(StrEnum):
@@ -83,7 +85,7 @@ class ModelService:
     slo: Slo = field(default_factory=Slo)
     topologies: tuple[str, ...] = (UNIFIED, SPLIT)
     replicas: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    devices: frozenset[str] = frozenset()
+    devices: tuple[str, ...] = ()
     units: int = 1024
     kv_bytes: int | None = None
     domains_min: int = 1

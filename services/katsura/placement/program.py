@@ -14,7 +14,7 @@ from typing import Final
 
 from katsura.placement.highs import INFINITY, Program
 from katsura.placement.patterns import Column
-from katsura.placement.problem import ModelService, NodeClass, Objective, Problem, Service
+from katsura.placement.problem import ANYWHERE, ModelService, NodeClass, Objective, Problem, Service
 
 UNMET_FACTOR: Final = 20.0
 """Price of an unmet demand, in multiples of the price of all nodes."""
@@ -64,8 +64,10 @@ def node_cost(problem: Problem, c: NodeClass) -> float:
             return max(c.hourly_usd, 1e-3)
         case Objective.ENERGY:
             return c.idle_watts
-        case _:
+        case Objective.LATENCY:
             return 1e-4 * max(c.hourly_usd, 1e-3)
+        case Objective.THROUGHPUT:
+            return 0.0
 
 
 def column_cost(problem: Problem, column: Column, service: Service, classes: Mapping[str, NodeClass]) -> float:
@@ -76,6 +78,8 @@ def column_cost(problem: Problem, column: Column, service: Service, classes: Map
         case Objective.LATENCY if column.point is not None and isinstance(service, ModelService):
             share = column.requests_s / max(service.requests_s, column.requests_s)
             return share * (column.point.ttft_s + service.load.output * column.point.itl_s)
+        case Objective.THROUGHPUT:
+            return 0.0
         case _:
             # Of two plans on the same nodes the one with fewer processes is better.
             return INSTANCE_COST * sum(m.count for m in column.members)
@@ -114,17 +118,33 @@ class _Builder:
                 price = max(node_cost(problem, c), 1e-3)
                 more[c.name] = p.variable(f"more:{c.name}", price, 0, more_nodes[c.name], True)
                 p.row(f"owned:{c.name}", {y[c.name]: 1, more[c.name]: -1}, high=most)
-        penalty = UNMET_FACTOR * sum(node_cost(problem, c) * max(1, len(c.nodes)) for c in problem.classes) + 1
+        penalty = self._penalty()
         w = {s.name: p.variable(f"w:{s.name}", penalty, 0, 1) for s in problem.services}
         theta = None
         if problem.objective is Objective.THROUGHPUT:
-            theta = p.variable("theta", -penalty / THROUGHPUT_MAX, 1, THROUGHPUT_MAX)
+            theta = p.variable("theta", -1, 1, THROUGHPUT_MAX)
         self._demand(z, w, theta)
         self._capacity(z, y)
         self._availability(z, w)
         self._limits(z, y)
         self._moves(z)
         return Built(p, z, y, w, more, penalty)
+
+    def _penalty(self) -> float:
+        """More than any plan that serves everything could cost."""
+        if self.problem.objective is Objective.THROUGHPUT:
+            return 2 * THROUGHPUT_MAX
+        nodes = sum(node_cost(self.problem, c) * max(1, len(c.nodes)) for c in self.problem.classes)
+        worst = 0.0
+        for name, mine in self.of_service.items():
+            service = self.services[name]
+            needed = (
+                column_cost(self.problem, self.columns[i], service, self.classes)
+                * max(1.0, service.requests_s / self.columns[i].requests_s)
+                for i in mine
+            )
+            worst += max(needed, default=0.0)
+        return UNMET_FACTOR * (nodes + worst) + 1
 
     def _most(self, column: Column) -> float:
         """No plan needs more instances than serve the whole demand alone, or than the nodes hold."""
@@ -172,6 +192,8 @@ class _Builder:
             by_domain: dict[str, dict[int, float]] = defaultdict(dict)
             for i in self.of_service[service.name]:
                 by_domain[self.columns[i].domain][z[i]] = 1.0
+            if set(by_domain) == {ANYWHERE}:
+                continue  # merged classes have no domains; `merge.distribute` sees to them
             holds = {}
             for domain, counts in sorted(by_domain.items()):
                 holds[domain] = self.p.variable(f"b:{service.name}@{domain}", 0, 0, 1, True)

@@ -13,7 +13,8 @@ from katsura.placement.pack import Packed
 from katsura.placement.patterns import Column, Patterns
 from katsura.placement.plan import Instance, Plan, ServiceSummary
 from katsura.placement.problem import HelperService, ModelService, NodeClass, Objective, Problem, Service
-from katsura.placement.program import column_cost, node_cost
+from katsura.placement.program import column_cost, exact_instances, instances_min, node_cost
+from katsura.placement.search import Solved
 
 _LIMITS = {
     "itl": "its time between tokens bounds the batch",
@@ -22,23 +23,11 @@ _LIMITS = {
 }
 
 
-def tally(
-    problem: Problem,
-    patterns: Patterns,
-    packed: Packed,
-    bound: float,
-    ended: str,
-    reduced: Mapping[str, float],
-    moves: float = 0.0,
-) -> Plan:
-    """The plan that `packed` is, without alternatives.
-
-    Args:
-        bound: of the objective, moves included. reduced: of the linear relaxation. moves: part of the objective.
-    """
+def tally(problem: Problem, patterns: Patterns, solved: Solved, packed: Packed) -> Plan:
+    """The plan that `packed` is, without alternatives."""
     used = packed.nodes_used()
     classes = {c.name: c for c in problem.classes}
-    value = objective_value(problem, packed.instances, used) + moves
+    value = objective_value(problem, packed.instances, used) + solved.moves
     hourly = sum(classes[name].hourly_usd * n for name, n in used.items())
     return Plan(
         instances=packed.instances,
@@ -48,17 +37,17 @@ def tally(
         watts=objective_value(replace(problem, objective=Objective.ENERGY), packed.instances, used),
         objective=problem.objective.value,
         value=value,
-        bound=bound,
-        gap=_gap(problem, value, bound),
-        pattern_free_bound=pattern_free_bound(problem, patterns.columns),
-        binding=(*_scarce(problem, used, reduced), *_limits(problem, packed.instances, hourly)),
+        bound=solved.bound,
+        gap=_gap(problem, value, solved.bound),
+        pattern_free_bound=pattern_free_bound(replace(problem, classes=solved.classes), solved.columns),
+        binding=(*_scarce(solved, packed), *_limits(problem, packed.instances, hourly)),
         relaxations=(),
         alternatives=(),
         marginals=(),
         refused=patterns.refused,
         unknown=problem.unknown,
-        ended=ended,
-        columns=len(patterns.columns),
+        ended=solved.ended,
+        columns=len(solved.columns),
     )
 
 
@@ -114,7 +103,7 @@ def _summary(service: Service, instances: Sequence[Instance], classes: Mapping[s
         instances=len(mine),
         capacity=capacity,
         demand=service.requests_s,
-        unmet=max(0.0, 1 - capacity / service.requests_s) if service.requests_s else float(not mine),
+        unmet=_unmet(service, mine, capacity),
         point=slowest,
         hourly_usd=cost,
         usd_per_million_output=cost / 3600 / tokens_s * 1e6 if tokens_s else None,
@@ -123,11 +112,21 @@ def _summary(service: Service, instances: Sequence[Instance], classes: Mapping[s
     )
 
 
-def _scarce(problem: Problem, used: Mapping[str, int], reduced: Mapping[str, float]) -> list[str]:
+def _unmet(service: Service, mine: Sequence[Instance], capacity: float) -> float:
+    """The largest part of what was asked that is missing: capacity, instances or domains."""
+    served = capacity / service.requests_s if service.requests_s else 1.0
+    instances = len(mine) / (exact_instances(service) or instances_min(service))
+    domains = len({i.column.domain for i in mine}) / service.domains_min
+    missing = 1 - min(served, instances, domains)
+    return missing if missing > 1e-6 else 0.0
+
+
+def _scarce(solved: Solved, packed: Packed) -> list[str]:
+    used = {p.node for i in packed.instances for p in i.places}
     return [
         f"all {len(c.nodes)} nodes of {c.name} are in use"
-        for c in problem.classes
-        if used.get(c.name, 0) == len(c.nodes) and reduced.get(f"y:{c.name}", 0.0) < -1e-6
+        for c in solved.classes
+        if used.issuperset(c.nodes) and solved.reduced.get(f"y:{c.name}", 0.0) < -1e-6
     ]
 
 

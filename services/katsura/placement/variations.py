@@ -6,22 +6,22 @@ not solved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
 from katsura.placement.highs import relax, solve
-from katsura.placement.patterns import Column, enumerate_patterns
+from katsura.placement.patterns import Column, Patterns, enumerate_patterns
 from katsura.placement.plan import Alternative, Marginal, Plan, Relaxation
 from katsura.placement.problem import Effort, ModelService, NodeClass, Objective, Problem
 from katsura.placement.program import Extra, build
+from katsura.placement.search import Solved
 
 _ALTERNATIVES_MAX: Final = 6
 _LOOSER: Final = (1.25, 1.5, 2.0, 3.0, 5.0)
 _MORE_NODES_MAX: Final = 64
-_SOLVE_ROWS_MAX: Final = 4000
-"""Columns above which a marginal node is asked of the relaxation only."""
+_MARGINALS_MAX: Final = 8
 
 
 _Way = tuple[str, Callable[[Column], bool]]
@@ -52,30 +52,71 @@ def _ask(problem: Problem, columns: Sequence[Column], effort: Effort, extra: Ext
     )
 
 
-def alternatives(problem: Problem, columns: Sequence[Column], made: Plan, effort: Effort) -> tuple[Alternative, ...]:
-    """The closest other ways, cheapest first, each with why it was not taken."""
-    found = []
-    for what, allowed in _other_ways(problem, columns, made):
-        kept = [c for c in columns if allowed(c)]
-        missing = {s.name for s in problem.services} - {c.service for c in kept}
-        if missing:
-            found.append(Alternative(what, None, f"no pattern of {_list(sorted(missing))} is left"))
-            continue
-        bound = relax(build(problem, kept).program)[0].bound
-        outcome = _ask(problem, kept, effort)
-        if outcome is None:
-            continue
-        if outcome.unmet:
-            found.append(Alternative(what, None, f"cannot serve all of {_list(outcome.unmet)}"))
-        else:
-            found.append(Alternative(what, outcome.hourly_usd, _why_not(problem, made, outcome.hourly_usd, bound)))
-    return tuple(sorted(found, key=lambda a: (a.hourly_usd is None, a.hourly_usd or 0.0, a.what))[:_ALTERNATIVES_MAX])
+class Variations:
+    """Questions about a plan. `problem` has the classes that `solved` was searched on (merged ones, maybe)."""
+
+    def __init__(self, problem: Problem, patterns: Patterns, solved: Solved, made: Plan, effort: Effort) -> None:
+        self._problem, self._patterns, self._made, self._effort = problem, patterns, made, effort
+        self._columns, self._reduced = solved.columns, solved.reduced
+        self._used = {p.node for i in made.instances for p in i.places}
+
+    def alternatives(self) -> tuple[Alternative, ...]:
+        """The closest other ways, cheapest first, each with why it was not taken."""
+        found = []
+        problem, kind_of = self._problem, {c.name: (c.device or c.core).name for c in self._problem.classes}
+        used = {kind_of[c.name] for c in problem.classes if self._used & set(c.nodes)}
+        for what, allowed in _other_ways(kind_of, used, self._columns, self._made):
+            kept = [c for c in self._columns if allowed(c)]
+            missing = {s.name for s in problem.services} - {c.service for c in kept}
+            if missing:
+                found.append(Alternative(what, None, f"no pattern of {_list(sorted(missing))} is left"))
+                continue
+            outcome = _ask(problem, kept, self._effort)
+            if outcome is None:
+                continue
+            if outcome.unmet:
+                found.append(Alternative(what, None, f"cannot serve all of {_list(outcome.unmet)}"))
+            else:
+                bound = relax(build(problem, kept).program)[0].bound
+                why = _why_not(problem, self._made, outcome.hourly_usd, bound)
+                found.append(Alternative(what, outcome.hourly_usd, why))
+        ranked = sorted(found, key=lambda a: (a.hourly_usd is None, a.hourly_usd or 0.0, a.what))
+        return tuple(ranked[:_ALTERNATIVES_MAX])
+
+    def marginals(self) -> tuple[Marginal, ...]:
+        """What one more node of each class that is used up would change, largest saving first."""
+        problem, made = self._problem, self._made
+        if problem.objective is not Objective.COST:
+            return ()
+        found = []
+        for c in problem.classes:
+            if not self._used.issuperset(c.nodes) or self._reduced.get(f"y:{c.name}", 0.0) > -1e-6:
+                continue
+            wider = replace(problem, classes=tuple(_grown(k) if k is c else k for k in problem.classes))
+            outcome = _ask(wider, self._columns, self._effort)
+            if outcome is not None and not outcome.unmet:
+                found.append(Marginal(c.name, min(0.0, outcome.hourly_usd - made.hourly_usd)))
+        return tuple(sorted(found, key=lambda m: (m.change_usd, m.node_class))[:_MARGINALS_MAX])
+
+    def relaxations(self) -> tuple[Relaxation, ...]:
+        """Changes of the question under which everything is met, cheapest first."""
+        found: list[Relaxation] = []
+        for what, changed, extra in _looser_questions(self._problem):
+            outcome = _ask(changed, self._columns, self._effort, extra)
+            if outcome is not None and not outcome.unmet:
+                bought = " and ".join(f"{n} more node{'s' * (n > 1)} of {name}" for name, n in outcome.bought.items())
+                found.append(Relaxation(what or bought, outcome.hourly_usd))
+        slower = _slower(self._problem, self._effort)
+        if slower is not None:
+            found.append(slower)
+        return tuple(sorted(found, key=lambda r: (r.hourly_usd, r.what)))
 
 
-def _other_ways(problem: Problem, columns: Sequence[Column], made: Plan) -> Iterator[_Way]:
-    kind_of = {c.name: (c.device or c.core).name for c in problem.classes}
+def _other_ways(
+    kind_of: Mapping[str, str], kinds: Iterable[str], columns: Sequence[Column], made: Plan
+) -> Iterator[_Way]:
+    used = sorted(kinds)
     topology = {(i.column.service, i.column.topology) for i in made.instances if i.column.topology != "Helper"}
-    used = sorted({kind_of[name] for name in made.nodes_used})
     for kind in used if len(set(kind_of.values())) > 1 else ():
         yield f"without {kind}", _avoids(kind_of, kind)
     for kind in sorted(set(kind_of.values())) if len(used) > 1 else ():
@@ -107,44 +148,8 @@ def _why_not(problem: Problem, made: Plan, hourly: float, bound: float) -> str:
     return f"worse in {problem.objective.value}, which this plan optimises"
 
 
-def marginals(
-    problem: Problem, columns: Sequence[Column], made: Plan, effort: Effort, reduced: Mapping[str, float]
-) -> tuple[Marginal, ...]:
-    """What one more node of each class that is used up would change, largest saving first."""
-    if problem.objective is not Objective.COST or not made.feasible:
-        return ()
-    found = []
-    for c in problem.classes:
-        shadow = reduced.get(f"y:{c.name}", 0.0)
-        if made.nodes_used.get(c.name, 0) < len(c.nodes) or shadow > -1e-6:
-            continue
-        if len(columns) > _SOLVE_ROWS_MAX:
-            found.append(Marginal(c.name, shadow, "bound"))
-            continue
-        wider = replace(problem, classes=tuple(_grown(k) if k is c else k for k in problem.classes))
-        outcome = _ask(wider, columns, effort)
-        if outcome is not None and not outcome.unmet:
-            found.append(Marginal(c.name, min(0.0, outcome.hourly_usd - made.hourly_usd), "solved"))
-    return tuple(sorted(found, key=lambda m: (m.change_usd, m.node_class))[:8])
-
-
 def _grown(c: NodeClass) -> NodeClass:
     return replace(c, nodes=(*c.nodes, f"{c.name}-one-more"))
-
-
-def relaxations(problem: Problem, effort: Effort) -> tuple[Relaxation, ...]:
-    """Changes of the question under which everything is met, cheapest first."""
-    found: list[Relaxation] = []
-    columns = enumerate_patterns(problem).columns
-    for what, changed, extra in _looser_questions(problem):
-        outcome = _ask(changed, columns, effort, extra)
-        if outcome is not None and not outcome.unmet:
-            bought = " and ".join(f"{n} more node{'s' * (n > 1)} of {name}" for name, n in outcome.bought.items())
-            found.append(Relaxation(what or bought, outcome.hourly_usd))
-    slower = _slower(problem, effort)
-    if slower is not None:
-        found.append(slower)
-    return tuple(sorted(found, key=lambda r: (r.hourly_usd, r.what)))
 
 
 def _looser_questions(problem: Problem) -> Iterator[tuple[str, Problem, Extra | None]]:
@@ -171,7 +176,7 @@ def _slower(problem: Problem, effort: Effort) -> Relaxation | None:
     for factor in _LOOSER:
         services = tuple(_allow(s, factor) if isinstance(s, ModelService) else s for s in problem.services)
         changed = replace(problem, services=services)
-        outcome = _ask(changed, enumerate_patterns(changed).columns, effort)
+        outcome = _ask(changed, enumerate_patterns(changed).columns(problem.classes), effort)
         if outcome is not None and not outcome.unmet:
             return Relaxation(f"{factor:g}x the times allowed", outcome.hourly_usd)
     return None

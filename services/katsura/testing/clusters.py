@@ -125,17 +125,17 @@ def synthetic_problem(nodes: int, services: int, seed: int, load: float = 0.25, 
         for (device, per_node), count in ((first, split), (second, here - split)):
             if count:
                 classes.append(node_class(device, count, per_node=per_node, domain=f"rack-{i:03}"))
-    fair = load * sum(c.accelerators * (c.device.memory_gb_s if c.device else 0) for c in classes) / services
+    strength = sum(c.accelerators * len(c.nodes) * (c.device.memory_bytes_s if c.device else 0.0) for c in classes)
     made = []
     for i in range(services):
         card = draw.choice(cards())
-        # A request of 300 tokens reads the active weights once per token for a batch of about 40.
-        per_request = card.active_parameters * 2e-9 * 300 / 40 * draw.uniform(1.5, 3.0)
+        # A request of 300 tokens in a batch of 40 reads a fortieth of the weights 300 times.
+        request_bytes = 2 * card.active_parameters * 300 / 40 * draw.uniform(1.5, 3.0)
         made.append(
             model_service(
                 f"svc-{i:02}",
                 card,
-                round(fair / per_request, 2),
+                round(load * strength / services / request_bytes, 2),
                 itl_ms=draw.choice([40.0, 60.0, 100.0]),
                 topologies=(UNIFIED, SPLIT) if draw.random() < 0.25 else (UNIFIED,),
                 domains_min=draw.choice([1, 1, 2]),

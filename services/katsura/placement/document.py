@@ -1,0 +1,211 @@
+"""A plan as a PlacementPlan document, and what runs now read back from one.
+
+The form is `plan.schema.json`; `katsura plan --json` prints it, `--against` reads it, the operator keeps it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib import resources
+from typing import Any
+
+from katsura.domain.errors import InvalidArgumentError
+from katsura.placement.operate import Point
+from katsura.placement.pack import Held
+from katsura.placement.plan import Instance, Place, Plan
+from katsura.placement.problem import Problem
+
+API_VERSION = "katsura.dev/v1alpha1"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """An instance that stands now: its column's key, its service, and its processes by (role, class, node)."""
+
+    key: str
+    service: str
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """What runs now."""
+
+    instances: tuple[Running, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Instances by column key."""
+        counts: dict[str, int] = defaultdict(int)
+        for instance in self.instances:
+            counts[instance.key] += 1
+        return dict(counts)
+
+    @property
+    def held(self) -> Held:
+        """Nodes by (service, role, class), as `pack` keeps them."""
+        held: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+        for instance in self.instances:
+            for p in instance.places:
+                held[instance.service, p.role, p.node_class].append(p.node)
+        return held
+
+
+def document(plan: Plan, problem: Problem, name: str = "plan") -> dict[str, Any]:
+    """The PlacementPlan of `plan`."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "PlacementPlan",
+        "metadata": {"name": name},
+        "spec": {
+            "objective": plan.objective,
+            "confidence": problem.confidence,
+            "inputsHash": inputs_hash(problem),
+        },
+        "status": {
+            "feasible": plan.feasible,
+            "gap": round(plan.gap, 6),
+            "value": _short(plan.value),
+            "bound": _short(plan.bound),
+            "patternFreeBound": _short(plan.pattern_free_bound),
+            "hourlyUsd": _short(plan.hourly_usd),
+            "watts": _short(plan.watts),
+            "patterns": plan.columns,
+            "search": plan.ended,
+            "services": [_service(plan, i) for i in range(len(plan.services))],
+            "assignments": _assignments(plan.instances),
+            "nodesUsed": dict(plan.nodes_used),
+            "constraintsBinding": list(plan.binding),
+            "relaxations": [{"what": r.what, "hourlyUsd": _short(r.hourly_usd)} for r in plan.relaxations],
+            "alternatives": [
+                {"what": a.what, "hourlyUsd": _maybe(a.hourly_usd), "whyNot": a.why_not} for a in plan.alternatives
+            ],
+            "oneMoreNode": [{"nodeClass": m.node_class, "changeUsd": _short(m.change_usd)} for m in plan.marginals],
+            "refused": [
+                {"service": r.service, "topology": r.topology, "device": r.device, "reason": r.reason, "why": r.detail}
+                for r in plan.refused
+            ],
+            "leftOut": list(plan.unknown),
+        },
+    }
+
+
+def inputs_hash(problem: Problem) -> str:
+    """A digest of everything that decides the plan: equal problems have equal hashes."""
+    return sha256(repr(problem).encode()).hexdigest()[:16]
+
+
+def read_current(text: str) -> Current:
+    """What a PlacementPlan says is placed.
+
+    Raises:
+        InvalidArgumentError: the text is no PlacementPlan.
+    """
+    try:
+        data = json.loads(text)
+        if data["kind"] != "PlacementPlan":
+            raise ValueError(f"kind is {data['kind']!r}")
+        instances = [
+            Running(a["pattern"], a["service"], tuple(_place(p) for p in instance["places"]))
+            for a in data["status"]["assignments"]
+            for instance in a["instances"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidArgumentError(
+            f"not a PlacementPlan as `katsura plan --json` prints it: {error!r}", field="against"
+        ) from error
+    return Current(tuple(instances))
+
+
+def running(plan: Plan) -> Current:
+    """`plan` as what would run once it is carried out."""
+    return Current(tuple(Running(i.column.key, i.column.service, i.places) for i in plan.instances))
+
+
+@cache
+def schema() -> Mapping[str, Any]:
+    """The JSON schema of `document`."""
+    made: Mapping[str, Any] = json.loads(resources.files(__package__).joinpath("plan.schema.json").read_text())
+    return made
+
+
+def _assignments(instances: Sequence[Instance]) -> list[dict[str, Any]]:
+    grouped: dict[str, list[Instance]] = defaultdict(list)
+    for instance in instances:
+        grouped[instance.column.key].append(instance)
+    made = []
+    for key, same in grouped.items():
+        column = same[0].column
+        made.append(
+            {
+                "service": column.service,
+                "topology": column.topology,
+                "pattern": key,
+                "requestsPerSecond": _short(column.requests_s),
+                "microBatches": column.point.micro_batches if column.point else 1,
+                "instances": [{"places": [_place_out(p) for p in i.places]} for i in same],
+            }
+        )
+    return made
+
+
+def _place_out(p: Place) -> dict[str, Any]:
+    return {
+        "role": p.role,
+        "nodeClass": p.node_class,
+        "node": p.node,
+        "accelerators": p.accelerators,
+        "cores": _short(p.cores),
+        "memoryBytes": round(p.ram_bytes),
+    }
+
+
+def _place(entry: Mapping[str, Any]) -> Place:
+    return Place(
+        str(entry["role"]),
+        str(entry["nodeClass"]),
+        str(entry["node"]),
+        int(entry["accelerators"]),
+        float(entry["cores"]),
+        float(entry["memoryBytes"]),
+    )
+
+
+def _service(plan: Plan, index: int) -> dict[str, Any]:
+    s = plan.services[index]
+    return {
+        "name": s.name,
+        "instances": s.instances,
+        "capacityPerSecond": _short(s.capacity),
+        "demandPerSecond": _short(s.demand),
+        "unmetShare": _short(s.unmet),
+        "hourlyUsd": _short(s.hourly_usd),
+        "usdPerMillionOutputTokens": _maybe(s.usd_per_million_output),
+        "joulesPerToken": _maybe(s.joules_per_token),
+        "estimate": s.error_class,
+        "point": _point(s.point) if s.point else None,
+    }
+
+
+def _point(p: Point) -> dict[str, Any]:
+    return {
+        "batch": p.batch,
+        "itlMs": _short(p.itl_s * 1e3),
+        "ttftMs": _short(p.ttft_s * 1e3),
+        "limitedBy": p.limit,
+        "linkBytesPerSecond": _short(p.link_bytes_s),
+    }
+
+
+def _short(value: float) -> float:
+    """Six significant digits: enough for anybody, and the same on every machine."""
+    return float(f"{value:.6g}")
+
+
+def _maybe(value: float | None) -> float | None:
+    return None if value is None else _short(value)

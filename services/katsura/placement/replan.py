@@ -1,0 +1,207 @@
+"""From what runs to what should run: whether it pays, and in which order nobody is left without capacity.
+
+Starting an instance costs the seconds in which its nodes load weights and recompute KV. A new plan is taken only where
+it saves more than that within the horizon, with a margin, and more than the hysteresis; a plan that no longer serves
+the demand is always replaced. Starts come before the stops they replace wherever there is room.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from katsura.placement.cost import Layout, prefill_floor_s, weights_bytes
+from katsura.placement.document import Current, Running
+from katsura.placement.pack import pack
+from katsura.placement.patterns import Column, enumerate_patterns
+from katsura.placement.plan import Place, Plan
+from katsura.placement.planner import plan
+from katsura.placement.problem import Effort, ModelService, NodeClass, Objective, Problem
+from katsura.placement.program import Extra
+from katsura.placement.search import Solved
+from katsura.placement.tally import tally
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """When a change pays.
+
+    Attributes:
+        horizon_s: time in which a saving must earn its moves back. safety: how many times over.
+        hysteresis: least part of the current cost that must be saved.
+        load_bytes_s: weights are loaded at this rate. warm_s: from loaded to ready.
+    """
+
+    horizon_s: float = 3600.0
+    safety: float = 1.5
+    hysteresis: float = 0.03
+    load_bytes_s: float = 1e9
+    warm_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One action. `breaks` marks a stop that had to come before its replacement: there was no room for both."""
+
+    action: str
+    service: str
+    key: str
+    places: tuple[Place, ...]
+    breaks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Replan:
+    """`plan` is what to run; `steps` lead there (none where the current plan is kept). Dollars per hour and dollars."""
+
+    plan: Plan
+    steps: tuple[Step, ...]
+    kept: bool
+    why: str
+    saving_usd: float
+    move_usd: float
+
+
+def replan(problem: Problem, effort: Effort, current: Current, policy: Policy | None = None) -> Replan:
+    """Solve with what runs in mind, then decide whether to change anything."""
+    policy = policy or Policy()
+    patterns = enumerate_patterns(problem)
+    columns = patterns.columns(problem.classes)
+    prices = move_prices(problem, columns, policy)
+    per_hour = {key: usd * 3600 / policy.horizon_s for key, usd in prices.items()}
+    extra = Extra(current.counts, per_hour if problem.objective is Objective.COST else {})
+    made = plan(problem, effort, extra=extra, held=current.held)
+    moved = sum(prices[key] * max(0, n - current.counts.get(key, 0)) for key, n in made.counts.items())
+    kept = _kept(problem, columns, current, made)
+    if kept is None:
+        return Replan(made, steps(problem, current, made), False, "what runs cannot serve the demand", 0.0, moved)
+    saving = kept.hourly_usd - made.hourly_usd
+    enough = saving * policy.horizon_s / 3600 > policy.safety * moved and saving > policy.hysteresis * kept.hourly_usd
+    if problem.objective is Objective.COST and not enough:
+        why = f"a change would save ${saving:.2f}/h and cost ${moved:.2f}: not enough"
+        return Replan(replace(kept, alternatives=made.alternatives), (), True, why, saving, moved)
+    why = f"saves ${saving:.2f}/h for ${moved:.2f} of moves"
+    return Replan(made, steps(problem, current, made), False, why, saving, moved)
+
+
+def move_prices(problem: Problem, columns: Sequence[Column], policy: Policy) -> dict[str, float]:
+    """Dollars that starting one instance of each column costs: its nodes work for nobody while it loads."""
+    classes = {c.name: c for c in problem.classes}
+    services = {s.name: s for s in problem.services}
+    prices = {}
+    for column in columns:
+        service = services[column.service]
+        seconds = policy.warm_s
+        if isinstance(service, ModelService) and column.point is not None:
+            whole = weights_bytes(service.card, service.precision, Layout())
+            processes = sum(m.count for m in column.members)
+            lead = classes[column.members[0].node_class]
+            device = lead.device or lead.core
+            recompute = prefill_floor_s(service.card, device, service.precision, Layout(), service.load)
+            seconds += whole / processes / policy.load_bytes_s + column.point.batch * recompute
+        prices[column.key] = _hourly(column, classes) * seconds / 3600
+    return prices
+
+
+def _hourly(column: Column, classes: Mapping[str, NodeClass]) -> float:
+    total = 0.0
+    for m in column.members:
+        c = classes[m.node_class]
+        total += m.count * c.hourly_usd * (m.accelerators / c.accelerators if c.accelerators else m.cores / c.cores)
+    return total
+
+
+def _kept(problem: Problem, columns: Sequence[Column], current: Current, made: Plan) -> Plan | None:
+    """The current placement as a plan of the new problem, or None where it does not serve it any more."""
+    by_key = {c.key: c for c in columns}
+    nodes = {n for c in problem.classes for n in c.nodes}
+    known = all(i.key in by_key for i in current.instances)
+    standing = all(p.node in nodes for i in current.instances for p in i.places)
+    if not known or not standing:
+        return None
+    counted = tuple((by_key[key], n) for key, n in current.counts.items())
+    packed = pack(counted, problem.classes, current.held)
+    patterns = replace(enumerate_patterns(replace(problem, services=())), refused=made.refused)
+    solved = Solved(counted, made.bound, "kept", problem.classes, tuple(columns), {}, 0.0)
+    kept = tally(problem, patterns, solved, packed)
+    return kept if kept.feasible and not packed.left else None
+
+
+@dataclass(slots=True)
+class _State:
+    """Room on nodes and capacity of services while steps are taken."""
+
+    problem: Problem
+    rates: Mapping[str, float]
+    room: dict[str, list[float]] = field(default_factory=dict)
+    capacity: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def __post_init__(self) -> None:
+        for c in self.problem.classes:
+            self.room.update({n: [c.accelerators, c.cores, c.ram_bytes] for n in c.nodes})
+
+    def fits(self, places: Sequence[Place]) -> bool:
+        need: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+        for p in places:
+            for k, amount in enumerate((p.accelerators, p.cores, p.ram_bytes)):
+                need[p.node][k] += amount
+        return all(
+            amount <= self.room[node][k] * (1 + 1e-9) + 1e-6
+            for node, row in need.items()
+            for k, amount in enumerate(row)
+        )
+
+    def change(self, instance: Running, sign: int) -> None:
+        for p in instance.places:
+            row = self.room.get(p.node)
+            if row is not None:
+                for k, amount in enumerate((p.accelerators, p.cores, p.ram_bytes)):
+                    row[k] -= sign * amount
+        self.capacity[instance.service] += sign * self.rates.get(instance.key, 0.0)
+
+    def spare(self, instance: Running) -> float:
+        """Capacity beyond the demand that is left once `instance` is gone."""
+        demand = next((s.requests_s for s in self.problem.services if s.name == instance.service), 0.0)
+        return self.capacity[instance.service] - self.rates.get(instance.key, 0.0) - demand
+
+
+def steps(problem: Problem, current: Current, target: Plan) -> tuple[Step, ...]:
+    """Starts and stops from `current` to `target`, each start before the stops it makes possible where room allows."""
+    wanted = [Running(i.column.key, i.column.service, i.places) for i in target.instances]
+    old = list(current.instances)
+    rates = {i.column.key: i.column.requests_s for i in target.instances}
+    for instance in list(wanted):
+        match = next((o for o in old if _same(o, instance)), None)
+        if match is not None:
+            old.remove(match)
+            wanted.remove(instance)
+    state = _State(problem, {**_old_rates(problem, old), **rates})
+    for instance in current.instances:
+        state.change(instance, 1)
+    made: list[Step] = []
+    while wanted or old:
+        started = next((w for w in wanted if state.fits(w.places)), None)
+        if started is not None:
+            wanted.remove(started)
+            state.change(started, 1)
+            made.append(Step("start", started.service, started.key, started.places))
+            continue
+        stopped = max(old, key=lambda o: (state.spare(o), o.key), default=None)
+        if stopped is None:
+            raise AssertionError("a start has no room although everything old is stopped")
+        breaks = bool(wanted) and state.spare(stopped) < -1e-9
+        old.remove(stopped)
+        state.change(stopped, -1)
+        made.append(Step("stop", stopped.service, stopped.key, stopped.places, breaks))
+    return tuple(made)
+
+
+def _same(a: Running, b: Running) -> bool:
+    return a.key == b.key and sorted((p.role, p.node) for p in a.places) == sorted((p.role, p.node) for p in b.places)
+
+
+def _old_rates(problem: Problem, old: Sequence[Running]) -> dict[str, float]:
+    keys = {o.key for o in old}
+    columns = enumerate_patterns(problem).columns(problem.classes)
+    return {c.key: c.requests_s for c in columns if c.key in keys}

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+
+from katsura.domain.errors import InvalidArgumentError
+from katsura.placement.catalogue import built_in
+from katsura.placement.cost import BF16, Coefficients, ErrorClass, Layout, Load, decode_terms
+from katsura.placement.fit import Point, fit
+from katsura.testing.clusters import cards
+
+
+def points(truth: Coefficients) -> list[Point]:
+    made = []
+    for card in cards():
+        for device in ("A100-80", "H100", "L40S"):
+            for batch in (1, 8, 64, 256):
+                for tensor in (1, 4):
+                    load = Load(500 * tensor, 100)
+                    terms = decode_terms(card, built_in().named(device), BF16, Layout(tensor), batch, load)
+                    made.append(Point(terms, BF16, truth.step_s(terms, BF16), batch, load.context))
+    return made
+
+
+def test_known_coefficients_are_found_again_despite_outliers() -> None:
+    truth = Coefficients(weights=1.5, kv=2.0, layers=1e-4, linked_layers=3e-5, prefill=1.8, moe_layers=1e-5)
+    made = points(truth)
+    spoiled = [Point(p.terms, p.precision, p.seconds * 10, p.batch, p.context) for p in made[:4]]
+    found = fit([*spoiled, *made[4:]], Coefficients(moe_layers=1e-5), ErrorClass.MEASURED, "2026-01-01")
+    errors = sorted(abs(found.step_s(p.terms, BF16) / p.seconds - 1) for p in made[4:])
+    assert errors[len(errors) // 2] < 0.02
+    assert found.rows == len(made)
+    assert found.error_class is ErrorClass.MEASURED
+    assert found.batch_range == (1, 256)
+
+
+def test_no_points_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="no measured points"):
+        fit([], Coefficients(), ErrorClass.MEASURED, "")

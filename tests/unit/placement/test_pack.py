@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from katsura.placement.pack import pack
+from katsura.placement.patterns import Column, Member
+from katsura.testing.clusters import node_class
+
+CLASS = node_class("A100-80", 2)
+
+
+def column(service: str, accelerators: int, cores: float = 1.0) -> Column:
+    member = Member("unified", CLASS.name, 1, accelerators, cores, 2**30)
+    return Column(service, "Unified", (member,), 1.0, None, "a", False)
+
+
+def test_the_largest_go_first_so_that_powers_of_two_always_fit() -> None:
+    packed = pack([(column("s", 1), 4), (column("l", 8), 1), (column("m", 4), 1)], [CLASS])
+    assert not packed.left
+    assert packed.nodes_used() == {CLASS.name: 2}
+
+
+def test_what_runs_keeps_its_node() -> None:
+    held = {("s", "unified", CLASS.name): [CLASS.nodes[1]]}
+    packed = pack([(column("s", 1), 2)], [CLASS], held)
+    assert {p.node for i in packed.instances for p in i.places} == {CLASS.nodes[1]}
+
+
+def test_cores_that_do_not_fit_name_their_class() -> None:
+    packed = pack([(column("s", 1, cores=60.0), 4)], [CLASS])
+    assert packed.left == {CLASS.name}
+    assert len(packed.instances) == 2

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+
+from katsura.domain.errors import InvalidArgumentError
+from katsura.placement.problem import ModelService, Problem
+from katsura.placement.whatif import changed
+
+
+def test_each_form_changes_one_thing(small: Problem) -> None:
+    assert sum(len(c.nodes) for c in changed(small, "nodes:L4=+2").classes) == 14
+    assert sum(len(c.nodes) for c in changed(small, "nodes:L4=-5").classes) == 7
+    assert {c.hourly_usd for c in changed(small, "price:A100-80=1").classes} == {8.0, 3.0}
+    chat = changed(changed(small, "demand:chat=x2"), "itl:chat=80").services[0]
+    assert isinstance(chat, ModelService)
+    assert (chat.requests_s, chat.slo.itl_s) == (40.0, 0.08)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("more gpus", "write nodes:DEVICE"),
+        ("nodes:H900=+1", "no device 'H900'"),
+        ("demand:chatt=2", "no deployment 'chatt'"),
+    ],
+)
+def test_what_is_not_understood_says_what_would_be(small: Problem, text: str, said: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=said):
+        changed(small, text)
