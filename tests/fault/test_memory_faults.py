@@ -137,13 +137,28 @@ async def test_killing_the_service_under_load_loses_and_doubles_nothing(
 
 
 @pytest.mark.parametrize("seed", [4, pytest.param(5, marks=pytest.mark.soak), pytest.param(6, marks=pytest.mark.soak)])
-async def test_killing_the_store_under_load_loses_and_doubles_nothing(
+@pytest.mark.parametrize("server", ["always"], indirect=True)
+async def test_killing_a_strict_store_under_load_loses_and_doubles_nothing(
     server: EmbeddedStore, memory: MemoryClient, seed: int
 ) -> None:
     load = Load(memory)
     await under_load(load, lambda: asyncio.to_thread(server.restart), 5, seed)
     await load.check()
     assert all(error.reason in {Reason.STORE_UNAVAILABLE, Reason.PEER_UNAVAILABLE} for error in load.failures)
+
+
+@pytest.mark.parametrize("server", ["everysec"], indirect=True)
+async def test_killing_a_relaxed_store_may_lose_the_newest_steps_but_breaks_no_tree(
+    server: EmbeddedStore, memory: MemoryClient
+) -> None:
+    await memory.create_tree(tree_id="t", request_id="c")
+    for i in range(40):
+        if i % 13 == 12:
+            await asyncio.to_thread(server.restart)
+        await memory.grow("t", [step("user", f"{i:02}")], request_id=f"{i}")
+    found = [node.step.content for node in await memory.get_whole_path("t")]
+    assert found == sorted(set(found))
+    assert found[-1] == "39"
 
 
 async def test_a_store_that_is_away_is_a_clean_error_and_then_forgotten(

@@ -29,7 +29,8 @@ class Durability(IntEnum):
     CACHE = 1
     """May be evicted at any time, or gone after a restart."""
     RELAXED = 2
-    """Survives the death of any process; a power cut may lose the last second (append-only file, fsync each second)."""
+    """Survives the death of every process of ours. A power cut may lose the last second; so may `kill -9` of the store
+    itself, up to two seconds while its disk stalls (`appendfsync everysec` puts writes off behind a running fsync)."""
     STRICT = 3
     """On disk (fsync before the answer), or confirmed by replicas, before the answer."""
 

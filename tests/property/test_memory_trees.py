@@ -1,0 +1,223 @@
+"""Random lives of a tree keep the invariants of memory (I1-I4, I6-I10, I13, I15, I16), in the twin and in a real
+Valkey, which must also answer alike. (I17, kill -9, is in tests/fault; I11, I12 and I14 come with what they speak of.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from katsura.domain.errors import KatsuraError, NotFoundError
+from katsura.domain.ids import TenantId, TreeId
+from katsura.domain.trees import Effect, Node, Step, Summary, SummaryBody, SummaryStatus, TreePolicy, cover_digest
+from katsura.memory.core.assemble import SegmentKind
+from katsura.memory.service import Assembled, Memory, Write
+from katsura.state.connect import Store
+from katsura.state.trees import Limits, TreeRef, TreeStore
+from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
+from katsura.state.trees_twin import TwinTreeStore
+from katsura.testing.store import EmbeddedStore
+
+NAMES = ["main", "b2", "b3", "b4", "b5"]
+branches = st.sampled_from(NAMES)
+small = st.integers(0, 6)
+operations = st.one_of(
+    st.tuples(st.just("grow"), branches, small, st.booleans()),
+    st.tuples(st.just("grow"), branches, small, st.booleans()),
+    st.tuples(st.just("effect"), branches, small, st.booleans()),
+    st.tuples(st.just("compress"), branches, small, st.booleans()),
+    st.tuples(st.just("lie"), branches, small, st.booleans()),
+    st.tuples(st.just("revise"), branches, small, st.booleans()),
+    st.tuples(st.just("fork"), branches, small, st.booleans()),
+    st.tuples(st.just("assemble"), branches, small, st.booleans()),
+)
+lives = st.lists(operations, max_size=30)
+counter = itertools.count()
+
+
+class Life:
+    """One tree, the operations done to it, and a plain model of what its branches should hold."""
+
+    def __init__(self, store: TreeStore) -> None:
+        self.memory = Memory(store, lambda: "unused", heartbeat_s=0.01)
+        self.ref = TreeRef(TenantId(f"t{next(counter)}"), TreeId("life"))
+        self.model: dict[str, list[str]] = {"main": []}
+        self.revision = 1
+        self.nodes: dict[int, Node] = {}
+        self.log: list[object] = []
+
+    async def begin(self) -> None:
+        await self.memory.create_tree(
+            self.ref.tenant, "", self.ref.tree, "the goal", ("a pin",), TreePolicy(hint_limit=2), {}
+        )
+
+    async def do(self, number: int, operation: tuple[str, str, int, bool]) -> None:
+        """One operation, twice under one request id; every error is a typed one."""
+        kind, branch, amount, flag = operation
+        act: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+            "grow": lambda: self._grow(number, branch, amount, flag, Effect.NONE),
+            "effect": lambda: self._grow(number, branch, amount, flag, Effect.IRREVERSIBLE),
+            "compress": lambda: self._compress(number, branch, None, flag),
+            "lie": lambda: self._compress(number, branch, SummaryBody("about INV-999"), flag),
+            "revise": lambda: self._revise(number, branch, amount),
+            "fork": lambda: self._fork(number, branch, amount),
+            "assemble": lambda: self._assemble(branch, amount),
+        }
+        try:
+            first = await act[kind]()
+        except KatsuraError as error:
+            self.log.append((kind, type(error).__name__, error.reason))
+            return
+        before = (await self.memory.get_tree(self.ref))[0].revision
+        if kind != "assemble":
+            assert await act[kind]() == first, "I10: the same request answers the same"
+        await self.memory.close()
+        tree, _ = await self.memory.get_tree(self.ref)
+        assert tree.revision >= before >= self.revision, "I1"
+        self.revision = tree.revision
+        self.log.append((kind, tree.revision, tree.node_count))
+
+    async def check(self) -> None:
+        """The invariants that can be seen from outside, over the whole tree."""
+        tree, branches = await self.memory.get_tree(self.ref)
+        assert {b.name for b in branches} == set(self.model)
+        for branch in branches:
+            path = (await self.memory.get_path(self.ref, branch.name, 0, 500)).nodes
+            said = [n.body.content for n in path if isinstance(n.body, Step)]
+            assert said == self.model[branch.name], "I3: nothing of one branch shows in another"
+            assert [n.depth for n in path] == list(range(1, len(path) + 1))
+            for node in path:
+                assert self.nodes.setdefault(node.node_id, node) == node, "I2: nodes never change"
+            await self._check_covers(branch.summary_head, path)
+        events = []
+        async for event in self.memory.watch(self.ref, "", 0):
+            events.append(event.position.revision)
+            if event.position.revision == tree.revision:
+                break
+        assert events == list(range(1, tree.revision + 1)), "I13"
+        stranger = TreeRef(TenantId("stranger"), self.ref.tree)
+        with pytest.raises(NotFoundError):
+            await self.memory.get_nodes(stranger, [1])
+
+    async def _check_covers(self, summary_id: int, path: tuple[Node, ...]) -> None:
+        position = {node.node_id: i for i, node in enumerate(path)}
+        end: int | None = None
+        while summary_id:
+            (node,) = await self.memory.get_nodes(self.ref, [summary_id])
+            assert isinstance(node.body, Summary)
+            first, last = position[node.body.first_covered], position[node.body.last_covered]
+            assert end is None or last + 1 == end, "I6: no gap, no overlap, in order"
+            assert cover_digest(n.content_hash for n in path[first : last + 1]) == node.body.cover_digest
+            end, summary_id = first, node.parent_id
+        assert end in (None, 0), "I6: the first cover begins at the root"
+
+    async def _grow(self, number: int, branch: str, amount: int, merge: bool, effect: Effect) -> object:
+        steps = [Step(f"does {i}" + " and more" * amount, effect=effect) for i in range(amount % 3 + 1)]
+        grown = await self.memory.grow(Write(f"g{number}", self.ref, branch, None, True), steps, merge)
+        path = (await self.memory.get_path(self.ref, branch, 0, 500)).nodes
+        before = self.model[branch]
+        after = [n.body.content for n in path if isinstance(n.body, Step)]
+        if after != before:
+            assert after == before + [s.content for s in steps], "I9: merging never mixes contents"
+        self.model[branch] = after
+        return grown
+
+    async def _compress(self, number: int, branch: str, body: SummaryBody | None, proceed: bool) -> object:
+        write = Write(f"c{number}", self.ref, branch, None, True)
+        written = await self.memory.compress(write, 0, body, "", (), proceed and body is None)
+        if body is not None and not proceed:
+            assert written.node.judgement is not None
+            assert written.node.judgement.status is SummaryStatus.FAILED
+        return written
+
+    async def _revise(self, number: int, branch: str, amount: int) -> object:
+        path = (await self.memory.get_path(self.ref, branch, 0, 500)).nodes
+        keep = len(path) * amount // 7
+        restore = path[keep - 1].node_id if keep else 0
+        write = Write(f"v{number}", self.ref, branch, None, True)
+        revised = await self.memory.revise(write, restore, "wrong", "", True)
+        self.model[revised.branch.name] = self.model[branch][:keep]
+        return revised
+
+    async def _fork(self, number: int, branch: str, amount: int) -> object:
+        path = (await self.memory.get_path(self.ref, branch, 0, 500)).nodes
+        keep = len(path) * amount // 7
+        at = path[keep - 1].node_id if keep else -1
+        made, position = await self.memory.fork(self.ref, f"f{number}", branch, at, "")
+        self.model.setdefault(made.name, self.model[branch][:keep])
+        return made, position
+
+    async def _assemble(self, branch: str, amount: int) -> Assembled:
+        room = 40 + 60 * amount
+        assembled = await self.memory.assemble_context(self.ref, branch, room, 0, "", False)
+        assembly = assembled.assembly
+        assert assembly.total_tokens <= room, "I4: the budget is never exceeded"
+        assert assembly.segments[0].kind is SegmentKind.PIN, "I4: pins are never dropped"
+        kinds = [s.kind for s in assembly.segments]
+        assert SegmentKind.HINT not in kinds or kinds.index(SegmentKind.HINT) >= len(kinds) - 2, (
+            "I3: hints last, capped"
+        )
+        for segment in assembly.segments:
+            if segment.kind is SegmentKind.SUMMARY:
+                (node,) = await self.memory.get_nodes(self.ref, [segment.node_id])
+                assert node.judgement is not None
+                assert node.judgement.status is SummaryStatus.VALID, "I7"
+        again = await self.memory.assemble_context(self.ref, branch, room, 0, "", False)
+        assert again.assembly == assembly, "I4: the same revision and request give the same bytes"
+        await self._check_prefix(branch, room, assembled)
+        return assembled
+
+    async def _check_prefix(self, branch: str, room: int, before: Assembled) -> None:
+        try:
+            write = Write("", self.ref, branch, None, True)
+            await self.memory.grow(write, [Step(f"later {self.revision}")], True)
+            self.model[branch].append(f"later {self.revision}")
+            after = await self.memory.assemble_context(self.ref, branch, room, 0, "", False)
+        except KatsuraError:
+            return
+        if not after.cut_moved:
+            old = [s.content for s in before.assembly.segments if s.kind is not SegmentKind.HINT]
+            assert [s.content for s in after.assembly.segments][: len(old)] == old, "I16: the prefix stays"
+
+
+async def live(store: TreeStore, operations: list[tuple[str, str, int, bool]]) -> list[object]:
+    life = Life(store)
+    await life.begin()
+    for number, operation in enumerate(operations):
+        await life.do(number, operation)
+    await life.check()
+    return life.log
+
+
+@settings(max_examples=60, deadline=None)
+@given(lives)
+def test_a_random_life_keeps_the_invariants(operations: list[tuple[str, str, int, bool]]) -> None:
+    asyncio.run(live(TwinTreeStore(Limits()), operations))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedStore]:
+    with EmbeddedStore() as server:
+        yield server
+
+
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lives)
+def test_a_real_store_lives_the_same_life_as_the_twin(
+    server: EmbeddedStore, operations: list[tuple[str, str, int, bool]]
+) -> None:
+    async def both() -> None:
+        connection = await Store.open(server.url, libraries=[MEMORY_FUNCTIONS])
+        try:
+            real = await live(RedisTreeStore(connection, Limits()), operations)
+        finally:
+            await connection.close()
+        assert real == await live(TwinTreeStore(Limits()), operations)
+
+    asyncio.run(both())
