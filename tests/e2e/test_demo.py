@@ -1,4 +1,4 @@
-"""`make run ONCE=1` as far as it is ours: the demo model, the real split, one trace, and transformers' own greedy ids."""
+"""The conversation of `make run`: the demo model, the real split, one trace, and transformers' own greedy ids."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from katsura.domain.ids import DEFAULT_TENANT
 from katsura.rpc.clock import SystemClock
 from katsura.rpc.context import CallContext
 from katsura.sdk import MemoryClient, connect
-from katsura.state.connect import connect as open_store
+from katsura.state.connect import Store
 from katsura.state.tenants import RedisTenantStore
 from katsura.testing.collector import Collector
+from katsura.text.digest import tokenizer_digest
 from katsura.text.template import ChatTemplate
 from katsura.text.tokenizer import Tokenizer
 
@@ -29,7 +30,7 @@ TRACED = {f"katsura-{role}" for role in ("gateway", "memory", "router", "attenti
 async def answers_in_trees(house: Up, digest: str) -> list[tuple[list[dict[str, str]], list[int]]]:
     """For every kept answer: the messages before it, as assembled, and the ids of its whole segment."""
     memory = next(p["address"] for p in house.run["processes"] if p["role"] == "memory")
-    store = await open_store(house.run["store_url"])
+    store = await Store.open(house.run["store_url"])
     tenant = await RedisTenantStore(store, SystemClock()).ensure_tenant(DEFAULT_TENANT)
     found = []
     async with connect(memory, internal_token=house.run["token"]) as connection:
@@ -60,7 +61,7 @@ async def test_the_demo_answers_with_transformers_greedy_ids_in_one_trace(demo_m
             house.until("◀")
             said = "".join(house.lines)
             tokenizer = Tokenizer.from_folder(demo_model)
-            kept = await answers_in_trees(house, tokenizer.digest.hex())
+            kept = await answers_in_trees(house, tokenizer_digest(demo_model))
             collector.wait_for(TRACED, 60)
     assert "The capital of France is Paris." in said
     assert "The capital of Italy is Rome." in said

@@ -1,12 +1,13 @@
 """Assembly: a branch as the messages of a prompt, under a token budget, with a prefix that stays the same.
 
-    goal and pins | summaries and raw steps in the order of the path | hints
-    never dropped | VALID summaries stand for their covers           | untrusted, last
+    goal and pins | summaries, raw steps and hints in the order of the path
+    never dropped | VALID summaries stand for their covers; hints are untrusted and stand where the branch turned
 
 What is left out is a function of the branch and the budget alone. Old raw steps are cut where the path's token count
 passes a multiple of half the room: the shown part grows to the high-water mark (the room), then the cut moves once,
 to the low-water mark, and stays there while the branch grows. So a prompt cache is lost once per half room, never at
-each step, and forks of one step share their prefix.
+each step, and forks of one step share their prefix. A hint never moves either, and never comes between a question and
+its answer (docs/adr/0008).
 
 The order of sacrifice: the oldest raw steps, hints, the oldest summaries, all of the newest summary but its open
 obligations. Goal, pins, open obligations and the newest step are never dropped: where they do not fit, the answer is
@@ -102,11 +103,11 @@ class _Chosen:
     """Which summaries and hints are shown, oldest first."""
 
     summaries: tuple[tuple[Shown, Segment], ...]
-    hints: tuple[Segment, ...]
+    hints: tuple[tuple[Shown, Segment], ...]
 
     @property
     def tokens(self) -> int:
-        return sum(segment.token_count for _, segment in self.summaries) + _cost(self.hints)
+        return _cost(segment for _, segment in (*self.summaries, *self.hints))
 
 
 def assemble(snapshot: Snapshot, room: int, *, tokenizer: bool) -> Assembly:
@@ -122,7 +123,7 @@ def assemble(snapshot: Snapshot, room: int, *, tokenizer: bool) -> Assembly:
     pins = _pin_segment(snapshot)
     steps = [_step_segment(shown) for shown in snapshot.steps]
     valid = [(shown, summary_segment(shown)) for shown in snapshot.summaries if _is_valid(shown.node.judgement)]
-    hints = [_hint_segment(shown) for shown in snapshot.hints]
+    hints = [(shown, _hint_segment(shown)) for shown in snapshot.hints]
     most_hints = snapshot.tree.policy.hint_limit
     chosen = _choose(valid, hints[-most_hints:], room - _cost(pins) - _cost(steps[-1:]), room)
     needed = _cost(pins) + chosen.tokens + _cost(steps[-1:])
@@ -135,8 +136,8 @@ def assemble(snapshot: Snapshot, room: int, *, tokenizer: bool) -> Assembly:
             metadata={"needed_tokens": str(needed), "room_tokens": str(room)},
         )
     first = _first_shown(snapshot, steps, room - _cost(pins) - chosen.tokens, room)
-    body = _in_path_order(chosen.summaries, list(zip(snapshot.steps, steps, strict=True))[first:])
-    segments = (*pins, *body, *chosen.hints)
+    raw = list(zip(snapshot.steps, steps, strict=True))[first:]
+    segments = (*pins, *_in_path_order((*chosen.summaries, *raw, *chosen.hints)))
     cut = snapshot.steps[first].node.depth - 1 if first < len(steps) else snapshot.branch.depth
     return Assembly(
         segments=segments,
@@ -162,7 +163,9 @@ def summary_segment(shown: Shown) -> Segment:
     return _segment(SegmentKind.SUMMARY, "user", "\n".join(lines), shown)
 
 
-def _choose(valid: Sequence[tuple[Shown, Segment]], hints: Sequence[Segment], left: int, room: int) -> _Chosen:
+def _choose(
+    valid: Sequence[tuple[Shown, Segment]], hints: Sequence[tuple[Shown, Segment]], left: int, room: int
+) -> _Chosen:
     """Summaries and hints, the newest of each first, within their shares of what pins and the newest step leave."""
     shown: list[tuple[Shown, Segment]] = []
     share = left // SUMMARY_SHARE
@@ -176,11 +179,12 @@ def _choose(valid: Sequence[tuple[Shown, Segment]], hints: Sequence[Segment], le
             break
         shown.append((summary, segment))
     left = min(left - _cost(segment for _, segment in shown), room // HINT_SHARE)
-    kept: list[Segment] = []
-    for hint in reversed(hints):
-        if _cost(kept) + hint.token_count > left:
+    kept: list[tuple[Shown, Segment]] = []
+    for hint, segment in reversed(hints):
+        if segment.token_count > left:
             break
-        kept.append(hint)
+        left -= segment.token_count
+        kept.append((hint, segment))
     return _Chosen(tuple(reversed(shown)), tuple(reversed(kept)))
 
 
@@ -198,16 +202,16 @@ def _first_shown(snapshot: Snapshot, steps: Sequence[Segment], left: int, room: 
     return next((i for i in range(fit, len(steps)) if starts[i] >= mark), len(steps) - 1)
 
 
-def _in_path_order(
-    summaries: Iterable[tuple[Shown, Segment]], steps: Iterable[tuple[Shown, Segment]]
-) -> tuple[Segment, ...]:
-    return tuple(segment for _, segment in sorted((*summaries, *steps), key=lambda pair: pair[0].node.depth))
+def _in_path_order(parts: Iterable[tuple[Shown, Segment]]) -> tuple[Segment, ...]:
+    """By depth; a hint has the depth of the step that it came back to, and follows it."""
+    ordered = sorted(parts, key=lambda part: (part[0].node.depth, part[1].kind is SegmentKind.HINT))
+    return tuple(segment for _, segment in ordered)
 
 
 def _dropped(
     snapshot: Snapshot,
     valid: Sequence[tuple[Shown, Segment]],
-    hints: Sequence[Segment],
+    hints: Sequence[tuple[Shown, Segment]],
     chosen: _Chosen,
     first: int,
 ) -> Iterable[Dropped]:
@@ -235,7 +239,7 @@ def _dropped(
     if snapshot.hints_rest.node_id:
         yield Dropped(SegmentKind.HINT, snapshot.hints_rest.node_id, HINT_LIMIT, snapshot.hints_rest.tokens)
     limit = snapshot.tree.policy.hint_limit
-    for age, hint in enumerate(reversed(hints[: len(hints) - len(chosen.hints)]), start=len(chosen.hints)):
+    for age, (_, hint) in enumerate(reversed(hints[: len(hints) - len(chosen.hints)]), start=len(chosen.hints)):
         yield Dropped(SegmentKind.HINT, hint.node_id, OVER_BUDGET if age < limit else HINT_LIMIT, hint.token_count)
 
 

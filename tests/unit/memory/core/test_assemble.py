@@ -22,11 +22,11 @@ def ids(assembly: Assembly) -> list[int]:
     return [segment.node_id for segment in assembly.segments]
 
 
-def test_the_order_is_pins_then_path_then_hints() -> None:
+def test_the_order_is_pins_then_path_with_each_hint_where_its_branch_turned() -> None:
     path = step_nodes(TEXT, TEXT, TEXT)
     summary = summary_node(4, path[:1], SummaryBody("did it"))
     assembly = assemble(
-        snapshot_of(path[1:], [summary], [hint_node(5, "too dear")], goal="find", pins=["be kind"]),
+        snapshot_of(path[1:], [summary], [hint_node(5, "too dear", restored_after=2)], goal="find", pins=["be kind"]),
         400,
         tokenizer=False,
     )
@@ -34,12 +34,12 @@ def test_the_order_is_pins_then_path_then_hints() -> None:
         SegmentKind.PIN,
         SegmentKind.SUMMARY,
         SegmentKind.STEP,
-        SegmentKind.STEP,
         SegmentKind.HINT,
+        SegmentKind.STEP,
     ]
     assert assembly.segments[0].content == "Goal: find\nConstraints:\n- be kind"
     assert assembly.segments[1].content == "[summary 4 of steps 1 to 1]\ndid it"
-    assert assembly.segments[-1].content.startswith("[untrusted history: branch main was abandoned")
+    assert assembly.segments[3].content.startswith("[untrusted history: branch main was abandoned")
     assert assembly.total_tokens == sum(s.token_count for s in assembly.segments)
     assert assembly.cut == 1
 
@@ -128,7 +128,7 @@ def test_old_summaries_make_way_before_new_ones() -> None:
 
 def test_hints_are_capped_by_count_and_by_share() -> None:
     path = step_nodes(TEXT)
-    hints = [hint_node(10 + i, "because") for i in range(4)]
+    hints = [hint_node(10 + i, "because", restored_after=1) for i in range(4)]
     few = assemble(snapshot_of(path, hints=hints, hint_limit=2), 4000, tokenizer=False)
     assert ids(few) == [1, 12, 13]
     assert {(d.node_id, d.reason) for d in few.dropped} == {(10, "hint-limit"), (11, "hint-limit")}
