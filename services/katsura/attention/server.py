@@ -237,25 +237,26 @@ class Probed:
 async def _stream(call: Call, live: int) -> AsyncIterator[pb.GenerateResponse]:
     """Answers to a generation as responses: tokens of one choice that came together travel together."""
     usage = common_pb2.Usage()
-    begun_ns = time.time_ns()
-    told_usage = told_first = False
+    begun_ns, first_ns = time.time_ns(), 0
+    told_usage = False
     while live:
         for choice, tokens, finish in _grouped(await call.take(), usage):
             response = pb.GenerateResponse(choice_index=choice, tokens=tokens, finish_reason=_FINISH[finish])
-            if tokens and not told_first:
-                told_first = True
+            if tokens and not first_ns:
+                first_ns = time.time_ns()
                 response.first_token_ms = (time.monotonic() - call.begun_s) * 1000
-                trace.record(
-                    names.SPAN_PREFILL, begun_ns, time.time_ns(), _tokens_of(usage), parent=trace.traceparent()
-                )
+                trace.record(names.SPAN_PREFILL, begun_ns, first_ns, _counts(usage), parent=trace.traceparent())
             live -= finish is not None
             if not told_usage or not live:
                 told_usage = True
                 response.usage.CopyFrom(usage)
             yield response
+    if first_ns:
+        drawn = {names.TOKEN_COUNT: usage.completion_tokens}
+        trace.record(names.SPAN_GENERATE, first_ns, time.time_ns(), drawn, parent=trace.traceparent())
 
 
-def _tokens_of(usage: common_pb2.Usage) -> dict[str, int]:
+def _counts(usage: common_pb2.Usage) -> dict[str, int]:
     return {names.TOKEN_COUNT: usage.prompt_tokens, names.CACHED_TOKENS: usage.cached_tokens}
 
 
