@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ class Tokenizer:
     on it. Immutable once made, and safe to share between threads.
 
     Attributes:
-        digest: 32 bytes that name this tokenizer (SHA-256 of tokenizer.json); ids kept elsewhere are keyed by it.
         special_tokens: `bos_token` and the like, as the chat template sees them.
         special_ids: ids of control tokens, which `decode` leaves out.
         eos_ids: tokens that end an answer.
@@ -39,7 +37,6 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_str(definition.decode("utf-8"))
         except Exception as error:  # the library raises nothing narrower
             raise DataLossError(f"tokenizer.json is not a tokenizer: {error}") from error
-        self.digest = hashlib.sha256(definition).digest()
         self.special_tokens = dict(special_tokens or {})
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(index for index, token in added.items() if token.special)

@@ -40,12 +40,6 @@ def test_eos_and_special_ids(byte_level: Tokenizer) -> None:
     assert byte_level.id_of("no such token") is None
 
 
-def test_the_digest_names_the_definition() -> None:
-    one, other = Tokenizer(defined([])), Tokenizer(defined([{"content": "<x>"}]))
-    assert len(one.digest) == 32
-    assert one.digest == Tokenizer(defined([])).digest != other.digest
-
-
 def test_the_bytes_of_tokens_join_to_the_text(byte_level: Tokenizer) -> None:
     text = "naïve 日本語 🎉 <|im_end|>\n"
     assert b"".join(byte_level.token_bytes(i) for i in byte_level.encode(text)) == text.encode()
