@@ -36,6 +36,8 @@ _FRAMES = metrics.counter(names.MEMBER_FRAMES, "Frames by what became of them.",
 _SECONDS = metrics.counter(names.MEMBER_FRAME_SECONDS, "Seconds spent computing frames.")
 _BYTES = metrics.gauge(names.MEMBER_LOADED_BYTES, "Bytes of weights held.")
 _INCARNATION_BITS = 63
+_LOAD_KEYS = 8
+"""Groups per Load command: between two of them the lease shows progress, and a newer table is noticed."""
 _WATCH_S = 5.0
 _RETRY_S = 1.0
 
@@ -123,7 +125,7 @@ class MemberService:
             wanted = self._wanted()
             await self._say(wanted.prepared_epoch, wanted.serving_epoch)
             if wanted.load:
-                await self._load(wanted.load)
+                await self._load(wanted.load[:_LOAD_KEYS])
             elif free := frozenset(wanted.free) - self._freeing:
                 self._freeing |= free
                 self._spawn(self._free(free))

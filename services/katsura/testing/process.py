@@ -72,6 +72,13 @@ class ServedProcess:
         """SIGTERM, and its exit status."""
         return await self._end(signal.SIGTERM)
 
+    async def ended(self) -> int:
+        """Wait until it ends by itself; its exit status."""
+        assert self._process is not None, "the process has not been started"
+        status = await self._process.wait()
+        await self._end(signal.SIGKILL)
+        return status
+
     def send(self, number: signal.Signals) -> None:
         """Send a signal (SIGSTOP, SIGCONT)."""
         os.kill(self.pid, number)
