@@ -82,8 +82,8 @@ async def test_an_agents_life_from_start_to_a_second_try(connection: Connection)
     assert [(s.kind, s.node_id) for s in context.segments] == [
         (pb.SEGMENT_KIND_PIN, 0),
         (pb.SEGMENT_KIND_SUMMARY, 3),
-        (pb.SEGMENT_KIND_STEP, 6),
         (pb.SEGMENT_KIND_HINT, 5),
+        (pb.SEGMENT_KIND_STEP, 6),
     ]
     assert context.total_tokens == sum(s.token_count for s in context.segments) <= 1900
     path = await memory.get_whole_path("trip")

@@ -125,7 +125,7 @@ def assemble(snapshot: Snapshot, room: int, *, tokenizer: bool) -> Assembly:
     valid = [(shown, summary_segment(shown)) for shown in snapshot.summaries if _is_valid(shown.node.judgement)]
     hints = [(shown, _hint_segment(shown)) for shown in snapshot.hints]
     most_hints = snapshot.tree.policy.hint_limit
-    chosen = _choose(valid, hints[-most_hints:], room - _cost(pins) - _cost(steps[-1:]), room)
+    chosen = _choose(valid, hints[-most_hints:], room - _cost(pins), _cost(steps[-1:]), room)
     needed = _cost(pins) + chosen.tokens + _cost(steps[-1:])
     if needed > room:
         raise OutOfRangeError(
@@ -164,11 +164,15 @@ def summary_segment(shown: Shown) -> Segment:
 
 
 def _choose(
-    valid: Sequence[tuple[Shown, Segment]], hints: Sequence[tuple[Shown, Segment]], left: int, room: int
+    valid: Sequence[tuple[Shown, Segment]], hints: Sequence[tuple[Shown, Segment]], left: int, newest: int, room: int
 ) -> _Chosen:
-    """Summaries and hints, the newest of each first, within their shares of what pins and the newest step leave."""
+    """Summaries and hints, the newest of each first, within their shares of what pins leave.
+
+    The shares do not depend on the newest step, or each step would change the prefix; only one so large that it does
+    not fit beside them takes from them.
+    """
     shown: list[tuple[Shown, Segment]] = []
-    share = left // SUMMARY_SHARE
+    left, share = left - newest, min(left // SUMMARY_SHARE, left - newest)
     for summary, segment in reversed(valid):
         if not shown and segment.token_count > left:
             short = _obligations_segment(summary)

@@ -149,3 +149,11 @@ def test_the_text_hash_covers_role_and_content() -> None:
     )
     assert user != tool
     assert len(user) == 16
+
+
+def test_a_long_newest_step_does_not_change_which_summaries_are_shown() -> None:
+    path = step_nodes(*[TEXT] * 5, TEXT * 12)
+    summaries = [summary_node(10 + i, path[i : i + 1], SummaryBody("s" * 60)) for i in range(4)]
+    short = assemble(snapshot_of(path[4:5], summaries), 300, tokenizer=False)
+    long = assemble(snapshot_of(path[4:], summaries), 300, tokenizer=False)
+    assert ids(long)[: len(short.segments)] == ids(short)
