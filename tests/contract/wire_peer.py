@@ -8,8 +8,9 @@ from __future__ import annotations
 import ssl
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from katsura.wire import shm, tcp
+from katsura.wire import shm, tcp, tls
 from katsura.wire.server import Server
 from katsura.wire.transport import Channel, Limits, Request
 
@@ -25,18 +26,9 @@ def hold(where: str) -> None:
     sys.stdin.readline()
 
 
-def server_tls(certificate: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    context.load_verify_locations(certificate)
-    context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
-def client_tls(certificate: str) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=certificate)
-    context.load_cert_chain(certificate)
-    return context
+def tls_of(make: Callable[[Path, Path, Path], ssl.SSLContext], certificate: str) -> ssl.SSLContext:
+    """One file holds certificate, key and authority."""
+    return make(Path(certificate), Path(certificate), Path(certificate))
 
 
 def listen(server: Server, backend: str, address: str, certificate: str) -> str:
@@ -44,14 +36,16 @@ def listen(server: Server, backend: str, address: str, certificate: str) -> str:
     if backend == "shm":
         shm.listen(server, address)
         return address
-    return str(tcp.listen(server, "127.0.0.1", 0, server_tls(certificate) if backend == "tls" else None))
+    return str(
+        tcp.listen(server, "127.0.0.1", 0, tls_of(tls.server_context, certificate) if backend == "tls" else None)
+    )
 
 
 def connect(backend: str, address: str, certificate: str, limits: Limits = LIMITS, timeout_s: float = 20.0) -> Channel:
     if backend == "shm":
         return shm.connect(address, {"who": "test"}, limits, timeout_s)
-    tls = client_tls(certificate) if backend == "tls" else None
-    return tcp.connect("127.0.0.1", int(address), {"who": "test"}, limits, timeout_s, tls, "localhost")
+    context = tls_of(tls.client_context, certificate) if backend == "tls" else None
+    return tcp.connect("127.0.0.1", int(address), {"who": "test"}, limits, timeout_s, context)
 
 
 def echo(request: Request) -> None:

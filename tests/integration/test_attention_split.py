@@ -47,7 +47,7 @@ async def split(model: TinyModel, run_folder: Path, member_count: int, transport
         await asyncio.to_thread(store.start)
         common = {"INTERNAL_TOKEN": "t", "STORE_URL": store.url}
         deployment = {"DEPLOYMENT": "tiny", "MODEL_PATH": model.folder, "FFN_SLICES": 8, "FFN_GROUPS": 4}
-        only = {"SOCKET_DIR": ""} if transport == "tcp" else {"DATA_LISTEN": "", "SOCKET_DIR": run_folder}
+        only = {"SOCKET_DIR": ""} if transport == "tcp" else {"DATA_LISTEN": "none", "SOCKET_DIR": run_folder}
         started = [
             await stack.enter_async_context(_process(module, name, run_folder, common | more))
             for module, name, more in (

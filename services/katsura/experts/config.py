@@ -27,7 +27,8 @@ class MemberConfig:
         torch_threads: threads of the compute process.
         hints_url: hints store; empty: no lease and no tables, Load alone decides (a bench).
         socket_dir: folder of the shared-memory socket; empty: none.
-        data_listen: `host:port` of the TCP data plane (port 0: any free one); empty: none. Off loopback it needs TLS.
+        data_listen: `host:port` of the TCP data plane (port 0: any free one); empty (`none` in the environment): no TCP.
+            Off loopback it needs TLS.
         data_host: host that shards reach it by, where `data_listen` names no address.
     """
 
@@ -52,6 +53,7 @@ class MemberConfig:
         env = Env(environ)
         kernels = env.text("KATSURA_KERNELS_PATH", "")
         store_url = env.text("KATSURA_STORE_URL", "")
+        data_listen = env.text("KATSURA_DATA_LISTEN", "127.0.0.1:0")
         env.names("KATSURA_MODEL_ALIASES")  # told to every process of a deployment; only those that lead use it
         config = cls(
             serve=ServeConfig.from_env(env, "experts"),
@@ -66,7 +68,7 @@ class MemberConfig:
             torch_threads=env.number("KATSURA_TORCH_THREADS", 1, low=1),
             hints_url=env.text("KATSURA_HINTS_URL", store_url) or store_url,
             socket_dir=env.text("KATSURA_SOCKET_DIR", ""),
-            data_listen=env.text("KATSURA_DATA_LISTEN", "127.0.0.1:0"),
+            data_listen="" if data_listen == "none" else data_listen,
             data_host=env.text("KATSURA_DATA_HOST", ""),
         )
         env.finish()

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from katsura.domain.cost import FrameCost
-from katsura.domain.errors import InternalError, KatsuraError
+from katsura.domain.errors import InternalError, InvalidArgumentError, KatsuraError
 from katsura.domain.leases import revision_id
 from katsura.domain.shape import layout_for
 from katsura.domain.units import MIB
@@ -120,6 +120,11 @@ def _listen(server: Server, config: MemberConfig) -> tuple[str, ...]:
         endpoints.append(f"shm:{path}")
     if config.data_listen:
         host, _, port = config.data_listen.rpartition(":")
+        if not (host and port.isdecimal()):
+            raise InvalidArgumentError(
+                f"KATSURA_DATA_LISTEN: expected host:port or none, got {config.data_listen!r}",
+                field="KATSURA_DATA_LISTEN",
+            )
         files = config.serve.tls
         context = tls.server_context(files.certificate, files.key, files.authority) if files else None
         bound = tcp.listen(server, host.strip("[]"), int(port), context)

@@ -31,7 +31,7 @@ class Env:
 
     def text(self, name: str, default: str | None = None) -> str:
         """A string; required where `default` is None."""
-        return self._read(name, default, str, "text")
+        return self._read(name, default, str, "text") or ""
 
     def number(self, name: str, default: int | None = None, *, low: int = 0, high: int = 2**62) -> int:
         """A whole number in [low, high]; required where `default` is None."""

@@ -49,7 +49,6 @@ def connect(
     limits: Limits,
     timeout_s: float,
     tls: ssl.SSLContext | None = None,
-    server_name: str | None = None,
 ) -> TcpChannel:
     """A channel to `host`:`port`, under TLS if `tls` is given; off loopback it must be.
 
@@ -66,7 +65,7 @@ def connect(
         _must_be_safe(sock.getpeername()[0], tls)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
-            sock = tls.wrap_socket(sock, server_hostname=server_name or host)
+            sock = tls.wrap_socket(sock, server_hostname=host)
         sock.setblocking(False)
         stream = _Stream(sock)
         greeting = control(Kind.HELLO, {**hello, **limits.as_json()})
