@@ -60,7 +60,7 @@ local function link(t, id)
   local p, l, j, d, k, c, a, b, h =
     string.match(raw, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%x+)$')
   return {id = id, parent = tonumber(p), len = tonumber(l), jump = tonumber(j), depth = tonumber(d),
-          tokens = tonumber(k), cum = tonumber(c), a = tonumber(a), b = tonumber(b), hash = h}
+          tokens = tonumber(k), cum = tonumber(c), a = tonumber(a), b = tonumber(b), hash = h, raw = raw}
 end
 
 -- Skew-binary jump pointer (Myers 1983): one per node gives every ancestor in O(log n), and forks share it.

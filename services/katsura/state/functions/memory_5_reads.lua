@@ -10,14 +10,10 @@ local function tokenized(t, id)
   return table.concat(digests, ' ')
 end
 
-local function raw_link(t, id)
-  return redis.call('HGET', t.links, id)
-end
-
--- One node as an array: id, link, record, verdict ('' but for summaries), blob, tokenizer digests.
-local function whole(t, id)
-  return {id, raw_link(t, id), redis.call('HGET', t.nodes, id), redis.call('HGET', t.verdicts, id) or '',
-          redis.call('HGET', t.blobs, id) or '', tokenized(t, id)}
+-- The node at a place as an array: id, link, record, verdict ('' but for summaries), blob, tokenizer digests.
+local function whole(t, at)
+  return {at.id, at.raw, redis.call('HGET', t.nodes, at.id), redis.call('HGET', t.verdicts, at.id) or '',
+          redis.call('HGET', t.blobs, at.id) or '', tokenized(t, at.id)}
 end
 
 -- {'OK', meta as a flat list, branches as a flat list}
@@ -35,8 +31,9 @@ register('nodes', function(keys, args)
   local answer, bytes = {'OK'}, 0
   for i = 2, #args do
     local id = tonumber(args[i])
-    if not link(t, id) or id == 0 then return {'NODE_NOT_FOUND', id, i - 2} end
-    local node = whole(t, id)
+    local at = link(t, id)
+    if not at or id == 0 then return {'NODE_NOT_FOUND', id, i - 2} end
+    local node = whole(t, at)
     bytes = bytes + #node[3] + #node[5]
     if i > 2 and bytes > tonumber(args[1]) then return {'TOO_LARGE', i - 2} end
     answer[i] = node
@@ -56,7 +53,7 @@ register('path', function(keys, args)
   if not at then return off_path end
   local answer = {'OK', cjson.encode(branch), 0}
   while at.depth > floor and #answer - 3 < most do
-    local node = whole(t, at.id)
+    local node = whole(t, at)
     bytes = bytes - #node[3] - #node[5]
     if bytes < 0 and #answer > 3 then break end
     answer[#answer + 1] = node
@@ -68,14 +65,15 @@ end, {'no-writes'})
 
 -- Rendered tokens of a node under the tokenizer, -1 where no ids are attached.
 local function count_tokens(t, tokens_key, id)
-  if not tokens_key or redis.call('HEXISTS', tokens_key, id) == 0 then return -1 end
-  return redis.call('HSTRLEN', tokens_key, id) / 4
+  local bytes = tokens_key and redis.call('HSTRLEN', tokens_key, id) or 0
+  return bytes > 0 and bytes / 4 or -1
 end
 
-local function shown(t, tokens_key, with_ids, id)
-  local count = count_tokens(t, tokens_key, id)
-  local ids = with_ids and count >= 0 and redis.call('HGET', tokens_key, id) or ''
-  return {id, raw_link(t, id), redis.call('HGET', t.nodes, id), redis.call('HGET', t.verdicts, id) or '', count, ids}
+local function shown(t, tokens_key, with_ids, at, judged)
+  local count = count_tokens(t, tokens_key, at.id)
+  local ids = with_ids and count >= 0 and redis.call('HGET', tokens_key, at.id) or ''
+  local judgement = judged and redis.call('HGET', t.verdicts, at.id) or ''
+  return {at.id, at.raw, redis.call('HGET', t.nodes, at.id), judgement, count, ids}
 end
 
 local function cost_of(unit, place)
@@ -90,7 +88,7 @@ local function raw_steps(t, branch, limit, most, tokens_key, with_ids)
       if verdict(t, summary.id) == VALID then at = link(t, summary.a) end
       summary = link(t, summary.parent)
     else
-      local unit = shown(t, tokens_key, with_ids, at.id)
+      local unit = shown(t, tokens_key, with_ids, at, false)
       spent = spent + cost_of(unit, at)
       units[#units + 1] = unit
       at = link(t, at.parent)
@@ -103,7 +101,7 @@ end
 local function chain(t, id, limit, most, tokens_key, with_ids)
   local units, spent, at = {}, 0, link(t, id)
   while at.id ~= 0 and spent <= limit and #units < most do
-    local unit = shown(t, tokens_key, with_ids, at.id)
+    local unit = shown(t, tokens_key, with_ids, at, true)
     spent = spent + cost_of(unit, at)
     units[#units + 1] = unit
     at = link(t, at.parent)
