@@ -96,7 +96,7 @@ async def until(found: Callable[[], Awaitable[T | None]], limit_s: float = 60.0)
     limit = time.monotonic() + limit_s
     while (value := await found()) is None:
         assert time.monotonic() < limit, "it did not come to that"
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
     return value
 
 

@@ -27,7 +27,7 @@ class MemberConfig:
         torch_threads: threads of the compute process.
         hints_url: hints store; empty: no lease and no tables, Load alone decides (a bench).
         socket_dir: folder of the shared-memory socket; empty: none.
-        data_listen: `host:port` of the TCP data plane (port 0: any free one); empty (`none` in the environment): no TCP.
+        data_listen: `host:port` of the TCP data plane (port 0: any free one); empty (`none` in the environment): none.
             Off loopback it needs TLS.
         data_host: host that shards reach it by, where `data_listen` names no address.
     """
