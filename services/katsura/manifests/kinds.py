@@ -268,7 +268,7 @@ class HintsSpec:
 class MemoryStoreSpec:
     """Where trees are kept. Without `redis` the platform brings its own server, without `hints` one plays both."""
 
-    durability: Durability = Durability.RELAXED
+    durability: Durability = Durability.STRICT
     redis: RedisSpec | None = None
     hints: HintsSpec | None = None
     replicas: Annotated[int, Rule("memory processes", 1, 64)] = 1

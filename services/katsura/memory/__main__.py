@@ -37,10 +37,7 @@ async def main() -> None:
     memory_service_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryServicer(memory), server.grpc)
     await server.start(memory_service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name)
 
-    async def ready() -> None:
-        server.set_ready(True)
-
-    server.keep(ready())  # once `run` listens for signals: whoever reads the ready line may send one at once
+    server.set_ready(True)
     try:
         await server.run(drain=memory.close)
     finally:

@@ -104,7 +104,7 @@ class Server:
         self._lasting: set[asyncio.Task[None]] = set()
 
     async def start(self, *services: str) -> str:
-        """Listen and answer calls (health says NOT_SERVING until `set_ready`); returns the bound address.
+        """Listen, answer calls (health says NOT_SERVING until `set_ready`) and heed signals; returns the bound address.
 
         Args:
             services: full names of the services added to `self.grpc`, for reflection.
@@ -114,6 +114,9 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self.address = self._bind(self.config.listen)
         await self.grpc.start()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
         watch_supervisor(self.config.supervisor_fd)
         if self.config.metrics_listen:
             host, _, port = self.config.metrics_listen.rpartition(":")
@@ -143,9 +146,6 @@ class Server:
 
     async def run(self, drain: Callable[[], Awaitable[None]] | None = None) -> None:
         """Serve until SIGTERM, SIGINT or `stop`; then refuse new work, drain and return."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
         await self._stop.wait()
         self.set_ready(False, "draining")
         if drain is not None:

@@ -31,7 +31,7 @@ class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability
     DURABILITY_CACHE: _Durability.ValueType  # 1
     """May be evicted at any time."""
     DURABILITY_RELAXED: _Durability.ValueType  # 2
-    """Survives the death of a process; a power cut may lose the last second."""
+    """Survives the death of every process but the store's; that, or a power cut, may lose the last two seconds."""
     DURABILITY_STRICT: _Durability.ValueType  # 3
     """On disk, or on a replica, before the answer."""
 
@@ -43,7 +43,7 @@ DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
 DURABILITY_CACHE: Durability.ValueType  # 1
 """May be evicted at any time."""
 DURABILITY_RELAXED: Durability.ValueType  # 2
-"""Survives the death of a process; a power cut may lose the last second."""
+"""Survives the death of every process but the store's; that, or a power cut, may lose the last two seconds."""
 DURABILITY_STRICT: Durability.ValueType  # 3
 """On disk, or on a replica, before the answer."""
 Global___Durability: _TypeAlias = Durability  # noqa: Y015
