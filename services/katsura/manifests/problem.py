@@ -164,7 +164,8 @@ def _helpers(
 
 def _kind(profile: AcceleratorProfile, catalogue: Catalogue) -> _Kind:
     spec = profile.spec
-    name = spec.device or profile.metadata.name
+    said_name = spec.device or profile.metadata.name
+    name = next((n for n in catalogue.devices if n.lower() == said_name.lower()), said_name)
     device = catalogue.devices.get(name) or _own_device(name, spec.capabilities)
     can = spec.capabilities
     said: dict[str, Any] = {

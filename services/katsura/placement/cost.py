@@ -21,9 +21,9 @@ class ErrorClass(StrEnum):
     """How far an estimate may be trusted."""
 
     MEASURED = "measured"
-    """Fitted on this device; within the batches and contexts that were seen."""
+    """Our own engine, on this kind of device (`katsura calibrate`)."""
     CALIBRATED = "calibrated"
-    """Coefficients fitted on other devices of its kind."""
+    """Coefficients fitted on other engines' published measurements, or on other devices of its kind."""
     PRIOR = "prior"
     """Data sheets and priors only."""
     EXTRAPOLATED = "extrapolated"
@@ -74,6 +74,7 @@ class Terms:
     layers: float
     linked_layers: float
     moe_layers: float
+    sequences: float
     prefill: float
 
 
@@ -85,6 +86,8 @@ class Coefficients:
     """What each of `Terms` really costs, and on which points that was learned.
 
     Attributes:
+        first: to the first token: fixed seconds, and factors on the prompt's own prefill, on one step, and on the
+            prefill of a whole batch (prompts that arrive together wait for each other).
         by_precision: factor on the whole step for an arithmetic (`fp4`).
         quantile_90: factor over the prediction below which nine of ten measured points lay.
         rows, date: how many points, and when.
@@ -97,8 +100,10 @@ class Coefficients:
     collective: float = 1.5
     layers: float = 66e-6
     linked_layers: float = 42e-6
-    moe_layers: float = 0.0
+    moe_layers: float = 2e-5
+    sequences: float = 1e-5
     prefill: float = 2.35
+    first: tuple[float, float, float, float] = (0.02, 2.35, 1.0, 0.05)
     by_precision: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     quantile_90: float = 1.6
     error_class: ErrorClass = ErrorClass.PRIOR
@@ -111,6 +116,11 @@ class Coefficients:
         """Seconds of one decode step."""
         total: float = sum(getattr(self, name) * getattr(terms, name) for name in TERMS)
         return self.by_precision.get(precision.arithmetic, 1.0) * total
+
+    def first_s(self, prefill_floor: float, step: float, batch: float) -> float:
+        """Seconds to the first token of a prompt that finds a place in a batch of `batch`."""
+        fixed, own, steps, burst = self.first
+        return fixed + own * prefill_floor + steps * step + burst * batch * prefill_floor
 
     def trust(self, batch: float, context: float) -> ErrorClass:
         """The error class of an estimate at this batch and context."""
@@ -164,6 +174,7 @@ def decode_terms(
         layers=card.layers,
         linked_layers=card.layers if g > 1 else 0,
         moe_layers=card.moe_layers,
+        sequences=local,
         prefill=batch / load.output * prefill_floor_s(card, device, precision, layout, load),
     )
 

@@ -85,7 +85,10 @@ def document(plan: Plan, problem: Problem, name: str = "plan") -> dict[str, Any]
             "alternatives": [
                 {"what": a.what, "hourlyUsd": _maybe(a.hourly_usd), "whyNot": a.why_not} for a in plan.alternatives
             ],
-            "oneMoreNode": [{"nodeClass": m.node_class, "changeUsd": _short(m.change_usd)} for m in plan.marginals],
+            "oneMoreNode": [
+                {"nodeClass": m.node_class, "changeUsd": _short(m.change_usd), "atMost": m.at_most}
+                for m in plan.marginals
+            ],
             "refused": [
                 {"service": r.service, "topology": r.topology, "device": r.device, "reason": r.reason, "why": r.detail}
                 for r in plan.refused

@@ -141,7 +141,7 @@ def _marginals(plan: Plan) -> list[str]:
     words = []
     for m in plan.marginals:
         saves = f"saves ${-m.change_usd:.2f}/h" if m.change_usd < -0.005 else "saves nothing"
-        words.append(f"{m.node_class}: {saves}")
+        words.append(f"{m.node_class}: {saves}{' at most' if m.at_most else ''}")
     return words
 
 

@@ -7,9 +7,9 @@ solver's, that needs numpy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -52,8 +52,10 @@ def fit(points: Sequence[Point], prior: Coefficients, error_class: ErrorClass, d
     scale = np.exp(theta[: x.shape[1]])
     factors = theta[x.shape[1] :]
     residual = target - np.log(x @ scale) - flags @ factors
-    return Coefficients(
-        **{f.name: float(value) for f, value in zip(fields(Terms), scale, strict=True)},
+    found: dict[str, Any] = {f.name: float(value) for f, value in zip(fields(Terms), scale, strict=True)}
+    return replace(
+        prior,
+        **found,
         by_precision=MappingProxyType({a: float(np.exp(v)) for a, v in zip(free, factors, strict=True)}),
         quantile_90=float(np.exp(np.quantile(residual, 0.9))),
         error_class=error_class,
@@ -62,6 +64,16 @@ def fit(points: Sequence[Point], prior: Coefficients, error_class: ErrorClass, d
         batch_range=(min(p.batch for p in points), max(p.batch for p in points)),
         context_range=(min(p.context for p in points), max(p.context for p in points)),
     )
+
+
+def fit_first(
+    rows: Sequence[tuple[float, float, float, float]], prior: Coefficients
+) -> tuple[float, float, float, float]:
+    """`Coefficients.first` from (prefill floor, step, batch, measured seconds to the first token)."""
+    x = np.array([(1.0, floor, step, batch * floor) for floor, step, batch, _ in rows])
+    target, weight = np.log([measured for *_, measured in rows]), np.ones(len(rows))
+    found = np.exp(_solve(x, np.zeros((len(rows), 0)), target, weight, np.maximum(prior.first, 1e-6)))
+    return float(found[0]), float(found[1]), float(found[2]), float(found[3])
 
 
 _Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]

@@ -132,11 +132,12 @@ def replica_point(
     if kv_bytes is not None:
         batch_max = max(1, min(batch_max, int(kv_bytes / sequence_bytes(card, precision, Layout(), load))))
 
+    floor = prefill_floor_s(card, device, precision, layout, load)
+
     def evaluate(batch: int) -> tuple[float, float]:
         itl = coefficients.step_s(decode_terms(card, device, precision, layout, batch, load), precision)
-        floor = prefill_floor_s(card, device, precision, layout, load)
-        prefill = coefficients.prefill * floor + coefficients.layers * card.layers
-        return itl, prefill + itl + wait_s(batch, load.output * itl)
+        first = coefficients.first_s(floor, itl, batch)
+        return itl, first + wait_s(batch, load.output * itl)
 
     found = largest_batch(min(fits, batch_max), slo, margin, evaluate)
     if isinstance(found, Refusal):

@@ -55,6 +55,8 @@ class Marginal:
 
     node_class: str
     change_usd: float
+    at_most: bool = False
+    """Only the linear relaxation was asked: no plan saves more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from katsura.placement.greedy import as_start, greedy
-from katsura.placement.highs import relax, solve
+from katsura.placement.highs import Answer, relax, solve
 from katsura.placement.merge import distribute, merge, merge_extra
 from katsura.placement.patterns import Column, Patterns
 from katsura.placement.problem import Effort, NodeClass, Objective, Problem
-from katsura.placement.program import Extra, build
+from katsura.placement.program import Built, Extra, build
 
 MERGE_COLUMNS: Final = 400
 """Columns above which equal nodes of different domains are counted together first."""
@@ -77,7 +77,7 @@ def solve_columns(
     built = build(problem, columns, extra)
     relaxed, reduced = relax(built.program)
     start = as_start(problem, columns, counts or greedy(problem, columns), built)
-    answer = solve(built.program, effort, start)
+    answer = _solve_whole(built, relaxed, effort, start)
     values = answer.values or start
     unmet = sum(values[i] for i in built.w.values()) * built.penalty
     bound = max(relaxed.bound, answer.bound)
@@ -90,6 +90,20 @@ def solve_columns(
         reduced=reduced,
         moves=0.0,
     )
+
+
+def _solve_whole(built: Built, relaxed: Answer, effort: Effort, start: tuple[float, ...]) -> Answer:
+    """Serve everything where that can be: a small unmet part must never hide within the gap."""
+    if relaxed.values is not None and all(relaxed.values[i] < 1e-9 for i in built.w.values()):
+        highest = [built.program.high[i] for i in built.w.values()]
+        for i in built.w.values():
+            built.program.high[i] = 0.0
+        answer = solve(built.program, effort, start)
+        if answer.values is not None:
+            return answer
+        for i, high in zip(built.w.values(), highest, strict=True):
+            built.program.high[i] = high
+    return solve(built.program, effort, start)
 
 
 def _part(effort: Effort, share: float) -> Effort:

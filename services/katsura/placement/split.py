@@ -207,7 +207,9 @@ def pool_point(
 
     def evaluate(batch: int) -> tuple[float, float]:
         itl, _ = step(batch)
-        return itl, one_prompt + itl + wait_s(batch, load.output * itl)
+        fixed, _, steps, burst = a.coefficients.first
+        first = fixed + steps * itl + one_prompt * (1 + burst * batch / a.members)
+        return itl, first + wait_s(batch, load.output * itl)
 
     found = largest_batch(min(fits, batch_max), slo, margin, evaluate)
     if isinstance(found, Refusal):

@@ -22,6 +22,8 @@ _ALTERNATIVES_MAX: Final = 6
 _LOOSER: Final = (1.25, 1.5, 2.0, 3.0, 5.0)
 _MORE_NODES_MAX: Final = 64
 _MARGINALS_MAX: Final = 8
+_SOLVED_COLUMNS: Final = 200
+"""Columns above which one more node is asked of the relaxation only."""
 
 
 _Way = tuple[str, Callable[[Column], bool]]
@@ -71,17 +73,25 @@ class Variations:
             if missing:
                 found.append(Alternative(what, None, f"no pattern of {_list(sorted(missing))} is left"))
                 continue
-            outcome = _ask(problem, kept, self._effort)
-            if outcome is None:
-                continue
-            if outcome.unmet:
-                found.append(Alternative(what, None, f"cannot serve all of {_list(outcome.unmet)}"))
-            else:
-                bound = relax(build(problem, kept).program)[0].bound
-                why = _why_not(problem, self._made, outcome.hourly_usd, bound)
-                found.append(Alternative(what, outcome.hourly_usd, why))
+            found.append(self._alternative(what, kept))
         ranked = sorted(found, key=lambda a: (a.hourly_usd is None, a.hourly_usd or 0.0, a.what))
         return tuple(ranked[:_ALTERNATIVES_MAX])
+
+    def _alternative(self, what: str, kept: Sequence[Column]) -> Alternative:
+        built = build(self._problem, kept)
+        relaxed, _ = relax(built.program)
+        assert relaxed.values is not None
+        short = [name for name, i in built.w.items() if relaxed.values[i] > 1e-6]
+        made = self._made
+        if short:
+            return Alternative(what, None, f"cannot serve all of {_list(short)}")
+        if self._problem.objective is Objective.COST and relaxed.bound > made.value * 1.002 and made.feasible:
+            more = relaxed.bound / made.value - 1
+            return Alternative(what, relaxed.bound, f"at least {more:.0%} more, proven by its bound")
+        outcome = _ask(self._problem, kept, self._effort)
+        if outcome is None or outcome.unmet:
+            return Alternative(what, None, "no whole plan found in the time of a variation")
+        return Alternative(what, outcome.hourly_usd, _why_not(self._problem, made, outcome.hourly_usd))
 
     def marginals(self) -> tuple[Marginal, ...]:
         """What one more node of each class that is used up would change, largest saving first."""
@@ -91,6 +101,9 @@ class Variations:
         found = []
         for c in problem.classes:
             if not self._used.issuperset(c.nodes) or self._reduced.get(f"y:{c.name}", 0.0) > -1e-6:
+                continue
+            if len(self._columns) > _SOLVED_COLUMNS:
+                found.append(Marginal(c.name, self._reduced[f"y:{c.name}"], at_most=True))
                 continue
             wider = replace(problem, classes=tuple(_grown(k) if k is c else k for k in problem.classes))
             outcome = _ask(wider, self._columns, self._effort)
@@ -138,14 +151,13 @@ def _is_not(service: str, topology: str) -> Callable[[Column], bool]:
     return lambda column: column.service != service or column.topology != topology
 
 
-def _why_not(problem: Problem, made: Plan, hourly: float, bound: float) -> str:
-    if problem.objective is Objective.COST:
-        more = hourly - made.hourly_usd
-        if more > 0.005:
-            proof = "; proven by its bound" if bound > made.value + 1e-6 else ""
-            return f"${more:.2f}/h more (+{more / max(made.hourly_usd, 1e-9):.0%}){proof}"
-        return "costs the same" if more > -0.005 else f"${-more:.2f}/h less, within the gap of {made.gap:.1%}"
-    return f"worse in {problem.objective.value}, which this plan optimises"
+def _why_not(problem: Problem, made: Plan, hourly: float) -> str:
+    if problem.objective is not Objective.COST:
+        return f"worse in {problem.objective.value}, which this plan optimises"
+    more = hourly - made.hourly_usd
+    if more > 0.005:
+        return f"${more:.2f}/h more (+{more / max(made.hourly_usd, 1e-9):.0%})"
+    return "costs the same" if more > -0.005 else f"${-more:.2f}/h less, within the gap of {made.gap:.1%}"
 
 
 def _grown(c: NodeClass) -> NodeClass:
@@ -163,6 +175,10 @@ def _looser_questions(problem: Problem) -> Iterator[tuple[str, Problem, Extra | 
         yield "one domain instead of several", _each(problem, domains_min=1), None
     for c in problem.classes:
         yield "", problem, Extra(more_nodes={c.name: _MORE_NODES_MAX})
+    free = replace(_each(problem, spot_share=1.0, domains_min=1), budget_usd=None, quotas={})
+    if free != problem:
+        more = Extra(more_nodes=dict.fromkeys((c.name for c in problem.classes), _MORE_NODES_MAX))
+        yield "no budget, quotas, spot or domain limits, and more nodes", free, more
 
 
 def _each(problem: Problem, **changes: object) -> Problem:

