@@ -96,6 +96,7 @@ def build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     _add_model(commands, as_json)
     _add_key(commands, data, as_json)
     _add_plan(commands)
+    _add_calibrate(commands)
     _leaf(commands, "version", "print the version", _version)
     return parser
 
@@ -254,6 +255,26 @@ def _add_plan(commands: Any) -> None:
     )
 
 
+def _add_calibrate(commands: Any) -> None:
+    parser = _leaf(
+        commands,
+        "calibrate",
+        "time what runs, and write coefficients for plans",
+        _calibrate,
+        epilog="Times a running `katsura up` (or any OpenAI-compatible server) at several batches; about a minute.",
+    )
+    parser.add_argument("-f", "--file", type=Path, action="append", default=[], help="the ModelDeployment that runs")
+    parser.add_argument("--device", required=True, help="catalogue device it runs on, such as cpu or H100")
+    parser.add_argument("--units", type=int, default=1, help="accelerators or cores of one replica (default: 1)")
+    parser.add_argument("--url", default="http://127.0.0.1:8080", help="server to time (default: %(default)s)")
+    parser.add_argument("--api-key", default="", metavar="KEY", help="API key, where it wants one")
+    parser.add_argument(
+        "--table", type=Path, metavar="CSV", help="read times instead: batch,prompt,output,itl_ms,ttft_ms"
+    )
+    parser.add_argument("--config", action="append", default=[], metavar="NAME=FILE", help="config.json of the model")
+    parser.add_argument("-o", "--out", type=Path, default=Path("calibration.json"), help="(default: %(default)s)")
+
+
 def _port(text: str) -> int:
     value = int(text)
     if not 0 <= value <= 65535:
@@ -383,6 +404,18 @@ def _plan(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Ex
         svg=a.svg,
     )
     return run_plan(options, environ, out)
+
+
+def _calibrate(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    try:
+        from katsura.cli.calibrate import CalibrateOptions, calibrate
+    except ModuleNotFoundError as error:
+        raise FailedPreconditionError(f"{error.name} is missing: pip install 'katsura[plan]'") from error
+
+    options = CalibrateOptions(
+        tuple(a.file), a.device, a.out, a.url, a.api_key, a.table, a.units, tuple(a.config)
+    )  # fmt: skip
+    return calibrate(options, environ, out)
 
 
 def _version(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:

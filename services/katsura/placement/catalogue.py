@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any, Final
@@ -158,6 +158,18 @@ class Catalogue:
             if device is not None and device.is_cpu:
                 return device
         return self.named("cpu")
+
+
+def cores_of(core: Device, count: int, ram_bytes: float) -> Device:
+    """`count` cores of a node with `ram_bytes` as one device: rates add up, memory is the node's."""
+    return replace(
+        core,
+        teraflops={name: rate * count for name, rate in core.teraflops.items()},
+        memory_gb_s=core.memory_gb_s * count,
+        memory_gib=ram_bytes / GIB,
+        reserved_gib=0.5,
+        watts=core.watts * count,
+    )
 
 
 def read_catalogue(text: str) -> Catalogue:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import islice, product
 from typing import Final
 
-from katsura.domain.units import GIB
-from katsura.placement.catalogue import Device
+from katsura.placement.catalogue import Device, cores_of
 from katsura.placement.cost import Layout
 from katsura.placement.operate import Point, Refusal, replica_point
 from katsura.placement.problem import SPLIT, UNIFIED, HelperService, ModelService, NodeClass, Problem
@@ -70,7 +69,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class _Unit:
+class Unit:
     """A slice of a node that one process takes: `count` accelerators or cores, seen as `device`."""
 
     device: Device
@@ -81,8 +80,8 @@ class _Unit:
 @dataclass(frozen=True, slots=True)
 class _Shape:
     topology: str
-    attention: _Unit
-    experts: _Unit | None
+    attention: Unit
+    experts: Unit | None
     shards: int
     members: int
     point: Point
@@ -139,23 +138,11 @@ def _helper_columns(service: HelperService, classes: Iterable[NodeClass]) -> Ite
             yield Column(service.name, "Helper", (member,), service.capacity, None, c.domain, c.spot)
 
 
-def units_of(c: NodeClass) -> list[_Unit]:
+def units_of(c: NodeClass) -> list[Unit]:
     """The slices that a process may take of a node of class `c`."""
     if c.device is not None:
-        return [_Unit(c.device, n, False) for n in _TENSOR if n <= c.accelerators]
-    return [_Unit(_cores(c.core, n, c.ram_bytes), n, True) for n in _TENSOR if n <= c.cores]
-
-
-def _cores(core: Device, count: int, ram_bytes: float) -> Device:
-    """`count` cores of a node as one device: rates add up, memory is the node's."""
-    return replace(
-        core,
-        teraflops={name: rate * count for name, rate in core.teraflops.items()},
-        memory_gb_s=core.memory_gb_s * count,
-        memory_gib=ram_bytes / GIB,
-        reserved_gib=0.5,
-        watts=core.watts * count,
-    )
+        return [Unit(c.device, n, False) for n in _TENSOR if n <= c.accelerators]
+    return [Unit(cores_of(c.core, n, c.ram_bytes), n, True) for n in _TENSOR if n <= c.cores]
 
 
 def _shapes(service: ModelService, problem: Problem, refused: list[Refused]) -> list[_Shape]:
@@ -193,7 +180,7 @@ def _margin(problem: Problem, device: Device) -> float:
 
 
 def _unified(
-    service: ModelService, problem: Problem, kind: str, units: Sequence[_Unit], refused: list[Refused]
+    service: ModelService, problem: Problem, kind: str, units: Sequence[Unit], refused: list[Refused]
 ) -> Iterator[_Shape]:
     last: Refusal | None = None
     found = False
@@ -223,8 +210,8 @@ def _unified(
 def _split(
     service: ModelService,
     problem: Problem,
-    attention: Sequence[_Unit],
-    experts: Sequence[_Unit],
+    attention: Sequence[Unit],
+    experts: Sequence[Unit],
 ) -> list[_Shape]:
     fixed = service.replicas
     shards = (fixed["attention"],) if "attention" in fixed else _SHARDS
@@ -236,7 +223,7 @@ def _split(
         point = pool_point(
             service.card,
             service.precision,
-            _pool(problem, a, e, s, m),
+            pool_of(problem, a, e, s, m),
             service.load,
             service.slo,
             max(_margin(problem, a.device), _margin(problem, e.device)),
@@ -248,12 +235,12 @@ def _split(
     return shapes
 
 
-def _holds(service: ModelService, e: _Unit, members: int) -> bool:
+def _holds(service: ModelService, e: Unit, members: int) -> bool:
     held = member_bytes(service.card, service.precision, members, 1 if e.is_cpu else e.count)
     return held <= e.device.usable_bytes
 
 
-def _pool(problem: Problem, a: _Unit, e: _Unit, shards: int, members: int) -> Pool:
+def pool_of(problem: Problem, a: Unit, e: Unit, shards: int, members: int) -> Pool:
     """The pool of one pair of units: equal accelerators share a fast domain, others meet on the network."""
     of, hop = problem.calibration.of, problem.calibration.hop_s
     near = a.device.name == e.device.name
@@ -292,7 +279,7 @@ def _spread(service: ModelService, shape: _Shape, problem: Problem, classes: Seq
                 yield Column(service.name, SPLIT, (leader, member), point.requests_s, point, first.domain, spot)
 
 
-def _fits(service: ModelService, unit: _Unit, member: Member, c: NodeClass) -> bool:
+def _fits(service: ModelService, unit: Unit, member: Member, c: NodeClass) -> bool:
     """Whether one process of `member` fits one node of `c`, which has the right kind of device."""
     if service.devices and _kind_name(c) not in service.devices:
         return False
@@ -306,7 +293,7 @@ def _fits(service: ModelService, unit: _Unit, member: Member, c: NodeClass) -> b
     )
 
 
-def _member(problem: Problem, role: str, c: NodeClass, unit: _Unit, count: int, memory_bytes: float) -> Member:
+def _member(problem: Problem, role: str, c: NodeClass, unit: Unit, count: int, memory_bytes: float) -> Member:
     helpers = problem.calibration.helpers
     base = helpers["process_ram_bytes"]
     if unit.is_cpu:

@@ -1,0 +1,158 @@
+"""`katsura calibrate`: time a running deployment (or read a table of times) and write its device's coefficients.
+
+Any OpenAI-compatible server can be timed; ours is the one that plans are made for. The file goes to
+`katsura plan --calibration`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+
+from katsura.cli.exit import Exit
+from katsura.cli.plan import configs_of, read_text
+from katsura.domain.errors import InvalidArgumentError, UnavailableError
+from katsura.domain.shape import DType
+from katsura.manifests.cluster import read_cluster
+from katsura.manifests.kinds import ModelDeployment
+from katsura.placement import calibration, catalogue
+from katsura.placement.calibration import coefficients_as_json
+from katsura.placement.card import read_card
+from katsura.placement.catalogue import cores_of
+from katsura.placement.cost import BF16, F32, Coefficients, Layout, Load, decode_terms
+from katsura.placement.measured import Measurement, learn, read_table
+
+GRID = ((1, 64), (1, 512), (2, 64), (4, 64), (4, 256), (8, 64))
+"""(requests at once, words of each prompt) that are timed."""
+_OUTPUT_TOKENS = 32
+_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateOptions:
+    """What may be said on the command line. `units` are accelerators or cores of one replica."""
+
+    files: tuple[Path, ...]
+    device: str
+    out: Path
+    url: str = ""
+    api_key: str = ""
+    table: Path | None = None
+    units: int = 1
+    configs: tuple[str, ...] = ()
+
+
+def calibrate(options: CalibrateOptions, environ: Mapping[str, str], console: Console) -> Exit:
+    """Measure or read, fit, write the file and say how well it fits."""
+    cluster = read_cluster([(str(path), read_text(path)) for path in options.files])
+    if len(cluster.bundle.deployments) != 1:
+        raise InvalidArgumentError("name the one ModelDeployment that is measured (-f)", field="file")
+    deployment = cluster.bundle.deployments[0]
+    config = configs_of(cluster, options.configs, environ)[deployment.metadata.name]
+    card = read_card(config, deployment.metadata.name)
+    if options.table is not None:
+        measured = read_table(read_text(options.table))
+    else:
+        measured = asyncio.run(_measure_url(options, deployment, console))
+    base = catalogue.built_in().named(options.device)
+    device = cores_of(base, options.units, 2.0**40) if base.is_cpu else base
+    layout = Layout() if base.is_cpu else Layout(options.units)
+    precision = BF16 if deployment.spec.dtype is DType.BF16 else F32
+    prior = calibration.built_in().of(base)
+    found = learn(measured, card, device, precision, layout, prior, datetime.now(UTC).date().isoformat())
+    _write(options.out, options.device, found)
+    for m in measured:
+        terms = decode_terms(card, device, precision, layout, m.batch, Load(m.prompt, m.output))
+        predicted = found.step_s(terms, precision) - found.prefill * terms.prefill
+        console.print(
+            f"batch {m.batch:3}  prompt {m.prompt:5}: {m.itl_s * 1e3:7.1f} ms measured, {predicted * 1e3:7.1f} ms fitted",
+            highlight=False,
+        )
+    console.print(f"wrote {options.out}; use it: katsura plan --calibration {options.out}", highlight=False)
+    return Exit.OK
+
+
+def _write(path: Path, device: str, found: Coefficients) -> None:
+    """Keep other devices of the file."""
+    devices = dict(calibration.read_devices(path.read_text())) if path.exists() else {}
+    devices[device] = found
+    text = json.dumps({"devices": {name: coefficients_as_json(c) for name, c in devices.items()}}, indent=1)
+    path.write_text(text + "\n")
+
+
+async def _measure_url(
+    options: CalibrateOptions, deployment: ModelDeployment, console: Console
+) -> tuple[Measurement, ...]:
+    headers = {"authorization": f"Bearer {options.api_key}"} if options.api_key else {}
+    async with httpx.AsyncClient(base_url=options.url, headers=headers, timeout=_TIMEOUT_S) as client:
+        return await measure(client, deployment.metadata.name, GRID, console)
+
+
+async def measure(
+    client: httpx.AsyncClient, model: str, grid: Sequence[tuple[int, int]], console: Console
+) -> tuple[Measurement, ...]:
+    """Time `model` behind `client` at every point of `grid`, after one request that warms it up.
+
+    Raises:
+        UnavailableError: the server does not answer, or answers without tokens.
+    """
+    await _ask(client, model, 16, 0)
+    made = []
+    for serial, (batch, words) in enumerate(grid, 1):
+        console.print(f"{batch} at once, prompts of {words} words", style="dim", highlight=False)
+        answers = await asyncio.gather(*(_ask(client, model, words, 100 * serial + i) for i in range(batch)))
+        made.append(
+            Measurement(
+                batch=batch,
+                prompt=round(statistics.median(a.prompt for a in answers)),
+                output=round(statistics.median(len(a.times) for a in answers)),
+                itl_s=statistics.median((a.times[-1] - a.times[0]) / (len(a.times) - 1) for a in answers),
+                ttft_s=statistics.median(a.times[0] - a.begun for a in answers),
+            )
+        )
+    return tuple(made)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    begun: float
+    times: tuple[float, ...]
+    prompt: int
+
+
+async def _ask(client: httpx.AsyncClient, model: str, words: int, serial: int) -> _Answer:
+    """One streamed answer. Every prompt begins differently, so that nothing of it is held already."""
+    text = " ".join(f"{serial * 7919 + i * 104729 % 9973}" for i in range(words))
+    body = {
+        "model": model,
+        "stream": True,
+        "max_tokens": _OUTPUT_TOKENS,
+        "temperature": 0,
+        "stream_options": {"include_usage": True},
+        "messages": [{"role": "user", "content": f"Count on from these numbers and never stop: {text}"}],
+    }
+    begun, times, prompt = time.perf_counter(), [], words
+    try:
+        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            response.raise_for_status()
+            async for line in response.aiter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                event = json.loads(line[6:])
+                if any(c.get("delta", {}).get("content") for c in event.get("choices", ())):
+                    times.append(time.perf_counter())
+                prompt = (event.get("usage") or {}).get("prompt_tokens", prompt)
+    except (httpx.HTTPError, ValueError) as error:
+        raise UnavailableError(f"{client.base_url} cannot be timed: {error}; is `katsura up` running?") from error
+    if len(times) < 2:
+        raise UnavailableError(f"{client.base_url} answered {len(times)} tokens; at least 2 are needed to time one")
+    return _Answer(begun, tuple(times), int(prompt))

@@ -1,0 +1,82 @@
+"""Measurements of a running deployment as coefficients of its device.
+
+`katsura calibrate` makes or reads the measurements; `calibration` keeps what comes out.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from katsura.domain.errors import InvalidArgumentError
+from katsura.placement.card import ModelCard
+from katsura.placement.catalogue import Device
+from katsura.placement.cost import Coefficients, ErrorClass, Layout, Load, Precision, decode_terms, prefill_floor_s
+from katsura.placement.fit import Point, fit, fit_first
+
+_COLUMNS = ("batch", "prompt", "output", "itl_ms", "ttft_ms")
+POINTS_MIN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """`batch` requests at once, each of `prompt` tokens answered by `output`; medians in seconds."""
+
+    batch: int
+    prompt: int
+    output: int
+    itl_s: float
+    ttft_s: float
+
+
+def read_table(text: str) -> tuple[Measurement, ...]:
+    """Measurements from CSV with the columns batch, prompt, output, itl_ms, ttft_ms.
+
+    Raises:
+        InvalidArgumentError: a column or a number is missing.
+    """
+    try:
+        rows = [tuple(float(entry[name]) for name in _COLUMNS) for entry in csv.DictReader(io.StringIO(text))]
+        if not rows or any(value <= 0 for row in rows for value in row):
+            raise ValueError("there must be rows, and every number above 0")
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"the table needs the columns {', '.join(_COLUMNS)} with numbers in each row: {error!r}", field="table"
+        ) from error
+    return tuple(Measurement(int(b), int(p), int(o), itl / 1e3, ttft / 1e3) for b, p, o, itl, ttft in rows)
+
+
+def learn(
+    measurements: Sequence[Measurement],
+    card: ModelCard,
+    device: Device,
+    precision: Precision,
+    layout: Layout,
+    prior: Coefficients,
+    date: str,
+) -> Coefficients:
+    """Coefficients of `device` as measured, drawn to `prior` where the measurements say little.
+
+    Raises:
+        InvalidArgumentError: fewer than `POINTS_MIN` measurements.
+    """
+    if len(measurements) < POINTS_MIN:
+        raise InvalidArgumentError(
+            f"{len(measurements)} measurements cannot tell memory from arithmetic; give at least {POINTS_MIN}, of "
+            "several batches and prompts",
+            field="table",
+        )
+    points, first = [], []
+    for m in measurements:
+        load = Load(m.prompt, m.output)
+        terms = decode_terms(card, device, precision, layout, m.batch, load)
+        # All requests begin together: their prefill is over when the tokens that are timed begin.
+        points.append(Point(replace(terms, prefill=0.0), precision, m.itl_s, m.batch, load.context))
+    found = fit(points, prior, ErrorClass.MEASURED, date)
+    for m, point in zip(measurements, points, strict=True):
+        floor = prefill_floor_s(card, device, precision, layout, Load(m.prompt, m.output))
+        first.append((floor, found.step_s(point.terms, precision), float(m.batch), m.ttft_s))
+    times = fit_first(first, prior)
+    return replace(found, first=times, prefill=max(found.prefill, times[1]))

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from rich.console import Console
+
+from katsura.cli.calibrate import CalibrateOptions, calibrate, measure
+from katsura.cli.exit import Exit
+from katsura.cli.main import run
+from katsura.domain.errors import UnavailableError
+from katsura.placement.calibration import read_devices
+from katsura.placement.cost import ErrorClass
+
+LAPTOP = Path(__file__).resolve().parents[3] / "deploy" / "samples" / "clusters" / "laptop.yaml"
+TABLE = "batch,prompt,output,itl_ms,ttft_ms\n1,64,32,40,90\n2,64,32,46,150\n4,256,32,60,900\n8,64,32,82,500\n"
+
+
+class Words(httpx.AsyncByteStream):
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for _ in range(self.count):
+            yield b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n'
+        yield b'data: {"choices": [], "usage": {"prompt_tokens": 77}}\n\ndata: [DONE]\n\n'
+
+
+def client(count: int, status: int = 200) -> httpx.AsyncClient:
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert json.loads(request.content)["stream"]
+        return httpx.Response(status, stream=Words(count))
+
+    return httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://it")
+
+
+async def test_streams_are_timed_at_every_point_of_the_grid() -> None:
+    made = await measure(client(5), "m", ((1, 8), (3, 16)), Console(file=io.StringIO()))
+    assert [(m.batch, m.prompt, m.output) for m in made] == [(1, 77, 5), (3, 77, 5)]
+    assert all(m.itl_s > 0 and m.ttft_s > 0 for m in made)
+
+
+@pytest.mark.parametrize(("count", "status"), [(1, 200), (5, 503)])
+async def test_a_server_that_cannot_be_timed_is_said(count: int, status: int) -> None:
+    with pytest.raises(UnavailableError):
+        await measure(client(count, status), "m", ((1, 8),), Console(file=io.StringIO()))
+
+
+def test_a_table_becomes_measured_coefficients_beside_others(tmp_path: Path) -> None:
+    table, out = tmp_path / "t.csv", tmp_path / "c.json"
+    table.write_text(TABLE)
+    for device in ("cpu", "cpu-amx"):
+        options = CalibrateOptions((LAPTOP,), device, out, table=table)
+        assert calibrate(options, {}, Console(file=io.StringIO())) is Exit.OK
+    found = read_devices(out.read_text())
+    assert set(found) == {"cpu", "cpu-amx"}
+    assert found["cpu"].error_class is ErrorClass.MEASURED
+    assert found["cpu"].rows == 4
+
+
+def test_the_command_line_reaches_it(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(TABLE)
+    words = ["calibrate", "-f", str(LAPTOP), "--device", "cpu", "--table", str(table), "-o", str(tmp_path / "c.json")]
+    assert run(words, {}) == Exit.OK
+    table.write_text("batch\n1\n")
+    assert run(words, {}) == Exit.USAGE

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+
+from katsura.domain.errors import InvalidArgumentError
+from katsura.placement.catalogue import built_in, cores_of
+from katsura.placement.cost import F32, Coefficients, Layout, Load, decode_terms
+from katsura.placement.measured import Measurement, learn, read_table
+from katsura.testing.clusters import cards
+
+CORES = cores_of(built_in().named("cpu"), 4, 64 * 2.0**30)
+
+
+def test_a_machine_twice_as_slow_as_its_prior_is_found_out() -> None:
+    card, prior = cards()[0], Coefficients()
+    slow = Coefficients(
+        **{name: 2 * getattr(prior, name) for name in ("weights", "kv", "flops", "layers", "sequences")}
+    )
+    made = []
+    for batch in (1, 2, 4, 8, 16):
+        for prompt in (64, 512, 2048):
+            terms = decode_terms(card, CORES, F32, Layout(), batch, Load(prompt, 32))
+            seconds = slow.step_s(terms, F32) - slow.prefill * terms.prefill
+            made.append(Measurement(batch, prompt, 32, seconds, 0.1 + seconds))
+    found = learn(made, card, CORES, F32, Layout(), prior, "2026-01-01")
+    for m in made:
+        terms = decode_terms(card, CORES, F32, Layout(), m.batch, Load(m.prompt, 32))
+        assert found.step_s(terms, F32) - found.prefill * terms.prefill == pytest.approx(m.itl_s, rel=0.1)
+
+
+def test_too_few_points_are_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="at least 4"):
+        learn([Measurement(1, 1, 1, 1, 1)], cards()[0], CORES, F32, Layout(), Coefficients(), "")
+
+
+@pytest.mark.parametrize("text", ["", "batch,prompt\n1,2\n", "batch,prompt,output,itl_ms,ttft_ms\n1,2,3,x,5\n"])
+def test_a_table_without_numbers_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="columns batch, prompt"):
+        read_table(text)
