@@ -74,7 +74,7 @@ def calibrate(options: CalibrateOptions, environ: Mapping[str, str], console: Co
         terms = decode_terms(card, device, precision, layout, m.batch, Load(m.prompt, m.output))
         predicted = found.step_s(terms, precision) - found.prefill * terms.prefill
         console.print(
-            f"batch {m.batch:3}  prompt {m.prompt:5}: {m.itl_s * 1e3:7.1f} ms measured, {predicted * 1e3:7.1f} ms fitted",
+            f"batch {m.batch:3}  prompt {m.prompt:5}: {m.itl_s * 1e3:.1f} ms measured, {predicted * 1e3:.1f} ms fitted",
             highlight=False,
         )
     console.print(f"wrote {options.out}; use it: katsura plan --calibration {options.out}", highlight=False)

@@ -45,7 +45,7 @@ class Point:
     """Where an instance runs.
 
     Attributes:
-        batch: sequences at once. itl_s, ttft_s: predicted (median), at `UTILISATION` of the capacity.
+        batch: sequences at once. itl_s, ttft_s: predicted (median), with the batch full; fewer sequences are faster.
         requests_s: planned requests per second, `UTILISATION` included.
         limit: what stops the batch (`itl`, `ttft`, `kv`, `batch`).
         memory_bytes: weights and KV of one device at this batch.

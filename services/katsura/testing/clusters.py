@@ -10,6 +10,7 @@ from katsura.placement.card import ModelCard, read_card
 from katsura.placement.cost import BF16, Load
 from katsura.placement.operate import Slo
 from katsura.placement.problem import SPLIT, UNIFIED, HelperService, ModelService, NodeClass, Objective, Problem
+from katsura.placement.simulate import Arrival
 
 LLAMA_8B = {
     "model_type": "llama",
@@ -142,3 +143,21 @@ def synthetic_problem(nodes: int, services: int, seed: int, load: float = 0.25, 
             )
         )
     return problem_of(made, classes)
+
+
+def agent_trace(service: ModelService, rate: float, seconds: float, seed: int, turns: float = 6.0) -> list[Arrival]:
+    """Sessions of `turns` mean turns whose prompts grow by what was said, beginning so that requests come at `rate`."""
+    draw = random.Random(seed)  # noqa: S311 - a seeded experiment, not a secret
+    made: list[Arrival] = []
+    at, session = 0.0, 0
+    while at < seconds:
+        at += draw.expovariate(rate / turns)
+        held, when = 0, at
+        for _ in range(1 + int(draw.expovariate(1 / max(1e-9, turns - 0.5)))):
+            output = max(4, int(draw.gauss(service.load.output, service.load.output / 3)))
+            fresh = max(16, int(draw.gauss(service.load.new_prompt, service.load.new_prompt / 3)))
+            made.append(Arrival(when, service.name, session, held + fresh, output, held))
+            held += fresh + output
+            when += output * 0.03 + draw.expovariate(1 / 4.0)
+        session += 1
+    return [a for a in made if a.at_s < seconds]

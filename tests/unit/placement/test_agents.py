@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from katsura.domain.errors import InvalidArgumentError
+from katsura.placement.agents import AgentGraph, Call, Edge
+
+CALLS = (Call("plan", "big", 4.0), Call("act", "small", 1.0), Call("tool", "", 2.0), Call("check", "small", 0.5))
+
+
+def react(again: float) -> AgentGraph:
+    return AgentGraph(
+        CALLS,
+        (Edge("plan", "act"), Edge("act", "tool"), Edge("tool", "act", again), Edge("tool", "check", 1 - again)),
+    )
+
+
+def test_a_loop_is_expected_as_often_as_it_is_taken() -> None:
+    assert react(0.75).visits() == pytest.approx({"plan": 1, "act": 4, "tool": 4, "check": 1})
+
+
+def test_demand_and_sandboxes_follow_from_visits() -> None:
+    graph = react(0.5)
+    assert graph.demand(10) == pytest.approx({"big": 10, "small": 30})
+    assert graph.concurrent(10)["tool"] == pytest.approx(40)
+    assert graph.mean_seconds() == pytest.approx(4 + 2 + 4 + 0.5)
+
+
+def test_the_critical_path_is_the_longest_branch() -> None:
+    graph = AgentGraph(
+        CALLS, (Edge("plan", "act", 0.5), Edge("plan", "tool", 0.5), Edge("act", "check"), Edge("tool", "check"))
+    )
+    path, seconds = graph.critical_path()
+    assert path == ("plan", "tool", "check")
+    assert seconds == pytest.approx(6.5)
+    assert react(0.5).critical_path()[0] == ("plan", "act", "tool", "check")
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="never left"):
+        react(1.0).visits()
+    with pytest.raises(InvalidArgumentError, match="names no call"):
+        AgentGraph(CALLS, (Edge("plan", "nap"),))
+    with pytest.raises(InvalidArgumentError, match="add up to"):
+        AgentGraph(CALLS, (Edge("plan", "act"), Edge("plan", "tool", 0.5)))
