@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -312,3 +313,22 @@ def test_a_token_goes_only_to_members_that_it_needs(open_house: Callable[[str], 
     assert torch.equal(house.pool.apply(0, inputs), house.local.apply(0, inputs))
     assert a.frames.tally(1) is not None
     assert b.frames.tally(1) is None
+
+
+def test_an_answer_to_another_question_is_not_believed(
+    pair: tuple[House, InlineMember, InlineMember], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house, a, _ = pair
+    reply = a.frames._reply
+
+    def confused(arrived: object, *rest: object) -> None:
+        frame = arrived.frame  # type: ignore[attr-defined]
+        header = frame.header._replace(step=frame.header.step + 1)
+        arrived.frame = replace(frame, header=header)  # type: ignore[attr-defined]
+        reply(arrived, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(a.frames, "_reply", confused)
+    assert house.agrees(0, 2)
+    assert "m0" not in [
+        name for name, link in zip(("m0", "m1"), house.pool._links.values(), strict=True) if link.is_open
+    ]
