@@ -1,6 +1,6 @@
-"""The compute process of a member: answers frames, and between them loads and frees groups. One thread.
+"""The compute process of a member: answers frames, and between them loads, fuses and frees groups. One thread.
 
-    poll clients and pipe -> answer what is there -> load or free one group -> report now and then
+    poll clients and pipe -> answer what is there -> load, fuse or free one group -> report now and then
 
 A member never waits for a frame that is not there, and never holds one while it waits for anything.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -29,6 +29,15 @@ REPORT_EVERY_S = 0.25
 
 
 @dataclass(slots=True)
+class _Job:
+    """Work done piece by piece between frames: groups to load, or (layer, groups) to fuse."""
+
+    call: int
+    loads: deque[Key] = field(default_factory=deque)
+    fuses: deque[tuple[int, tuple[int, ...]]] = field(default_factory=deque)
+
+
+@dataclass(slots=True)
 class _Freeing:
     call: int
     epoch: Epoch
@@ -41,7 +50,7 @@ class Member:
     def __init__(self, pipe: Pipe, frames: Frames, groups: Groups, now: Callable[[], float]) -> None:
         self._pipe, self._frames, self._groups, self._now = pipe, frames, groups, now
         self._spoken = True
-        self._loads: deque[tuple[int, deque[Key]]] = deque()
+        self._jobs: deque[_Job] = deque()
         self._frees: deque[_Freeing] = deque()
         self._report_at_s = 0.0
         self._reported_clients = -1
@@ -51,7 +60,7 @@ class Member:
         self.attach(server)
         with torch.inference_mode():
             while True:
-                self.turn(server, 0.0 if self._loads else IDLE_WAIT_S)
+                self.turn(server, 0.0 if self._jobs else IDLE_WAIT_S)
 
     def attach(self, server: Server) -> None:
         """Hear the pipe inside the server's poll."""
@@ -68,8 +77,8 @@ class Member:
             self._spoken = False
             while (message := self._pipe.receive(0.0)) is not None:
                 self._obey(messages.read(message))
-        if self._loads:
-            self._load_one()
+        if self._jobs:
+            self._work()
         if self._frees:
             self._free()
         now_s = self._now()
@@ -81,6 +90,9 @@ class Member:
         match message:
             case messages.Load(call, groups):
                 self._begin_load(call, sorted(keys_of(groups)))
+            case messages.Fuse(call, ranges):
+                pieces = [(layer, r.groups) for r in ranges for layer in range(r.layer_start, r.layer_end)]
+                self._jobs.append(_Job(call, fuses=deque(pieces)))
             case messages.Serve(epoch):
                 self._frames.epoch = max(self._frames.epoch, epoch)
             case messages.Free(call, groups, epoch):
@@ -93,26 +105,29 @@ class Member:
 
     def _begin_load(self, call: int, keys: Sequence[Key]) -> None:
         try:
-            self._groups.check([*keys, *(key for _, pending in self._loads for key in pending)])
+            self._groups.check([*keys, *(key for job in self._jobs for key in job.loads)])
         except KatsuraError as error:
             self._fail(call, error)
             return
-        self._loads.append((call, deque(keys)))
+        self._jobs.append(_Job(call, loads=deque(keys)))
         for freeing in self._frees:
             freeing.keys.difference_update(keys)
 
-    def _load_one(self) -> None:
-        call, keys = self._loads[0]
+    def _work(self) -> None:
+        """One piece of the first job; frames are answered between two pieces."""
+        job = self._jobs[0]
         try:
-            if keys:
-                self._groups.load(keys.popleft())
+            if job.loads:
+                self._groups.load(job.loads.popleft())
+            elif job.fuses:
+                self._groups.fuse(*job.fuses.popleft())
         except KatsuraError as error:
-            self._loads.popleft()
-            self._fail(call, error)
+            self._jobs.popleft()
+            self._fail(job.call, error)
             return
-        if not keys:
-            self._loads.popleft()
-            self._done(call)
+        if not job.loads and not job.fuses:
+            self._jobs.popleft()
+            self._done(job.call)
 
     def _free(self) -> None:
         while self._frees and may_free(self._frames.clients, self._frees[0].epoch, self._now()):

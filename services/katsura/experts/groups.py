@@ -43,8 +43,9 @@ class Holdings:
 class Groups:
     """Loaded groups by (layer, group).
 
-    Dense groups of a layer that frames ask for together are fused at first use (`model.ffn.GroupSet`): the same bits in
-    fewer products. A fused group cannot be taken apart again; where one of a set is freed, the others are read anew.
+    Dense groups of a layer that frames ask for together are fused (`model.ffn.GroupSet`): the same bits in fewer
+    products. It takes milliseconds, so it is done ahead where the table tells, else at first use. A fused group cannot
+    be taken apart again; where one of a set is freed, the others are read anew.
     """
 
     def __init__(self, holdings: Holdings, checkpoint: Checkpoint) -> None:
@@ -106,6 +107,13 @@ class Groups:
             for other in fused[0]:
                 if other != group:
                     self._read((layer, other))
+
+    def fuse(self, layer: int, groups: Sequence[int]) -> None:
+        """Prepare for frames that ask for `groups` together; what is not loaded, or fused already, is left alone."""
+        loose = tuple(group for group in groups if (layer, group) in self._singles)
+        if len(loose) > 1 and self._fuses:
+            with torch.inference_mode():
+                self._fuse(layer, loose)
 
     def compute(self, frames: Sequence[Dispatch]) -> list[list[GroupSums]]:
         """Partial sums of every frame, which are of one layer; groups that several ask for read their weights once."""

@@ -32,6 +32,14 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Fuse:
+    """Frames will ask for these groups together, layer by layer: prepare for that before they come."""
+
+    call: int
+    groups: tuple[GroupRange, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Serve:
     """The table of this epoch is committed: frames by an older one that ask for what is gone are stale."""
 
@@ -146,9 +154,9 @@ class Report:
     steps: tuple[TracedStep, ...] = ()
 
 
-Message = Start | Load | Serve | Free | Probe | Drain | Hello | Done | Failed | Report
+Message = Start | Load | Fuse | Serve | Free | Probe | Drain | Hello | Done | Failed | Report
 _KINDS: Mapping[str, type[Message]] = {
-    kind.__name__: kind for kind in (Start, Load, Serve, Free, Probe, Drain, Hello, Done, Failed, Report)
+    kind.__name__: kind for kind in (Start, Load, Fuse, Serve, Free, Probe, Drain, Hello, Done, Failed, Report)
 }
 
 

@@ -71,7 +71,7 @@ class MemberService:
         self.loaded_bytes = 0
         self.clients = 0
         self.draining = False
-        self.serving_epoch = self.prepared_epoch = NO_EPOCH
+        self.serving_epoch = self.prepared_epoch = self._fused_epoch = NO_EPOCH
         self._start_ms = time.time_ns() // 1_000_000
         self._pipe, self._store = pipe, store
         self._calls: dict[int, asyncio.Future[messages.Done]] = {}
@@ -123,6 +123,8 @@ class MemberService:
             await self._changed.wait()
             self._changed.clear()
             wanted = self._wanted()
+            if not wanted.load:
+                await self._fuse()
             await self._say(wanted.prepared_epoch, wanted.serving_epoch)
             if wanted.load:
                 await self._load(wanted.load[:_LOAD_KEYS])
@@ -228,6 +230,14 @@ class MemberService:
             _LOG.error("cannot load what the table gives this member; it is not acknowledged", why=error.message)
             return
         self._changed.set()
+
+    async def _fuse(self) -> None:
+        """Before a table is acknowledged: prepare for the frames that it will bring."""
+        newest = self._tables.prepared or self._tables.committed
+        mine = newest.of(self.member_id, self.incarnation) if newest is not None else None
+        if newest is not None and mine is not None and newest.epoch != self._fused_epoch:
+            await self._ask(lambda call: messages.Fuse(call, mine.primary))
+            self._fused_epoch = newest.epoch
 
     async def _free(self, keys: frozenset[Key]) -> None:
         epoch = self._tables.committed.epoch if self._tables.committed else NO_EPOCH

@@ -153,10 +153,13 @@ class MemberProcess:
         return self
 
     def load(self, *groups: GroupRange) -> messages.Done:
-        """Hold these groups too; returns when they are loaded, raises what was wrong."""
-        return self.ask(messages.Load(next(self._calls), groups))
+        """Hold these groups too, to be asked for together; returns when they are there, raises what was wrong."""
+        self.ask(messages.Load(next(self._calls), groups))
+        return self.ask(messages.Fuse(next(self._calls), groups))
 
-    def ask(self, command: messages.Load | messages.Free | messages.Probe | messages.Drain) -> messages.Done:
+    def ask(
+        self, command: messages.Load | messages.Fuse | messages.Free | messages.Probe | messages.Drain
+    ) -> messages.Done:
         """Send a command and wait for its end."""
         self._pipe.send(messages.write(command))
         while True:

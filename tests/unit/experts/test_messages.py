@@ -15,6 +15,7 @@ RANGES = (GroupRange(0, 3, (0, 2)), GroupRange(3, 4, (1,)))
 ALL = [
     messages.Start(2**62),
     messages.Load(1, RANGES),
+    messages.Fuse(9, RANGES),
     messages.Serve(4),
     messages.Free(2, RANGES, 5),
     messages.Probe(3, ()),
