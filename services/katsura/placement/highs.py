@@ -53,12 +53,13 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Values of all variables (None where none were found), a lower bound on any, and how the search ended."""
+    """Values of all variables (None where none were found), a lower bound on any, how it ended, its time."""
 
     values: tuple[float, ...] | None
     objective: float
     bound: float
     ended: str
+    seconds: float = 0.0
 
 
 def relax(program: Program) -> tuple[Answer, dict[str, float]]:
@@ -92,7 +93,7 @@ def solve(program: Program, effort: Effort, start: tuple[float, ...] | None = No
     values = tuple(model.getSolution().col_value) if found else None
     bound = info.mip_dual_bound if any(program.integer) else info.objective_function_value
     objective = info.objective_function_value if found else INFINITY
-    return Answer(values, objective, bound, str(model.modelStatusToString(status)).lower())
+    return Answer(values, objective, bound, str(model.modelStatusToString(status)).lower(), model.getRunTime())
 
 
 def _model(program: Program, relaxed: bool) -> highspy.Highs:

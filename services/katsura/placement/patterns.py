@@ -263,34 +263,35 @@ def _best(shapes: list[_Shape], price: dict[str, float]) -> list[_Shape]:
 
 
 def _spread(service: ModelService, shape: _Shape, problem: Problem, classes: Sequence[NodeClass]) -> Iterator[Column]:
-    point = shape.point
+    point, experts = shape.point, shape.experts
+    lead = "attention" if experts else "unified"
     for first in classes:
-        lead = "attention" if shape.experts else "unified"
-        leader = _member(problem, lead, first, shape.attention, shape.shards, point.memory_bytes)
-        if not _fits(service, shape.attention, leader, first):
+        if not _right_kind(service, shape.attention, first):
             continue
-        if shape.experts is None:
+        leader = _member(problem, lead, first, shape.attention, shape.shards, point.memory_bytes)
+        if not _fits(leader, first):
+            continue
+        if experts is None:
             yield Column(service.name, UNIFIED, (leader,), point.requests_s, point, first.domain, first.spot)
             continue
         for second in classes:
-            member = _member(problem, "experts", second, shape.experts, shape.members, point.expert_memory_bytes)
-            if second.domain == first.domain and _fits(service, shape.experts, member, second):
+            if second.domain != first.domain or not _right_kind(service, experts, second):
+                continue
+            member = _member(problem, "experts", second, experts, shape.members, point.expert_memory_bytes)
+            if _fits(member, second):
                 spot = first.spot or second.spot
                 yield Column(service.name, SPLIT, (leader, member), point.requests_s, point, first.domain, spot)
 
 
-def _fits(service: ModelService, unit: Unit, member: Member, c: NodeClass) -> bool:
-    """Whether one process of `member` fits one node of `c`, which has the right kind of device."""
+def _right_kind(service: ModelService, unit: Unit, c: NodeClass) -> bool:
     if service.devices and _kind_name(c) not in service.devices:
         return False
-    right = (c.core if unit.is_cpu else c.device or c.core).name == unit.device.name
-    return (
-        right
-        and unit.is_cpu == (c.device is None)
-        and member.accelerators <= c.accelerators
-        and member.cores <= c.cores
-        and member.ram_bytes <= c.ram_bytes
-    )
+    return unit.is_cpu == (c.device is None) and _kind_name(c) == unit.device.name
+
+
+def _fits(member: Member, c: NodeClass) -> bool:
+    """Whether one process of `member` fits one node of `c`."""
+    return member.accelerators <= c.accelerators and member.cores <= c.cores and member.ram_bytes <= c.ram_bytes
 
 
 def _member(problem: Problem, role: str, c: NodeClass, unit: Unit, count: int, memory_bytes: float) -> Member:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from katsura.placement.pack import Held, pack
-from katsura.placement.patterns import enumerate_patterns
+from katsura.placement.patterns import Patterns, enumerate_patterns
 from katsura.placement.plan import Plan
 from katsura.placement.problem import Effort, Problem
 from katsura.placement.program import Extra
@@ -29,14 +29,16 @@ def plan(
     extra: Extra | None = None,
     held: Held | None = None,
     explain: bool = True,
+    patterns: Patterns | None = None,
 ) -> Plan:
     """Solve `problem`.
 
     Args:
         extra: the current plan and what moving costs (`replan` makes it). held: where processes stand now.
         explain: also ask for alternatives, marginal nodes and relaxations (several more, shorter solves).
+        patterns: of this problem, where the caller has asked for them already.
     """
-    patterns = enumerate_patterns(problem)
+    patterns = patterns or enumerate_patterns(problem)
     extra = extra or Extra()
     for attempt in range(_REPACKS + 1):
         solved = search(problem, patterns, effort, extra)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from katsura.placement.cost import Layout, prefill_floor_s, weights_bytes
 from katsura.placement.document import Current, Running
 from katsura.placement.pack import pack
-from katsura.placement.patterns import Column, enumerate_patterns
+from katsura.placement.patterns import Column, Patterns, enumerate_patterns
 from katsura.placement.plan import Place, Plan
 from katsura.placement.planner import plan
 from katsura.placement.problem import Effort, ModelService, NodeClass, Objective, Problem
@@ -63,26 +63,39 @@ class Replan:
     move_usd: float
 
 
-def replan(problem: Problem, effort: Effort, current: Current, policy: Policy | None = None) -> Replan:
-    """Solve with what runs in mind, then decide whether to change anything."""
+def replan(
+    problem: Problem,
+    effort: Effort,
+    current: Current,
+    policy: Policy | None = None,
+    *,
+    explain: bool = True,
+    patterns: Patterns | None = None,
+) -> Replan:
+    """Solve with what runs in mind, then decide whether to change anything.
+
+    `explain` and `patterns` are as in `planner.plan`; patterns stay the same while only demands and nodes change.
+    """
     policy = policy or Policy()
-    patterns = enumerate_patterns(problem)
+    patterns = replace(patterns, problem=problem) if patterns else enumerate_patterns(problem)
     columns = patterns.columns(problem.classes)
     prices = move_prices(problem, columns, policy)
     per_hour = {key: usd * 3600 / policy.horizon_s for key, usd in prices.items()}
     extra = Extra(current.counts, per_hour if problem.objective is Objective.COST else {})
-    made = plan(problem, effort, extra=extra, held=current.held)
+    made = plan(problem, effort, extra=extra, held=current.held, explain=explain, patterns=patterns)
     moved = sum(prices[key] * max(0, n - current.counts.get(key, 0)) for key, n in made.counts.items())
     kept = _kept(problem, columns, current, made)
     if kept is None:
-        return Replan(made, steps(problem, current, made), False, "what runs cannot serve the demand", 0.0, moved)
+        return Replan(
+            made, steps(problem, columns, current, made), False, "what runs cannot serve the demand", 0.0, moved
+        )
     saving = kept.hourly_usd - made.hourly_usd
     enough = saving * policy.horizon_s / 3600 > policy.safety * moved and saving > policy.hysteresis * kept.hourly_usd
     if problem.objective is Objective.COST and not enough:
         why = f"a change would save ${saving:.2f}/h and cost ${moved:.2f}: not enough"
         return Replan(replace(kept, alternatives=made.alternatives), (), True, why, saving, moved)
     why = f"saves ${saving:.2f}/h for ${moved:.2f} of moves"
-    return Replan(made, steps(problem, current, made), False, why, saving, moved)
+    return Replan(made, steps(problem, columns, current, made), False, why, saving, moved)
 
 
 def move_prices(problem: Problem, columns: Sequence[Column], policy: Policy) -> dict[str, float]:
@@ -122,7 +135,7 @@ def _kept(problem: Problem, columns: Sequence[Column], current: Current, made: P
         return None
     counted = tuple((by_key[key], n) for key, n in current.counts.items())
     packed = pack(counted, problem.classes, current.held)
-    patterns = replace(enumerate_patterns(replace(problem, services=())), refused=made.refused)
+    patterns = Patterns(problem, {}, made.refused)
     solved = Solved(counted, made.bound, "kept", problem.classes, tuple(columns), {}, 0.0)
     kept = tally(problem, patterns, solved, packed)
     return kept if kept.feasible and not packed.left else None
@@ -166,17 +179,16 @@ class _State:
         return self.capacity[instance.service] - self.rates.get(instance.key, 0.0) - demand
 
 
-def steps(problem: Problem, current: Current, target: Plan) -> tuple[Step, ...]:
+def steps(problem: Problem, columns: Sequence[Column], current: Current, target: Plan) -> tuple[Step, ...]:
     """Starts and stops from `current` to `target`, each start before the stops it makes possible where room allows."""
     wanted = [Running(i.column.key, i.column.service, i.places) for i in target.instances]
     old = list(current.instances)
-    rates = {i.column.key: i.column.requests_s for i in target.instances}
     for instance in list(wanted):
         match = next((o for o in old if _same(o, instance)), None)
         if match is not None:
             old.remove(match)
             wanted.remove(instance)
-    state = _State(problem, {**_old_rates(problem, old), **rates})
+    state = _State(problem, {c.key: c.requests_s for c in columns})
     for instance in current.instances:
         state.change(instance, 1)
     made: list[Step] = []
@@ -199,9 +211,3 @@ def steps(problem: Problem, current: Current, target: Plan) -> tuple[Step, ...]:
 
 def _same(a: Running, b: Running) -> bool:
     return a.key == b.key and sorted((p.role, p.node) for p in a.places) == sorted((p.role, p.node) for p in b.places)
-
-
-def _old_rates(problem: Problem, old: Sequence[Running]) -> dict[str, float]:
-    keys = {o.key for o in old}
-    columns = enumerate_patterns(problem).columns(problem.classes)
-    return {c.key: c.requests_s for c in columns if c.key in keys}

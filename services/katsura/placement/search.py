@@ -20,6 +20,10 @@ MERGE_COLUMNS: Final = 400
 """Columns above which equal nodes of different domains are counted together first."""
 
 
+_FULL_COLUMNS: Final = 4000
+"""Columns above which the full program gains too little for its time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Solved:
     """Columns with their counts; no plan of these columns has an objective below `bound` (above, for throughput).
@@ -36,6 +40,8 @@ class Solved:
     columns: tuple[Column, ...]
     reduced: Mapping[str, float]
     moves: float
+    seconds: float = 0.0
+    """Time of the search."""
 
 
 def search(problem: Problem, patterns: Patterns, effort: Effort, extra: Extra) -> Solved:
@@ -46,13 +52,14 @@ def search(problem: Problem, patterns: Patterns, effort: Effort, extra: Extra) -
         return _priced(solve_columns(problem, columns, effort, extra), extra)
     few = patterns.columns(merged.classes)
     first = solve_columns(
-        replace(problem, classes=merged.classes), few, _part(effort, 0.7), merge_extra(extra, columns, merged)
+        replace(problem, classes=merged.classes), few, _part(effort, 0.7, 0.0), merge_extra(extra, columns, merged)
     )
     counts = distribute(problem, columns, {c.key: n for c, n in first.counted}, merged, extra)
-    if counts is not None and _close(problem, columns, counts, first.bound, extra, 2 * effort.gap):
+    near = effort.gap if len(columns) < _FULL_COLUMNS else 2 * effort.gap
+    if counts is not None and _close(problem, columns, counts, first.bound, extra, near):
         return _priced(replace(first, counted=tuple(zip(columns, counts, strict=True))), extra)
     # No domain had room for something, or spreading opened many nodes: the full program knows better.
-    full = solve_columns(problem, columns, _part(effort, 0.3), extra, counts)
+    full = solve_columns(problem, columns, _part(effort, 1.0, first.seconds), extra, counts)
     better = min if problem.objective is Objective.THROUGHPUT else max
     return _priced(replace(full, bound=better(full.bound, first.bound)), extra)
 
@@ -89,6 +96,7 @@ def solve_columns(
         columns=tuple(columns),
         reduced=reduced,
         moves=0.0,
+        seconds=answer.seconds,
     )
 
 
@@ -106,8 +114,8 @@ def _solve_whole(built: Built, relaxed: Answer, effort: Effort, start: tuple[flo
     return solve(built.program, effort, start)
 
 
-def _part(effort: Effort, share: float) -> Effort:
-    return effort if effort.seconds is None else replace(effort, seconds=effort.seconds * share)
+def _part(effort: Effort, share: float, spent: float) -> Effort:
+    return effort if effort.seconds is None else replace(effort, seconds=max(1.0, effort.seconds * share - spent))
 
 
 def _priced(solved: Solved, extra: Extra) -> Solved:
