@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Before torch is imported: two threads per process collapse where processes share cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 from katsura.weights.sources import ModelCache, default_cache_root, parse_source

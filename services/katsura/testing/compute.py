@@ -21,10 +21,12 @@ from katsura.attention.core import intake
 from katsura.attention.core.plan import Failed, Finish, StepPlan
 from katsura.attention.core.sequence import Owner, Program
 from katsura.attention.messages import Answer, Command, Drawn, Report, Sampling
+from katsura.attention.pool import Pool, make_pool
 from katsura.attention.runner import Model, Runner, StepResult
 from katsura.attention.worker import limits_of
 from katsura.domain.pages import page_namespace
 from katsura.domain.shape import DType, Numerics, layout_for
+from katsura.domain.tables import ExpertTable
 from katsura.engine.worker import load_experts
 from katsura.model.kv import KvArena
 from katsura.weights.load import read_config
@@ -147,20 +149,28 @@ class Recorder:
 
 
 class InlineShard(Driver):
-    """A unified compute process inside this one: every turn of its loop is made here."""
+    """A compute process inside this one: every turn of its loop is made here.
 
-    def __init__(self, folder: Path, **variables: object) -> None:
-        config = ShardConfig.from_env(environment(folder, **variables), "engine")
+    Args:
+        folder: model folder.
+        table: members that serve its FFNs; None computes them here, as a unified engine does.
+        variables: settings (`PAGE_TOKENS=8` sets KATSURA_PAGE_TOKENS).
+    """
+
+    def __init__(self, folder: Path, table: ExpertTable | None = None, **variables: object) -> None:
+        config = ShardConfig.from_env(environment(folder, **variables), "attention")
         layout = layout_for(read_config(folder).shape, config.ffn_slices, config.ffn_groups)
-        model = Model.open(folder, layout, config.dtype, config.numerics, None)
+        model = Model.open(folder, layout, config.dtype, config.numerics, config.kernels_path)
         limits = limits_of(config, model)
         arena = KvArena(model.config, limits.page_count, limits.page_tokens, config.dtype)
-        ffn, _ = load_experts(config, model)
+        ffn, self._pool = load_experts(config, model) if table is None else make_pool(config, model)
         self.recorder = Recorder(Runner(model.config, model.decoder(arena), arena, ffn))
         ours, theirs = socket.socketpair()
         self.intake = intake.Intake(limits)
         runner: Any = self.recorder
-        self.inline = Compute(Pipe(theirs), self.intake, runner, None, time.monotonic)
+        self.inline = Compute(Pipe(theirs), self.intake, runner, self._pool, time.monotonic)
+        if self._pool is not None:
+            self._pool.turn_to(table)
         super().__init__(Pipe(ours), self._turn, wait_s=0.0)
         self._theirs = theirs
 
@@ -168,7 +178,9 @@ class InlineShard(Driver):
         self.inline.turn(0.0)
 
     def close(self) -> None:
-        """Let go of both ends."""
+        """Let go of both ends, and of the members."""
+        if isinstance(self._pool, Pool):
+            self._pool.close()
         self.pipe.close()
         self._theirs.close()
 
