@@ -5,10 +5,10 @@ It starts the solver, so that a plan exists at any time, and it is a baseline in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from katsura.placement.patterns import Column
-from katsura.placement.problem import NodeClass, Problem
+from katsura.placement.problem import ANYWHERE, NodeClass, Problem, Service
 from katsura.placement.program import Built, exact_instances, instances_min, node_cost
 
 Rank = Callable[[Column], float]
@@ -24,8 +24,13 @@ def share_cost(problem: Problem, classes: dict[str, NodeClass], column: Column) 
     return total / column.requests_s
 
 
-def greedy(problem: Problem, columns: Sequence[Column], rank: Rank | None = None) -> list[int]:
-    """Counts by column: services in order of demand, each by ascending `rank` (default: `share_cost`)."""
+def greedy(
+    problem: Problem, columns: Sequence[Column], rank: Rank | None = None, running: Mapping[str, int] | None = None
+) -> list[int]:
+    """Counts by column: services in order of demand, each by ascending `rank` (default: `share_cost`).
+
+    Instances that are `running` (by column key) come first, as far as they fit and are needed.
+    """
     classes = {c.name: c for c in problem.classes}
     chosen = rank or (lambda column: share_cost(problem, classes, column))
     free = {
@@ -34,29 +39,43 @@ def greedy(problem: Problem, columns: Sequence[Column], rank: Rank | None = None
     }
     counts = [0] * len(columns)
     quota = dict(problem.quotas)
+    fills = {s.name: _Fill(s) for s in problem.services}
     order = sorted(problem.services, key=lambda s: (exact_instances(s) is None, -s.requests_s, s.name))
-    for service in order:
-        mine = sorted(
-            (i for i, c in enumerate(columns) if c.service == service.name), key=lambda i: (chosen(columns[i]), i)
-        )
-        if service.spot_share < 1:
-            mine = [i for i in mine if not columns[i].spot]
-        exact = exact_instances(service)
-        missing, least = service.requests_s, exact or instances_min(service)
-        domains: set[str] = set()
-        for i in mine:
-            column = columns[i]
-            while (missing > 1e-9 or least > 0) and (exact is None or least > 0):
-                spread_left = service.domains_min - len(domains)
-                if column.domain in domains and spread_left > 0 and least <= spread_left:
-                    break
-                if not _take(column, free, classes, quota):
-                    break
-                counts[i] += 1
-                least -= 1
-                missing -= column.requests_s
-                domains.add(column.domain)
+    for held in (True, False) if running else (False,):
+        for service in order:
+            mine = [i for i, c in enumerate(columns) if c.service == service.name]
+            if service.spot_share < 1 and not held:
+                mine = [i for i in mine if not columns[i].spot]
+            fill = fills[service.name]
+            for i in sorted(mine, key=lambda i: (chosen(columns[i]), i)):
+                limit = (running or {}).get(columns[i].key, 0) if held else 1 << 30
+                while counts[i] < limit and fill.wants(columns[i]) and _take(columns[i], free, classes, quota):
+                    counts[i] += 1
+                    fill.add(columns[i])
     return counts
+
+
+class _Fill:
+    """What a service still lacks."""
+
+    def __init__(self, service: Service) -> None:
+        self.exact, self.wide = exact_instances(service), service.domains_min
+        self.missing, self.least = service.requests_s, self.exact or instances_min(service)
+        self.domains: set[str] = set()
+
+    def wants(self, column: Column) -> bool:
+        """Whether one more is needed, and not in a new domain."""
+        spread_left = self.wide - len(self.domains)
+        repeats = column.domain in self.domains and column.domain != ANYWHERE
+        if repeats and spread_left > 0 and self.least <= spread_left:
+            return False
+        return self.least > 0 or (self.exact is None and self.missing > 1e-9)
+
+    def add(self, column: Column) -> None:
+        """One more stands."""
+        self.least -= 1
+        self.missing -= column.requests_s
+        self.domains.add(column.domain)
 
 
 def _take(column: Column, free: dict[str, list[float]], classes: dict[str, NodeClass], quota: dict[str, float]) -> bool:
@@ -103,11 +122,12 @@ def as_start(problem: Problem, columns: Sequence[Column], counts: Sequence[int],
         have = (c.accelerators, c.cores, c.ram_bytes)
         values[built.y[name]] = max(-(-u // h) if h and u > 1e-9 else 0 for u, h in zip(use[name], have, strict=True))
     index = {name: i for i, name in enumerate(built.program.names)}
+    rows = set(built.program.row_names)
     for service in problem.services:
         part = 1 - served[service.name] / service.requests_s if service.requests_s else 0.0
         least = exact_instances(service) or instances_min(service)
         spread = sum(name in index for name in domains if name.startswith(f"b:{service.name}@"))
-        short = (1 - spread / service.domains_min) if service.domains_min > 1 else 0.0
+        short = (1 - spread / service.domains_min) if f"domains:{service.name}" in rows else 0.0
         values[built.w[service.name]] = min(1.0, max(0.0, part, 1 - held[service.name] / least, short))
     for name in domains:
         if name in index:

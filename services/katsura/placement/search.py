@@ -83,7 +83,9 @@ def solve_columns(
     """The integer program over exactly these columns, started from `counts` or from a greedy plan."""
     built = build(problem, columns, extra)
     relaxed, reduced = relax(built.program)
-    start = as_start(problem, columns, counts or greedy(problem, columns), built)
+    start = as_start(
+        problem, columns, counts or greedy(problem, columns, running=extra.running if extra else None), built
+    )
     answer = _solve_whole(built, relaxed, effort, start)
     values = answer.values or start
     unmet = sum(values[i] for i in built.w.values()) * built.penalty
