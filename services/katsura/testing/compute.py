@@ -112,7 +112,7 @@ class Driver:
         """How the last answer of a call ended."""
         return getattr(self.answers[call][-1], "finish", None)
 
-    def until(self, done: Callable[[], bool], limit_s: float = 60.0) -> None:
+    def until(self, done: Callable[[], bool], limit_s: float = 200.0) -> None:
         """Take reports until `done`."""
         limit = time.monotonic() + limit_s
         while not done():
