@@ -128,7 +128,6 @@ class Problem:
         quotas: most accelerators (or cores) in use, by device name.
         budget_usd: most dollars per hour.
         confidence: part of measured points that lay below the time an objective is checked against (0.5 or 0.9).
-        uplink_bytes_s: what may cross between domains, per domain; None: no limit is known.
     """
 
     services: tuple[Service, ...]
@@ -138,6 +137,5 @@ class Problem:
     quotas: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     budget_usd: float | None = None
     confidence: float = 0.9
-    uplink_bytes_s: float | None = None
     unknown: tuple[str, ...] = ()
     """Nodes whose accelerators nobody could name, with why."""
