@@ -74,6 +74,7 @@ def pool_of(folder: Path, run_folder: Path, count: int, **variables: object) -> 
         )
         members.append(MemberProcess(f"m{number}", environment).start())
         members[-1].load(GroupRange(0, shape.layer_count, tuple(range(layout.group_count))))
+        members[-1].listen()
     return Pool(folder, shape.layer_count, layout, members)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -30,7 +31,7 @@ from katsura.weights.manifest import weights_digest
 from katsura.weights.reader import Checkpoint
 from katsura.wire import shm
 from katsura.wire.header import WIRE_VERSION
-from katsura.wire.pipe import Pipe, spawn
+from katsura.wire.pipe import PeerDiedError, Pipe, spawn
 from katsura.wire.server import Server
 from katsura.wire.transport import Limits
 
@@ -136,6 +137,7 @@ class MemberProcess:
     incarnation: Incarnation = field(init=False)
     hello: messages.Hello = field(init=False)
     _calls: itertools.count[int] = field(default_factory=itertools.count)
+    _reader: threading.Thread | None = None
 
     def start(self) -> MemberProcess:
         """Start, or start again as another life that holds nothing."""
@@ -171,6 +173,17 @@ class MemberProcess:
                 case messages.Failed(call) as failed if call == command.call:
                     raise failed.error()
 
+    def listen(self) -> None:
+        """Read its reports on a thread from now on, as its RPC process does: one that nobody reads ends itself."""
+
+        def read() -> None:
+            with suppress(PeerDiedError):
+                while True:
+                    self._pipe.receive(None)
+
+        self._reader = threading.Thread(target=read)
+        self._reader.start()
+
     def tell(self, command: messages.Message) -> None:
         """Send a command that has no answer."""
         self._pipe.send(messages.write(command))
@@ -192,6 +205,8 @@ class MemberProcess:
         """`kill -9`, and wait until it is dead."""
         self._process.kill()
         self._process.wait()
+        if self._reader is not None:
+            self._reader.join()
         self._pipe.close()
 
     def assignment(
