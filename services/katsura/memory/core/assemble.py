@@ -7,7 +7,7 @@ What is left out is a function of the branch and the budget alone. Old raw steps
 passes a multiple of half the room: the shown part grows to the high-water mark (the room), then the cut moves once,
 to the low-water mark, and stays there while the branch grows. So a prompt cache is lost once per half room, never at
 each step, and forks of one step share their prefix. A hint never moves either, and never comes between a question and
-its answer (docs/adr/0008).
+its answer (docs/adr/0007).
 
 The order of sacrifice: the oldest raw steps, hints, the oldest summaries, all of the newest summary but its open
 obligations. Goal, pins, open obligations and the newest step are never dropped: where they do not fit, the answer is
