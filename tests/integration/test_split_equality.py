@@ -134,6 +134,7 @@ def prompt_of(length: int) -> list[int]:
 
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.timeout(600)
 @pytest.mark.xdist_group("split-tiny")
 def test_tiny_models_equal_transformers_in_every_setting(
     tiny: dict[str, TinyModel], pools: Callable[..., Pool], family: str, way: str
