@@ -283,22 +283,24 @@ def _port(text: str) -> int:
 
 
 def _up(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
-    from katsura.cli.narrate import Narrator
+    from katsura.cli.narrate import Narrator, ServingConsole
     from katsura.cli.up import up
 
-    return up(_up_options(a), environ, Narrator(out))
+    return up(_up_options(a), environ, Narrator(ServingConsole()))
 
 
 def _demo(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
     from katsura.cli.demo import demo
-    from katsura.cli.narrate import Narrator
+    from katsura.cli.narrate import Narrator, ServingConsole
     from katsura.cli.up import up
 
+    console = ServingConsole()
+
     def guest(url: str) -> bool:
-        demo(url, out)
+        demo(url, console)
         return not a.once
 
-    return up(_up_options(a), environ, Narrator(out), guest)
+    return up(_up_options(a), environ, Narrator(console), guest)
 
 
 def _up_options(a: argparse.Namespace) -> UpOptions:

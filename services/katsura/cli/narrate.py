@@ -5,6 +5,8 @@ On a terminal lines replace themselves; into a file each thing is said once.
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +38,15 @@ _MARK = {
     Phase.BACKOFF: ("✗", "red"),
     Phase.STOPPING: ("◌", "yellow"),
 }
+
+
+class ServingConsole(Console):
+    """A console of a command that serves: when whoever read it is gone it falls silent, and serving goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Say nothing more."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Narrator:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 
 from rich.console import Console
 
@@ -72,3 +74,14 @@ def test_into_a_file_each_stage_and_each_process_is_told_once() -> None:
             tell.fleet(Fleet.of([child]))
     said = [line.partition("s  ")[2].strip() for line in out.getvalue().splitlines()]
     assert said == ["downloading pypi://x", "mended", "memory-0 is ready"]
+
+
+def test_a_reader_that_goes_away_does_not_end_what_serves() -> None:
+    code = "from katsura.cli.narrate import ServingConsole\ninput()\nc = ServingConsole()\nc.print('a')\nc.print('b')"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdout.close()
+    child.stdin.write(b"go\n")
+    child.stdin.close()
+    assert child.wait(60) == 0
