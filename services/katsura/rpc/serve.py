@@ -100,6 +100,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._ready: bool | None = None
         self._why = ""
+        self._announced = False
         self._stop = asyncio.Event()
         self._lasting: set[asyncio.Task[None]] = set()
 
@@ -127,11 +128,12 @@ class Server:
         """Say whether this process can do its work, and why not; the first yes is told to whoever started us."""
         if ready == self._ready and why == self._why:
             return
-        first, self._ready, self._why = ready and self._ready is None, ready, why
+        self._ready, self._why = ready, why
         state = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         self.keep(self._set_health(state))
         _LOG.info("ready" if ready else "not ready", address=self.address, **({"why": why} if why else {}))
-        if first or (ready and self.config.ready_fd is not None):
+        if ready and not self._announced:
+            self._announced = True
             announce_ready(self.config.ready_fd, self.address)
 
     def keep(self, work: Coroutine[Any, Any, None]) -> None:
