@@ -35,6 +35,7 @@ from katsura.rpc.interceptor import Boundary
 from katsura.telemetry import log, metrics
 
 _LOG = log.get(__name__)
+_CANCEL_AGAIN_S = 0.5
 EXIT_ORPHANED = 70
 """Exit status of a process whose supervisor went away."""
 
@@ -155,11 +156,17 @@ class Server:
                 await asyncio.wait_for(drain(), self.config.drain_timeout_s)
             except TimeoutError:
                 _LOG.warning("drain timed out; ending what is left", seconds=self.config.drain_timeout_s)
-        for task in list(self._lasting):
-            task.cancel()
-        await asyncio.gather(*self._lasting, return_exceptions=True)
+        await self._end_lasting()
         await self.grpc.stop(grace=2.0)
         _LOG.info("stopped")
+
+    async def _end_lasting(self) -> None:
+        """Cancel until each has ended: `asyncio.wait_for` of Python 3.11, which the store's client uses, loses a cancel
+        that comes in the moment in which what it waits for is done."""
+        while self._lasting:
+            for task in self._lasting:
+                task.cancel()
+            await asyncio.wait(self._lasting, timeout=_CANCEL_AGAIN_S)
 
     def _bind(self, listen: str) -> str:
         if listen.startswith("unix:"):
