@@ -1,16 +1,20 @@
-"""What a cluster says about its nodes: core/v1 Nodes and DRA ResourceSlices, as `kubectl get -o yaml` prints them.
+"""What a cluster says about its nodes: core/v1 Nodes and Pods and DRA ResourceSlices, as `kubectl get -o yaml` prints
+them (`read_cluster`) or as the API server gives them (`observe`).
 
 Only the fields that a plan needs are read, and foreign fields are passed over; resources of our group go on to
-`bundle`. `problem` turns the result into classes of nodes.
+`bundle`. `problem` turns the result into classes of nodes. What other people's pods ask for is not free for us.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
+from katsura.domain.units import GIB
 from katsura.manifests.bundle import Bundle, read_documents
 from katsura.manifests.document import Entries, Items, Leaf, Node, parse
 from katsura.manifests.rules import ManifestError, Problem, parse_quantity
@@ -23,6 +27,8 @@ _SPOT = {
 }
 _DOMAINS = ("katsura.dev/domain", "nvidia.com/gpu.clique", "topology.kubernetes.io/zone")
 _OURS_TO_TOLERATE = ("nvidia.com/gpu", "amd.com/gpu", "habana.ai/gaudi", "katsura.dev/")
+ROLE_LABEL: Final = "katsura.dev/role"
+"""A pod that carries it stands where a plan put it: what it asks for counts as free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,7 @@ class Cluster:
 
 
 def read_cluster(files: Iterable[tuple[str, str]]) -> Cluster:
-    """Read `(file name, YAML or JSON text)` pairs of our resources, Nodes, ResourceSlices and Lists of them.
+    """Read `(file name, YAML or JSON text)` pairs of our resources, Nodes, Pods, ResourceSlices and Lists of them.
 
     Raises:
         ManifestError: with every problem of every file.
@@ -66,12 +72,15 @@ def read_cluster(files: Iterable[tuple[str, str]]) -> Cluster:
     ours: list[Node] = []
     nodes: list[tuple[str, Mapping[str, Any]]] = []
     slices: list[Mapping[str, Any]] = []
+    pods: list[Mapping[str, Any]] = []
     for file, text in files:
         for entry in _documents(file, text, problems):
             plain = entry if isinstance(entry, Mapping) else _head(entry)
             match plain.get("apiVersion"), plain.get("kind"):
                 case "v1", "Node":
                     nodes.append((file, _plain(entry)))
+                case "v1", "Pod":
+                    pods.append(_plain(entry))
                 case str(version), "ResourceSlice" if version.startswith("resource.k8s.io/"):
                     slices.append(_plain(entry))
                 case _ if isinstance(entry, Mapping):
@@ -80,12 +89,37 @@ def read_cluster(files: Iterable[tuple[str, str]]) -> Cluster:
                 case _:
                     ours.append(entry)
     bundle = read_documents(ours, problems)
-    products = _products(slices)
-    left_out: list[str] = []
-    read = [_node(file, node, products, problems, left_out) for file, node in nodes]
+    read, left_out = _nodes(nodes, slices, pods, problems)
     if problems:
         raise ManifestError(problems)
-    return Cluster(bundle, tuple(n for n in read if n is not None), tuple(left_out))
+    return Cluster(bundle, read, left_out)
+
+
+def observe(
+    bundle: Bundle,
+    nodes: Iterable[Mapping[str, Any]],
+    slices: Iterable[Mapping[str, Any]] = (),
+    pods: Iterable[Mapping[str, Any]] = (),
+) -> Cluster:
+    """The cluster of `bundle` and of Nodes, ResourceSlices and Pods as parsed JSON of the API server.
+
+    A node that says too little (one that has just joined, say) is left out with why; it never stops a plan.
+    """
+    problems: list[Problem] = []
+    read, left_out = _nodes([("node", n) for n in nodes], slices, pods, problems)
+    return Cluster(bundle, read, (*left_out, *(f"{p.field}: {p.message}" for p in problems)))
+
+
+def _nodes(
+    nodes: Iterable[tuple[str, Mapping[str, Any]]],
+    slices: Iterable[Mapping[str, Any]],
+    pods: Iterable[Mapping[str, Any]],
+    problems: list[Problem],
+) -> tuple[tuple[ClusterNode, ...], tuple[str, ...]]:
+    products, taken = _products(slices), _taken(pods)
+    left_out: list[str] = []
+    read = [_node(file, node, products, problems, left_out) for file, node in nodes]
+    return tuple(_without(n, taken.get(n.name, {})) for n in read if n is not None), tuple(left_out)
 
 
 def _documents(file: str, text: str, problems: list[Problem]) -> Iterator[Node | Mapping[str, Any]]:
@@ -169,6 +203,48 @@ def _node(
     resources = {k: int(v) for k, v in allocatable.items() if "/" in k and str(v).isdigit()}
     labels = {str(k): str(v) for k, v in (metadata.get("labels") or {}).items()}
     return ClusterNode(name, labels, cores, memory, resources, tuple(products.get(name, ())))
+
+
+def _taken(pods: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """What running pods that are not ours ask of each node: cores, bytes and accelerators by resource name."""
+    taken: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for pod in pods:
+        metadata, spec, status = (pod.get(key) or {} for key in ("metadata", "spec", "status"))
+        if ROLE_LABEL in (metadata.get("labels") or {}) or status.get("phase") in ("Succeeded", "Failed"):
+            continue
+        asked: dict[str, float] = defaultdict(float)
+        for container in spec.get("containers") or ():
+            for name, value in _requests(container).items():
+                asked[name] += value
+        for container in spec.get("initContainers") or ():
+            sidecar = container.get("restartPolicy") == "Always"
+            for name, value in _requests(container).items():
+                asked[name] = asked[name] + value if sidecar else max(asked[name], value)
+        for name, value in asked.items():
+            taken[str(spec.get("nodeName") or "")][name] += value
+    return taken
+
+
+def _requests(container: Mapping[str, Any]) -> dict[str, float]:
+    said = container.get("resources") or {}
+    asked = {**(said.get("limits") or {}), **(said.get("requests") or {})}
+    return {name: _amount(name, value) for name, value in asked.items()}
+
+
+def _amount(name: str, value: object) -> float:
+    return (_cores(value) if name == "cpu" else parse_quantity(str(value))) or 0.0
+
+
+def _without(node: ClusterNode, taken: Mapping[str, float]) -> ClusterNode:
+    """What is left of `node`, in whole cores and GiB, so that nodes that differ by a little stay one class."""
+    if not taken:
+        return node
+    return replace(
+        node,
+        cores=float(max(0, math.floor(node.cores - taken.get("cpu", 0.0)))),
+        memory_bytes=max(0, int(node.memory_bytes - taken.get("memory", 0.0))) // GIB * GIB,
+        resources={name: max(0, count - int(taken.get(name, 0))) for name, count in node.resources.items()},
+    )
 
 
 def _closed(spec: Mapping[str, Any], status: Mapping[str, Any]) -> str:

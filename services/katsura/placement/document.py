@@ -104,13 +104,24 @@ def inputs_hash(problem: Problem) -> str:
 
 
 def read_current(text: str) -> Current:
-    """What a PlacementPlan says is placed.
+    """What a PlacementPlan says is placed, from its JSON text.
 
     Raises:
         InvalidArgumentError: the text is no PlacementPlan.
     """
     try:
-        data = json.loads(text)
+        return current_of(json.loads(text))
+    except ValueError as error:
+        raise _no_plan(error) from error
+
+
+def current_of(data: Any) -> Current:
+    """What a parsed PlacementPlan says is placed.
+
+    Raises:
+        InvalidArgumentError: it is no PlacementPlan.
+    """
+    try:
         if data["kind"] != "PlacementPlan":
             raise ValueError(f"kind is {data['kind']!r}")
         instances = [
@@ -119,10 +130,12 @@ def read_current(text: str) -> Current:
             for instance in a["instances"]
         ]
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidArgumentError(
-            f"not a PlacementPlan as `katsura plan --json` prints it: {error!r}", field="against"
-        ) from error
+        raise _no_plan(error) from error
     return Current(tuple(instances))
+
+
+def _no_plan(error: Exception) -> InvalidArgumentError:
+    return InvalidArgumentError(f"not a PlacementPlan as `katsura plan --json` prints it: {error!r}", field="against")
 
 
 def running(plan: Plan) -> Current:

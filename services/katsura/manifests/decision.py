@@ -1,0 +1,190 @@
+"""One call from what a cluster says to what should run where: the operator's door to the planner.
+
+    decision = decide(Situation(bundle, nodes, slices, pods, configs, current))
+    decision.pools              per role and class of nodes: how many processes, what each takes, on which nodes
+    decision.change.steps       starts and stops in an order that never lacks capacity where there is room
+    decision.change.kept, why   whether what runs stays as it is
+    decision.document           the PlacementPlan to store; give it back as `current` next time
+    decision.change.plan        gap, bound, alternatives with why not, binding constraints, dollars per hour
+
+Pure and total: whatever keeps one deployment or node out of the plan is told in `left_out`, and the rest is planned.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from katsura.domain.errors import FailedPreconditionError, KatsuraError
+from katsura.manifests.bundle import Bundle
+from katsura.manifests.cluster import observe
+from katsura.manifests.kinds import ModelDeployment
+from katsura.manifests.problem import Options, build_problem
+from katsura.placement import calibration, catalogue
+from katsura.placement.calibration import Calibration
+from katsura.placement.card import published, read_card
+from katsura.placement.document import Current, current_of, document
+from katsura.placement.plan import Place, Plan
+from katsura.placement.planner import plan
+from katsura.placement.problem import Effort, HelperService, Problem
+from katsura.placement.replan import Policy, Replan, replan, steps
+
+_NOTHING = Current(())
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Everything that decides. Objects are parsed JSON as the API server gives them.
+
+    Attributes:
+        bundle: the resources of one operator's scope (`manifests.bundle.read_documents` reads them).
+        nodes, slices: Nodes and ResourceSlices. pods: of the whole cluster; those with the label
+            `cluster.ROLE_LABEL` are ours and take nothing away.
+        configs: `config.json` by deployment name; deployments that name a published card need none.
+        current: the PlacementPlan in force (`Decision.document` of last time), or what really stands as a `Current`.
+    """
+
+    bundle: Bundle
+    nodes: Sequence[Mapping[str, Any]] = ()
+    slices: Sequence[Mapping[str, Any]] = ()
+    pods: Sequence[Mapping[str, Any]] = ()
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
+    current: Mapping[str, Any] | Current | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPart:
+    """Equal processes of one role on one class of nodes.
+
+    Attributes:
+        owner: the ModelDeployment or MemoryStore they serve. role: `unified`, `attention`, `experts`, `prefill`,
+            `decode`, `router` or `memory`.
+        instance: the pattern they belong to; of a split, attention and experts of one pattern serve together.
+        device: name in the catalogue; resource: what a pod asks for to get it, empty on cores.
+        processes: how many. accelerators, cores, ram_bytes: of each. nodes: how many of them on each node.
+    """
+
+    owner: str
+    role: str
+    instance: str
+    node_class: str
+    device: str
+    resource: str
+    domain: str
+    spot: bool
+    processes: int
+    accelerators: int
+    cores: float
+    ram_bytes: float
+    nodes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do. `left_out`: deployments that could not be planned, by name, with why."""
+
+    problem: Problem
+    change: Replan
+    pools: tuple[PoolPart, ...]
+    document: Mapping[str, Any]
+    left_out: Mapping[str, str]
+
+
+def decide(
+    situation: Situation,
+    effort: Effort | None = None,
+    policy: Policy | None = None,
+    options: Options | None = None,
+    known: Calibration | None = None,
+) -> Decision:
+    """Plan everything of `situation` in one solve, and say how to get there from what stands.
+
+    Args:
+        effort: how long to search (default: 10 s or a gap of 0.5 %). policy: when a change pays.
+        known: measured coefficients; default: those that ship.
+
+    Raises:
+        FailedPreconditionError: no deployment can be planned, or there is no node at all.
+        InvalidArgumentError: `current` is no PlacementPlan.
+    """
+    configs, left_out = _configs(situation)
+    bundle = replace(
+        situation.bundle, deployments=tuple(d for d in situation.bundle.deployments if d.metadata.name in configs)
+    )
+    if left_out and not bundle.deployments:
+        raise FailedPreconditionError("; ".join(left_out.values()))
+    cluster = observe(bundle, situation.nodes, situation.slices, situation.pods)
+    problem = build_problem(cluster, configs, catalogue.built_in(), known or calibration.built_in(), options)
+    current = situation.current
+    standing = current if isinstance(current, Current) else _NOTHING if current is None else current_of(current)
+    effort = effort or Effort()
+    change = replan(problem, effort, standing, policy) if standing.instances else _first(problem, effort)
+    return Decision(problem, change, pools(change.plan, problem), document(change.plan, problem), left_out)
+
+
+def pools(made: Plan, problem: Problem) -> tuple[PoolPart, ...]:
+    """`made` by role and class of nodes, in a fixed order."""
+    classes = {c.name: c for c in problem.classes}
+    helpers = {s.name for s in problem.services if isinstance(s, HelperService)}
+    grouped: dict[tuple[str, str, str, str], list[Place]] = defaultdict(list)
+    for instance in made.instances:
+        for place in instance.places:
+            kind = (instance.column.service, place.role, instance.column.key, place.node_class)
+            grouped[kind].append(place)
+    parts = []
+    for (service, role, key, name), places in sorted(grouped.items()):
+        c, first = classes[name], places[0]
+        parts.append(
+            PoolPart(
+                owner=service.removesuffix(f"-{role}") if service in helpers else service,
+                role=role,
+                instance=key,
+                node_class=name,
+                device=(c.device or c.core).name,
+                resource=c.device.resource if c.device is not None and first.accelerators else "",
+                domain=c.domain,
+                spot=c.spot,
+                processes=len(places),
+                accelerators=first.accelerators,
+                cores=first.cores,
+                ram_bytes=first.ram_bytes,
+                nodes=MappingProxyType(dict(sorted(Counter(p.node for p in places).items()))),
+            )
+        )
+    return tuple(parts)
+
+
+def _first(problem: Problem, effort: Effort) -> Replan:
+    made = plan(problem, effort)
+    return Replan(
+        made, steps(problem, [i.column for i in made.instances], _NOTHING, made), False, "nothing stands", 0, 0
+    )
+
+
+def _configs(situation: Situation) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+    found: dict[str, Mapping[str, Any]] = {}
+    left_out: dict[str, str] = {}
+    for deployment in situation.bundle.deployments:
+        name = deployment.metadata.name
+        config = situation.configs.get(name) or _published(deployment)
+        try:
+            if config is None:
+                raise FailedPreconditionError(
+                    f"{name}: the sizes of {deployment.spec.model.source} are not known yet; set spec.model.card to a "
+                    f"published model of the same sizes ({', '.join(published())})",
+                    field="spec.model.source",
+                )
+            read_card(config, name)
+        except KatsuraError as error:
+            left_out[name] = str(error)
+        else:
+            found[name] = config
+    return found, left_out
+
+
+def _published(deployment: ModelDeployment) -> Mapping[str, Any] | None:
+    card = deployment.spec.model.card
+    return None if card is None else published().get(card)

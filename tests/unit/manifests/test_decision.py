@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+
+from katsura.domain.errors import FailedPreconditionError
+from katsura.manifests.bundle import read_manifests
+from katsura.manifests.cluster import ROLE_LABEL
+from katsura.manifests.decision import Decision, Situation, decide
+from katsura.placement.problem import Effort
+
+HEAD = "apiVersion: katsura.dev/v1alpha1\n"
+CHAT = (
+    HEAD
+    + """\
+kind: ModelDeployment
+metadata: {name: chat}
+spec:
+  model: {source: file:///m, card: Qwen/Qwen3-8B}
+  dtype: bf16
+  topology: Unified
+  kv: {bytes: 8Gi}
+  traffic: {requestsPerSecond: 2}
+---
+"""
+)
+UNKNOWN = HEAD + "kind: ModelDeployment\nmetadata: {name: odd}\nspec: {model: {source: file:///odd}}\n---\n"
+STORE = HEAD + "kind: MemoryStore\nmetadata: {name: trees}\nspec: {}\n---\n"
+EXACT = Effort(gap=0.0, seconds=None)
+
+
+def node(name: str, count: int = 2) -> dict[str, object]:
+    return {
+        "metadata": {"name": name, "labels": {"nvidia.com/gpu.product": "NVIDIA-L4"}},
+        "status": {"allocatable": {"cpu": "16", "memory": "64Gi", "nvidia.com/gpu": str(count)}},
+    }
+
+
+def pod(on: str, labels: dict[str, str], **requests: str) -> dict[str, object]:
+    asked = {"nvidia.com/gpu" if k == "gpu" else k: v for k, v in requests.items()}
+    container = {"resources": {"requests": asked}}
+    return {"metadata": {"labels": labels}, "spec": {"nodeName": on, "containers": [container]}, "status": {}}
+
+
+def decided(situation: Situation) -> Decision:
+    return decide(situation, EXACT)
+
+
+def test_objects_of_the_api_server_become_pools_with_their_nodes() -> None:
+    found = decided(Situation(read_manifests([("m", CHAT + STORE)]), [node("n1"), node("n2")]))
+    assert {(p.owner, p.role) for p in found.pools} == {("chat", "unified"), ("chat", "router"), ("trees", "memory")}
+    (model,) = (p for p in found.pools if p.role == "unified")
+    assert (model.device, model.resource, model.instance.count("chat/Unified")) == ("L4", "nvidia.com/gpu", 1)
+    assert sum(model.nodes.values()) == model.processes
+    assert set(model.nodes) <= {"n1", "n2"}
+    assert [s.action for s in found.change.steps] == ["start"] * len(found.change.plan.instances)
+    assert found.document["status"]["gap"] >= 0
+
+
+def test_what_stands_is_kept_where_nothing_changed() -> None:
+    situation = Situation(read_manifests([("m", CHAT + STORE)]), [node("n1"), node("n2")])
+    first = decided(situation)
+    again = decided(Situation(situation.bundle, situation.nodes, current=first.document))
+    assert again.change.kept
+    assert again.change.steps == ()
+    assert again.pools == first.pools
+
+
+def test_what_others_run_is_not_free_and_what_we_run_is() -> None:
+    bundle = read_manifests([("m", CHAT)])
+    others = [pod("n1", {}, gpu="2", cpu="1500m")]
+    found = decided(Situation(bundle, [node("n1"), node("n2")], pods=others))
+    assert {n for p in found.pools if p.role == "unified" for n in p.nodes} == {"n2"}
+    ours = [pod("n1", {ROLE_LABEL: "unified"}, gpu="2"), pod("n2", {ROLE_LABEL: "unified"}, gpu="2")]
+    assert decided(Situation(bundle, [node("n1"), node("n2")], pods=ours)).change.plan.feasible
+
+
+def test_one_deployment_of_unknown_size_never_stops_the_others() -> None:
+    found = decided(Situation(read_manifests([("m", CHAT + UNKNOWN)]), [node("n1"), {"metadata": {"name": "young"}}]))
+    assert set(found.left_out) == {"odd"}
+    assert "spec.model.card" in found.left_out["odd"]
+    assert any("young" in line for line in found.change.plan.unknown)
+    with pytest.raises(FailedPreconditionError, match="sizes of file:///odd"):
+        decided(Situation(read_manifests([("m", UNKNOWN)]), [node("n1")]))
