@@ -113,6 +113,9 @@ class EventKind(IntEnum):
     REVISED = 6
     FORKED = 7
     TREE_DELETED = 8
+    TREE_UPDATED = 9
+    ATTACHED = 10
+    REDACTED = 11
 
 
 @dataclass(frozen=True, slots=True)

@@ -477,6 +477,8 @@ class Node(_message.Message):
     SUMMARY_FIELD_NUMBER: _builtins.int
     HINT_FIELD_NUMBER: _builtins.int
     TOKENIZED_FOR_FIELD_NUMBER: _builtins.int
+    ATTACHMENTS_FIELD_NUMBER: _builtins.int
+    REDACTED_FIELD_NUMBER: _builtins.int
     node_id: _builtins.int
     """Integer within the tree: short enough for an agent to type."""
     parent_id: _builtins.int
@@ -489,6 +491,8 @@ class Node(_message.Message):
     """Steps on the path from the root, this one included."""
     revision: _builtins.int
     """Revision of the commit that made it."""
+    redacted: _builtins.bool
+    """Whether its content was destroyed; hash and shape are what they were."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Made."""
@@ -509,6 +513,10 @@ class Node(_message.Message):
     def tokenized_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tokenizer digests for which token ids are attached."""
 
+    @_builtins.property
+    def attachments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attachment]:
+        """Put beside it after it was made (PutAttachments), in the order they were first put."""
+
     def __init__(
         self,
         *,
@@ -523,10 +531,12 @@ class Node(_message.Message):
         summary: Global___Summary | None = ...,
         hint: Global___Hint | None = ...,
         tokenized_for: _abc.Iterable[_builtins.str] | None = ...,
+        attachments: _abc.Iterable[Global___Attachment] | None = ...,
+        redacted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "create_time", b"create_time", "hint", b"hint", "step", b"step", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["birth_branch", b"birth_branch", "body", b"body", "content_hash", b"content_hash", "create_time", b"create_time", "depth", b"depth", "hint", b"hint", "node_id", b"node_id", "parent_id", b"parent_id", "revision", b"revision", "step", b"step", "summary", b"summary", "tokenized_for", b"tokenized_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "birth_branch", b"birth_branch", "body", b"body", "content_hash", b"content_hash", "create_time", b"create_time", "depth", b"depth", "hint", b"hint", "node_id", b"node_id", "parent_id", b"parent_id", "redacted", b"redacted", "revision", b"revision", "step", b"step", "summary", b"summary", "tokenized_for", b"tokenized_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["step", "summary", "hint"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015

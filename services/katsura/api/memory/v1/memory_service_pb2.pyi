@@ -124,6 +124,12 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """A branch was made."""
     EVENT_KIND_TREE_DELETED: _EventKind.ValueType  # 8
     """The tree was dropped; the stream ends."""
+    EVENT_KIND_TREE_UPDATED: _EventKind.ValueType  # 9
+    """Goal, pins, labels or the default branch changed."""
+    EVENT_KIND_ATTACHED: _EventKind.ValueType  # 10
+    """Bytes were put beside a node."""
+    EVENT_KIND_REDACTED: _EventKind.ValueType  # 11
+    """The content of nodes was destroyed: drop what was derived from it."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What a commit did."""
@@ -146,6 +152,12 @@ EVENT_KIND_FORKED: EventKind.ValueType  # 7
 """A branch was made."""
 EVENT_KIND_TREE_DELETED: EventKind.ValueType  # 8
 """The tree was dropped; the stream ends."""
+EVENT_KIND_TREE_UPDATED: EventKind.ValueType  # 9
+"""Goal, pins, labels or the default branch changed."""
+EVENT_KIND_ATTACHED: EventKind.ValueType  # 10
+"""Bytes were put beside a node."""
+EVENT_KIND_REDACTED: EventKind.ValueType  # 11
+"""The content of nodes was destroyed: drop what was derived from it."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from katsura.api.memory.v1 import memory_contents_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2
 from katsura.api.memory.v1 import memory_service_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2
 
 GRPC_GENERATED_VERSION = '1.80.1'
@@ -51,6 +52,11 @@ class MemoryServiceStub(object):
                 '/katsura.api.memory.v1.MemoryService/ListTrees',
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.ListTreesRequest.SerializeToString,
                 response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.ListTreesResponse.FromString,
+                _registered_method=True)
+        self.UpdateTree = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/UpdateTree',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.UpdateTreeRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.UpdateTreeResponse.FromString,
                 _registered_method=True)
         self.DeleteTree = channel.unary_unary(
                 '/katsura.api.memory.v1.MemoryService/DeleteTree',
@@ -102,6 +108,36 @@ class MemoryServiceStub(object):
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GetNodesRequest.SerializeToString,
                 response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GetNodesResponse.FromString,
                 _registered_method=True)
+        self.ListBranches = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/ListBranches',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.ListBranchesRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.ListBranchesResponse.FromString,
+                _registered_method=True)
+        self.PutAttachments = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/PutAttachments',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.PutAttachmentsRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.PutAttachmentsResponse.FromString,
+                _registered_method=True)
+        self.ListNodes = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/ListNodes',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.ListNodesRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.ListNodesResponse.FromString,
+                _registered_method=True)
+        self.FindSteps = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/FindSteps',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.FindStepsRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.FindStepsResponse.FromString,
+                _registered_method=True)
+        self.Search = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/Search',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.SearchRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.SearchResponse.FromString,
+                _registered_method=True)
+        self.Redact = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/Redact',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactResponse.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/katsura.api.memory.v1.MemoryService/Watch',
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.WatchRequest.SerializeToString,
@@ -131,6 +167,13 @@ class MemoryServiceServicer(object):
 
     def ListTrees(self, request, context):
         """Lists trees, newest first. The index is a repairable hint: a tree may appear a moment late.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateTree(self, request, context):
+        """Changes goal, pins, labels or the default branch of a tree.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -206,6 +249,48 @@ class MemoryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListBranches(self, request, context):
+        """Lists branches, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutAttachments(self, request, context):
+        """Puts named bytes beside a node, outside its content hash: a checkpointer's pending writes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListNodes(self, request, context):
+        """Lists the nodes of all branches, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindSteps(self, request, context):
+        """Finds steps by the ids that the client gave them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Search(self, request, context):
+        """Finds nodes by the words that they say.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Redact(self, request, context):
+        """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """Streams every commit after a point, once and in order.
         """
@@ -230,6 +315,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.ListTrees,
                     request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.ListTreesRequest.FromString,
                     response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.ListTreesResponse.SerializeToString,
+            ),
+            'UpdateTree': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateTree,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.UpdateTreeRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.UpdateTreeResponse.SerializeToString,
             ),
             'DeleteTree': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteTree,
@@ -280,6 +370,36 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.GetNodes,
                     request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GetNodesRequest.FromString,
                     response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GetNodesResponse.SerializeToString,
+            ),
+            'ListBranches': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBranches,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.ListBranchesRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.ListBranchesResponse.SerializeToString,
+            ),
+            'PutAttachments': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutAttachments,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.PutAttachmentsRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.PutAttachmentsResponse.SerializeToString,
+            ),
+            'ListNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNodes,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.ListNodesRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.ListNodesResponse.SerializeToString,
+            ),
+            'FindSteps': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindSteps,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.FindStepsRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.FindStepsResponse.SerializeToString,
+            ),
+            'Search': grpc.unary_unary_rpc_method_handler(
+                    servicer.Search,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.SearchRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.SearchResponse.SerializeToString,
+            ),
+            'Redact': grpc.unary_unary_rpc_method_handler(
+                    servicer.Redact,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactResponse.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -371,6 +491,33 @@ class MemoryService(object):
             '/katsura.api.memory.v1.MemoryService/ListTrees',
             katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.ListTreesRequest.SerializeToString,
             katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.ListTreesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateTree(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/UpdateTree',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.UpdateTreeRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.UpdateTreeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -641,6 +788,168 @@ class MemoryService(object):
             '/katsura.api.memory.v1.MemoryService/GetNodes',
             katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GetNodesRequest.SerializeToString,
             katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GetNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBranches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/ListBranches',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.ListBranchesRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.ListBranchesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutAttachments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/PutAttachments',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.PutAttachmentsRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.PutAttachmentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/ListNodes',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.ListNodesRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.ListNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindSteps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/FindSteps',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.FindStepsRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.FindStepsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Search(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/Search',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.SearchRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Redact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/Redact',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ The memory service: MAGE's operations (grow, compress, maintain, revise) over tr
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from katsura.api.memory.v1 import memory_contents_pb2 as _memory_contents_pb2
 from katsura.api.memory.v1 import memory_service_pb2 as _memory_service_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -42,6 +43,8 @@ class MemoryServiceStub:
     """Reads a tree and its branches."""
     ListTrees: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ListTreesRequest, _memory_service_pb2.ListTreesResponse]
     """Lists trees, newest first. The index is a repairable hint: a tree may appear a moment late."""
+    UpdateTree: _grpc.UnaryUnaryMultiCallable[_memory_contents_pb2.UpdateTreeRequest, _memory_contents_pb2.UpdateTreeResponse]
+    """Changes goal, pins, labels or the default branch of a tree."""
     DeleteTree: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.DeleteTreeRequest, _memory_service_pb2.DeleteTreeResponse]
     """Drops a tree and everything in it."""
     Grow: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GrowRequest, _memory_service_pb2.GrowResponse]
@@ -62,6 +65,18 @@ class MemoryServiceStub:
     """Reads the steps of a branch's path, newest page first, oldest step first within a page."""
     GetNodes: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetNodesRequest, _memory_service_pb2.GetNodesResponse]
     """Reads nodes by id."""
+    ListBranches: _grpc.UnaryUnaryMultiCallable[_memory_contents_pb2.ListBranchesRequest, _memory_contents_pb2.ListBranchesResponse]
+    """Lists branches, newest first."""
+    PutAttachments: _grpc.UnaryUnaryMultiCallable[_memory_contents_pb2.PutAttachmentsRequest, _memory_contents_pb2.PutAttachmentsResponse]
+    """Puts named bytes beside a node, outside its content hash: a checkpointer's pending writes."""
+    ListNodes: _grpc.UnaryUnaryMultiCallable[_memory_contents_pb2.ListNodesRequest, _memory_contents_pb2.ListNodesResponse]
+    """Lists the nodes of all branches, newest first."""
+    FindSteps: _grpc.UnaryUnaryMultiCallable[_memory_contents_pb2.FindStepsRequest, _memory_contents_pb2.FindStepsResponse]
+    """Finds steps by the ids that the client gave them."""
+    Search: _grpc.UnaryUnaryMultiCallable[_memory_contents_pb2.SearchRequest, _memory_contents_pb2.SearchResponse]
+    """Finds nodes by the words that they say."""
+    Redact: _grpc.UnaryUnaryMultiCallable[_memory_contents_pb2.RedactRequest, _memory_contents_pb2.RedactResponse]
+    """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too."""
     Watch: _grpc.UnaryStreamMultiCallable[_memory_service_pb2.WatchRequest, _memory_service_pb2.WatchResponse]
     """Streams every commit after a point, once and in order."""
 
@@ -79,6 +94,8 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """Reads a tree and its branches."""
     ListTrees: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListTreesRequest, _memory_service_pb2.ListTreesResponse]  # type: ignore[assignment]
     """Lists trees, newest first. The index is a repairable hint: a tree may appear a moment late."""
+    UpdateTree: _aio.UnaryUnaryMultiCallable[_memory_contents_pb2.UpdateTreeRequest, _memory_contents_pb2.UpdateTreeResponse]  # type: ignore[assignment]
+    """Changes goal, pins, labels or the default branch of a tree."""
     DeleteTree: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.DeleteTreeRequest, _memory_service_pb2.DeleteTreeResponse]  # type: ignore[assignment]
     """Drops a tree and everything in it."""
     Grow: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GrowRequest, _memory_service_pb2.GrowResponse]  # type: ignore[assignment]
@@ -99,6 +116,18 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """Reads the steps of a branch's path, newest page first, oldest step first within a page."""
     GetNodes: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetNodesRequest, _memory_service_pb2.GetNodesResponse]  # type: ignore[assignment]
     """Reads nodes by id."""
+    ListBranches: _aio.UnaryUnaryMultiCallable[_memory_contents_pb2.ListBranchesRequest, _memory_contents_pb2.ListBranchesResponse]  # type: ignore[assignment]
+    """Lists branches, newest first."""
+    PutAttachments: _aio.UnaryUnaryMultiCallable[_memory_contents_pb2.PutAttachmentsRequest, _memory_contents_pb2.PutAttachmentsResponse]  # type: ignore[assignment]
+    """Puts named bytes beside a node, outside its content hash: a checkpointer's pending writes."""
+    ListNodes: _aio.UnaryUnaryMultiCallable[_memory_contents_pb2.ListNodesRequest, _memory_contents_pb2.ListNodesResponse]  # type: ignore[assignment]
+    """Lists the nodes of all branches, newest first."""
+    FindSteps: _aio.UnaryUnaryMultiCallable[_memory_contents_pb2.FindStepsRequest, _memory_contents_pb2.FindStepsResponse]  # type: ignore[assignment]
+    """Finds steps by the ids that the client gave them."""
+    Search: _aio.UnaryUnaryMultiCallable[_memory_contents_pb2.SearchRequest, _memory_contents_pb2.SearchResponse]  # type: ignore[assignment]
+    """Finds nodes by the words that they say."""
+    Redact: _aio.UnaryUnaryMultiCallable[_memory_contents_pb2.RedactRequest, _memory_contents_pb2.RedactResponse]  # type: ignore[assignment]
+    """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too."""
     Watch: _aio.UnaryStreamMultiCallable[_memory_service_pb2.WatchRequest, _memory_service_pb2.WatchResponse]  # type: ignore[assignment]
     """Streams every commit after a point, once and in order."""
 
@@ -131,6 +160,14 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.ListTreesResponse, _abc.Awaitable[_memory_service_pb2.ListTreesResponse]]:
         """Lists trees, newest first. The index is a repairable hint: a tree may appear a moment late."""
+
+    @_abc_1.abstractmethod
+    def UpdateTree(
+        self,
+        request: _memory_contents_pb2.UpdateTreeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_contents_pb2.UpdateTreeResponse, _abc.Awaitable[_memory_contents_pb2.UpdateTreeResponse]]:
+        """Changes goal, pins, labels or the default branch of a tree."""
 
     @_abc_1.abstractmethod
     def DeleteTree(
@@ -211,6 +248,54 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.GetNodesResponse, _abc.Awaitable[_memory_service_pb2.GetNodesResponse]]:
         """Reads nodes by id."""
+
+    @_abc_1.abstractmethod
+    def ListBranches(
+        self,
+        request: _memory_contents_pb2.ListBranchesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_contents_pb2.ListBranchesResponse, _abc.Awaitable[_memory_contents_pb2.ListBranchesResponse]]:
+        """Lists branches, newest first."""
+
+    @_abc_1.abstractmethod
+    def PutAttachments(
+        self,
+        request: _memory_contents_pb2.PutAttachmentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_contents_pb2.PutAttachmentsResponse, _abc.Awaitable[_memory_contents_pb2.PutAttachmentsResponse]]:
+        """Puts named bytes beside a node, outside its content hash: a checkpointer's pending writes."""
+
+    @_abc_1.abstractmethod
+    def ListNodes(
+        self,
+        request: _memory_contents_pb2.ListNodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_contents_pb2.ListNodesResponse, _abc.Awaitable[_memory_contents_pb2.ListNodesResponse]]:
+        """Lists the nodes of all branches, newest first."""
+
+    @_abc_1.abstractmethod
+    def FindSteps(
+        self,
+        request: _memory_contents_pb2.FindStepsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_contents_pb2.FindStepsResponse, _abc.Awaitable[_memory_contents_pb2.FindStepsResponse]]:
+        """Finds steps by the ids that the client gave them."""
+
+    @_abc_1.abstractmethod
+    def Search(
+        self,
+        request: _memory_contents_pb2.SearchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_contents_pb2.SearchResponse, _abc.Awaitable[_memory_contents_pb2.SearchResponse]]:
+        """Finds nodes by the words that they say."""
+
+    @_abc_1.abstractmethod
+    def Redact(
+        self,
+        request: _memory_contents_pb2.RedactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_contents_pb2.RedactResponse, _abc.Awaitable[_memory_contents_pb2.RedactResponse]]:
+        """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too."""
 
     @_abc_1.abstractmethod
     def Watch(
