@@ -12,6 +12,9 @@ from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.units import MIB
 
 MESSAGE_BYTES_MAX = 64 * MIB
+TLS_NAME = "katsura.internal"
+"""The name in every certificate of an installation. Addresses change with every pod, so it is the authority that is
+checked; gRPC wants a name as well, and this is it."""
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
@@ -52,7 +55,8 @@ def open_channel(address: str, tls: TlsFiles | None = None) -> grpc.aio.Channel:
         credentials = grpc.ssl_channel_credentials(
             tls.authority.read_bytes(), tls.key.read_bytes(), tls.certificate.read_bytes()
         )
-        return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
+        options = (*_OPTIONS, ("grpc.ssl_target_name_override", TLS_NAME))
+        return grpc.aio.secure_channel(address, credentials, options=options)
     require_local(address)
     return grpc.aio.insecure_channel(address, options=_OPTIONS)
 

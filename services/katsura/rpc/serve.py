@@ -50,6 +50,8 @@ class ServeConfig:
         listen: `unix:/path` or `host:port` (port 0 picks a free one).
         internal_token: secret shared by the processes of one installation.
         metrics_listen: `host:port` of Prometheus metrics; empty serves none.
+        health_listen: `host:port` of the gRPC health service alone, without TLS, for a kubelet's probes, which have no
+            certificate; empty serves none.
         supervisor_fd: inherited pipe whose end means exit at once.
         ready_fd: inherited pipe that gets one JSON line when the process is ready.
         drain_timeout_s: how long running work may take after SIGTERM.
@@ -61,6 +63,7 @@ class ServeConfig:
     listen: str
     internal_token: str
     metrics_listen: str = ""
+    health_listen: str = ""
     supervisor_fd: int | None = None
     ready_fd: int | None = None
     drain_timeout_s: float = 30.0
@@ -76,6 +79,7 @@ class ServeConfig:
             listen=env.text("KATSURA_LISTEN", "127.0.0.1:0"),
             internal_token=env.text("KATSURA_INTERNAL_TOKEN"),
             metrics_listen=env.text("KATSURA_METRICS_LISTEN", ""),
+            health_listen=env.text("KATSURA_HEALTH_LISTEN", ""),
             supervisor_fd=env.descriptor("KATSURA_SUPERVISOR_FD"),
             ready_fd=env.descriptor("KATSURA_READY_FD"),
             drain_timeout_s=env.real("KATSURA_DRAIN_TIMEOUT_S", 30.0),
@@ -99,6 +103,8 @@ class Server:
         )
         self.address = ""
         self._health = health.aio.HealthServicer()
+        self._probed: grpc.aio.Server | None = None
+        self.health_address = ""
         self._ready: bool | None = None
         self._why = ""
         self._announced = False
@@ -116,6 +122,7 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self.address = self._bind(self.config.listen)
         await self.grpc.start()
+        await self._serve_probes()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -158,6 +165,8 @@ class Server:
                 _LOG.warning("drain timed out; ending what is left", seconds=self.config.drain_timeout_s)
         await self._end_lasting()
         await self.grpc.stop(grace=2.0)
+        if self._probed is not None:
+            await self._probed.stop(grace=None)
         _LOG.info("stopped")
 
     async def _end_lasting(self) -> None:
@@ -168,23 +177,24 @@ class Server:
                 task.cancel()
             await asyncio.wait(self._lasting, timeout=_CANCEL_AGAIN_S)
 
+    async def _serve_probes(self) -> None:
+        if not self.config.health_listen:
+            return
+        self._probed = grpc.aio.server()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probed)
+        self.health_address = _add_port(self._probed, self.config.health_listen, None, "KATSURA_HEALTH_LISTEN")
+        await self._probed.start()
+
     def _bind(self, listen: str) -> str:
         if listen.startswith("unix:"):
             Path(listen.removeprefix("unix:")).unlink(missing_ok=True)
-        try:
-            if self.config.tls is not None and not listen.startswith("unix:"):
-                pair = (self.config.tls.key.read_bytes(), self.config.tls.certificate.read_bytes())
-                credentials = grpc.ssl_server_credentials([pair], self.config.tls.authority.read_bytes(), True)
-                port = self.grpc.add_secure_port(listen, credentials)
-            else:
-                require_local(listen)
-                port = self.grpc.add_insecure_port(listen)
-        except RuntimeError as error:
-            raise InvalidArgumentError(
-                f"cannot listen on {listen}: is the port taken, or the folder of the socket missing?",
-                field="KATSURA_LISTEN",
-            ) from error
-        return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+        credentials = None
+        if self.config.tls is not None and not listen.startswith("unix:"):
+            pair = (self.config.tls.key.read_bytes(), self.config.tls.certificate.read_bytes())
+            credentials = grpc.ssl_server_credentials([pair], self.config.tls.authority.read_bytes(), True)
+        else:
+            require_local(listen)
+        return _add_port(self.grpc, listen, credentials, "KATSURA_LISTEN")
 
     async def _set_health(self, state: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         await self._health.set("", state)
@@ -197,6 +207,20 @@ class Server:
         if error is not None:
             _LOG.error("a background task failed; stopping", exc=error)
             self._stop.set()
+
+
+def _add_port(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None, field: str) -> str:
+    """Bind and return the address; port 0 becomes the port that was found."""
+    try:
+        if credentials is not None:
+            port = server.add_secure_port(listen, credentials)
+        else:
+            port = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise InvalidArgumentError(
+            f"cannot listen on {listen}: is the port taken, or the folder of the socket missing?", field=field
+        ) from error
+    return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
 
 
 def announce_ready(ready_fd: int | None, address: str) -> None:

@@ -33,6 +33,8 @@ def kernel_plan(
 ) -> KernelPlan:
     """The plan of this revision on this kind of machine; a first call takes seconds, later ones read a file.
 
+    A folder that ships a plan of this promise (`ship_plan`) has it read on every kind of machine.
+
     Args:
         folder: the model folder, where the plan is kept.
         shape: of the model; layout: how its FFN is cut.
@@ -46,6 +48,9 @@ def kernel_plan(
     """
     if fixed is not None:
         return _read(fixed)
+    shipped = folder / _shipped_name(shape, layout, dtype, numerics)
+    if shipped.is_file():
+        return _read(shipped)
     path = folder / f"kernels-{_key(shape, layout, dtype, numerics)}.json"
     if not path.is_file():
         plan = plan_kernels(shape, layout, dtype, numerics, now)
@@ -60,6 +65,19 @@ def kernel_plan(
     return _read(path)
 
 
+def ship_plan(
+    folder: Path, shape: ModelShape, layout: FfnLayout, dtype: DType, numerics: Numerics, *, now: Callable[[], float]
+) -> Path:
+    """Make this machine's plan the one of every process that reads `folder`: for folders that none of them can write.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path = folder / _shipped_name(shape, layout, dtype, numerics)
+    path.write_text(json.dumps(plan_kernels(shape, layout, dtype, numerics, now).to_json(), indent=1))
+    return path
+
+
 def _read(path: Path) -> KernelPlan:
     try:
         return KernelPlan.from_json(json.loads(path.read_bytes()))
@@ -67,8 +85,20 @@ def _read(path: Path) -> KernelPlan:
         raise InvalidArgumentError(f"{path} is no kernel plan ({error}); remove it to make a new one") from error
 
 
+def _shipped_name(shape: ModelShape, layout: FfnLayout, dtype: DType, numerics: Numerics) -> str:
+    return f"kernels-shipped-{_digest(_promise(shape, layout, dtype, numerics))}.json"
+
+
+def _promise(shape: ModelShape, layout: FfnLayout, dtype: DType, numerics: Numerics) -> list[str]:
+    return [str(CALIBRATION), repr(shape), repr(layout), dtype.value, numerics.value]
+
+
 def _key(shape: ModelShape, layout: FfnLayout, dtype: DType, numerics: Numerics) -> str:
     # What a plan depends on: the products' shapes, the promise, and what this torch can do on this CPU.
-    facts = [str(CALIBRATION), repr(shape), repr(layout), dtype.value, numerics.value]
+    facts = _promise(shape, layout, dtype, numerics)
     facts += [torch.__version__, torch.backends.cpu.get_cpu_capability(), platform.machine()]
+    return _digest(facts)
+
+
+def _digest(facts: list[str]) -> str:
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
