@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
-
-import pytest
 
 from katsura.domain.errors import (
     AlreadyExistsError,
     ConflictError,
     FailedPreconditionError,
-    KatsuraError,
     NotFoundError,
     OutOfRangeError,
     Reason,
@@ -33,84 +27,22 @@ from katsura.domain.trees import (
     SummaryBody,
     SummaryStatus,
     ToolCall,
-    TreePolicy,
-    cover_digest,
     request_of,
 )
-from katsura.state.connect import Store
-from katsura.state.trees import Grown, Limits, NewStep, NewTree, Revised, TreeRef, TreeStore, Written
-from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
-from katsura.state.trees_twin import TwinTreeStore
-from katsura.testing.store import EmbeddedStore
-
-LIMITS = Limits(events=100, replays=8)
-NEW = NewTree("find the cheapest hotel", ("never pay twice",), TreePolicy(raw_token_limit=50), {"team": "a"})
-NO_REQUEST = Request("", "")
-BIG = 1 << 30
-counter = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[EmbeddedStore]:
-    with EmbeddedStore() as server:
-        yield server
-
-
-@pytest.fixture(params=["twin", "valkey"])
-async def store(request: pytest.FixtureRequest, server: EmbeddedStore) -> AsyncIterator[TreeStore]:
-    if request.param == "twin":
-        yield TwinTreeStore(LIMITS)
-        return
-    connection = await Store.open(server.url, libraries=[MEMORY_FUNCTIONS])
-    yield RedisTreeStore(connection, LIMITS)
-    await connection.close()
-
-
-@pytest.fixture
-async def ref(store: TreeStore) -> TreeRef:
-    ref = TreeRef(TenantId(f"tenant{next(counter)}"), TreeId("tree"))
-    await store.create(ref, NEW, NO_REQUEST)
-    return ref
-
-
-def step(content: str, **fields: object) -> NewStep:
-    return NewStep(replace(Step(content), **fields), tokens=10)  # type: ignore[arg-type]
-
-
-async def grow(store: TreeStore, ref: TreeRef, *contents: str, branch: str = "", merge: bool = True) -> Grown:
-    return await store.grow(ref, branch, None, [step(c) for c in contents], merge, NO_REQUEST)
-
-
-async def compress(
-    store: TreeStore, ref: TreeRef, status: SummaryStatus = SummaryStatus.VALID, last: int = 0, branch: str = ""
-) -> Written:
-    cover = await store.cover(ref, branch, None, last)
-    page = await store.path(ref, branch, cover.last, 1000, BIG)
-    covered = page.nodes[-cover.count :]
-    digest = cover_digest([n.content_hash for n in covered])
-    body = SummaryBody("done", facts=("a",), open_obligations=("pay",))
-    summary = Summary(
-        0, covered[0].node_id, cover.last, cover.count, digest, body, "test", cover.versions + 1, cover.tokens, 4
-    )
-    return await store.summarise(ref, cover, None, summary, Judgement(status=status), NO_REQUEST)
-
-
-async def revise(store: TreeStore, ref: TreeRef, restore: int, request: Request = NO_REQUEST) -> Revised:
-    retreat = await store.retreat(ref, "", None, restore)
-    hint = Hint(retreat.branch.name, retreat.branch.head, retreat.restore_after, "wrong", "x", retreat.previous_hint)
-    return await store.revise(ref, retreat, hint, 5, "", True, request)
-
-
-async def contents(store: TreeStore, ref: TreeRef, branch: str = "") -> list[str]:
-    page = await store.path(ref, branch, 0, 1000, BIG)
-    return [n.body.content for n in page.nodes if isinstance(n.body, Step)]
-
-
-async def refused(kind: type[KatsuraError], reason: Reason, attempt: object) -> KatsuraError:
-    with pytest.raises(kind) as caught:
-        await attempt  # type: ignore[misc]
-    assert caught.value.reason is reason
-    return caught.value
+from katsura.state.trees import Grown, NewStep, TreeRef, TreeStore
+from katsura.testing.tree_suite import (
+    BIG,
+    LIMITS,
+    NEW,
+    NO_REQUEST,
+    compress,
+    contents,
+    grow,
+    new_ref,
+    refused,
+    revise,
+    step,
+)
 
 
 async def test_a_new_tree_is_read_back_as_it_was_made(store: TreeStore, ref: TreeRef) -> None:
@@ -122,7 +54,7 @@ async def test_a_new_tree_is_read_back_as_it_was_made(store: TreeStore, ref: Tre
 
 
 async def test_creating_a_tree_twice_needs_the_same_request(store: TreeStore) -> None:
-    ref = TreeRef(TenantId(f"tenant{next(counter)}"), TreeId("tree"))
+    ref = new_ref()
     request = request_of("r", "create", NEW)
     first = await store.create(ref, NEW, request)
     await grow(store, ref, "a")
@@ -514,7 +446,7 @@ async def test_a_cut_is_remembered_without_a_commit(store: TreeStore, ref: TreeR
 
 
 async def test_trees_are_listed_newest_first_page_by_page(store: TreeStore) -> None:
-    tenant = TenantId(f"tenant{next(counter)}")
+    tenant = new_ref().tenant
     for name in "abcde":
         await store.create(TreeRef(tenant, TreeId(name)), NEW, NO_REQUEST)
     await store.drop(TreeRef(tenant, TreeId("c")))

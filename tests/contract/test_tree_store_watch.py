@@ -3,80 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
-
-import pytest
+from collections.abc import AsyncIterator
 
 from katsura.domain.errors import (
-    KatsuraError,
     OutOfRangeError,
     Reason,
 )
-from katsura.domain.ids import TenantId, TreeId
 from katsura.domain.trees import (
     EventKind,
-    Hint,
-    Request,
-    Step,
-    TreePolicy,
 )
-from katsura.state.connect import Store
-from katsura.state.trees import Event, Grown, Limits, NewStep, NewTree, Revised, TreeRef, TreeStore
-from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
-from katsura.state.trees_twin import TwinTreeStore
-from katsura.testing.store import EmbeddedStore
-
-LIMITS = Limits(events=100, replays=8)
-NEW = NewTree("find the cheapest hotel", ("never pay twice",), TreePolicy(raw_token_limit=50), {"team": "a"})
-NO_REQUEST = Request("", "")
-BIG = 1 << 30
-counter = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[EmbeddedStore]:
-    with EmbeddedStore() as server:
-        yield server
-
-
-@pytest.fixture(params=["twin", "valkey"])
-async def store(request: pytest.FixtureRequest, server: EmbeddedStore) -> AsyncIterator[TreeStore]:
-    if request.param == "twin":
-        yield TwinTreeStore(LIMITS)
-        return
-    connection = await Store.open(server.url, libraries=[MEMORY_FUNCTIONS])
-    yield RedisTreeStore(connection, LIMITS)
-    await connection.close()
-
-
-@pytest.fixture
-async def ref(store: TreeStore) -> TreeRef:
-    ref = TreeRef(TenantId(f"tenant{next(counter)}"), TreeId("tree"))
-    await store.create(ref, NEW, NO_REQUEST)
-    return ref
-
-
-def step(content: str, **fields: object) -> NewStep:
-    return NewStep(replace(Step(content), **fields), tokens=10)  # type: ignore[arg-type]
-
-
-async def grow(store: TreeStore, ref: TreeRef, *contents: str, branch: str = "", merge: bool = True) -> Grown:
-    return await store.grow(ref, branch, None, [step(c) for c in contents], merge, NO_REQUEST)
-
-
-async def revise(store: TreeStore, ref: TreeRef, restore: int, request: Request = NO_REQUEST) -> Revised:
-    retreat = await store.retreat(ref, "", None, restore)
-    hint = Hint(retreat.branch.name, retreat.branch.head, retreat.restore_after, "wrong", "x", retreat.previous_hint)
-    return await store.revise(ref, retreat, hint, 5, "", True, request)
-
-
-async def refused(kind: type[KatsuraError], reason: Reason, attempt: object) -> KatsuraError:
-    with pytest.raises(kind) as caught:
-        await attempt  # type: ignore[misc]
-    assert caught.value.reason is reason
-    return caught.value
+from katsura.state.trees import Event, TreeRef, TreeStore
+from katsura.testing.tree_suite import (
+    LIMITS,
+    NO_REQUEST,
+    grow,
+    refused,
+    revise,
+)
 
 
 async def take(events: AsyncIterator[Event], count: int) -> list[Event]:

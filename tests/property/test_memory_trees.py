@@ -17,7 +17,8 @@ from katsura.domain.errors import KatsuraError, NotFoundError
 from katsura.domain.ids import TenantId, TreeId
 from katsura.domain.trees import Effect, Node, Step, Summary, SummaryBody, SummaryStatus, TreePolicy, cover_digest
 from katsura.memory.core.assemble import SegmentKind
-from katsura.memory.service import Assembled, Memory, Write
+from katsura.memory.operations import Write
+from katsura.memory.service import Assembled, Memory
 from katsura.state.connect import Store
 from katsura.state.trees import Limits, TreeRef, TreeStore
 from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore

@@ -12,7 +12,8 @@ from katsura.api.memory.v1 import memory_service_pb2_grpc
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.ids import TreeId
 from katsura.memory import translate
-from katsura.memory.service import Memory, Write
+from katsura.memory.operations import Write
+from katsura.memory.service import Memory
 from katsura.rpc.context import current_tenant
 from katsura.state.trees import TreeRef
 

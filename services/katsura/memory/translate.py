@@ -33,7 +33,7 @@ from katsura.domain.trees import (
     Verdict,
 )
 from katsura.memory.core.assemble import Dropped, Segment
-from katsura.memory.service import Outside
+from katsura.memory.summaries import Outside
 from katsura.state.trees import Event, Position
 
 K = TypeVar("K", bound=IntEnum)

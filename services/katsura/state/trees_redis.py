@@ -6,19 +6,18 @@ import asyncio
 import json
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final
 
-from katsura.domain.errors import ConflictError, InvalidArgumentError, NotFoundError
+from katsura.domain.errors import ConflictError, NotFoundError
 from katsura.domain.ids import DEFAULT_BRANCH, BranchName, NodeId, TenantId, TreeId
 from katsura.domain.trees import (
     ROOT,
     Branch,
     Durability,
     Effect,
-    EventKind,
     Hint,
     Judgement,
     Node,
@@ -30,7 +29,8 @@ from katsura.domain.trees import (
     Tree,
 )
 from katsura.state import keys
-from katsura.state.connect import Arg, Library, Store, translated
+from katsura.state.connect import Arg, Store, translated
+from katsura.state.tree_calls import MEMORY_FUNCTIONS, NO_LIMIT, identity, said_of
 from katsura.state.tree_records import (
     SALT_BYTES,
     blob_of,
@@ -47,7 +47,6 @@ from katsura.state.tree_records import (
 from katsura.state.tree_replies import (
     branch_of,
     effect_of,
-    event_of,
     index_name,
     link_hash,
     position_of,
@@ -55,10 +54,10 @@ from katsura.state.tree_replies import (
     stored_node,
     tree_of,
 )
+from katsura.state.tree_watch import TreeWatch
 from katsura.state.trees import (
     TOKENIZERS_MAX,
     Cover,
-    Event,
     Grown,
     Limits,
     NewStep,
@@ -69,17 +68,13 @@ from katsura.state.trees import (
     Revised,
     TreeRef,
     Written,
-    compacted,
-    refusal,
 )
 
-MEMORY_FUNCTIONS: Final = Library.read("memory_")
-"""Load it with `Store.open(libraries=[...])`."""
+__all__ = ["MEMORY_FUNCTIONS", "RedisTreeStore"]
+
 _PLANS_MAX: Final = 64
 _HEADS_KEPT: Final = 16384
 _SNAPSHOT_UNITS_MAX: Final = 4096
-_EVENTS_PER_READ: Final = 256
-_NO_LIMIT: Final = 1 << 52
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +88,11 @@ class _Plan:
     head: int
 
 
-class RedisTreeStore:
+class RedisTreeStore(TreeWatch):
     """Trees of all tenants in one store."""
 
     def __init__(self, store: Store, limits: Limits) -> None:
-        self._store = store
-        self._limits = limits
+        super().__init__(store, limits)
         self._heads: OrderedDict[tuple[TreeRef, str], _Plan] = OrderedDict()
 
     @property
@@ -183,10 +177,10 @@ class RedisTreeStore:
             for i, new in enumerate(steps):
                 arguments += _step_arguments(new, digests[i], records[i], hashes[i])
             answer = await self._answer(
-                ref, "grow", self._limits.events, self._limits.replays, *_of(request), *arguments
+                ref, "grow", self._limits.events, self._limits.replays, *identity(request), *arguments
             )
             if answer[0] != b"REPLAN":
-                return self._grown(ref, branch, plan, hashes, _said(ref, answer))
+                return self._grown(ref, branch, plan, hashes, said_of(ref, answer))
             base, base_hash, fresh, head = answer[1:]
             missing = frozenset(int(i) - 1 for i in fresh.split())
             plan = _Plan(base, bytes.fromhex(base_hash.decode()), missing, head)
@@ -199,7 +193,7 @@ class RedisTreeStore:
         """What `summarise`, `judge` or `revise` answered to this request before."""
         if not request.request_id:
             return None
-        answer = await self._call(ref, "replay", self._limits.events, self._limits.replays, *_of(request))
+        answer = await self._call(ref, "replay", self._limits.events, self._limits.replays, *identity(request))
         if len(answer) == 1:
             return None
         return await self._written(ref, json.loads(answer[1]))
@@ -211,7 +205,7 @@ class RedisTreeStore:
         found, parent, parent_hash, record, _, base, end, count, versions, tokens = answer[1:]
         previous = None
         if record:
-            (previous,) = await self.nodes(ref, [parent], _NO_LIMIT)
+            (previous,) = await self.nodes(ref, [parent], NO_LIMIT)
         return Cover(
             branch=branch_of(json.loads(found)),
             previous=previous,
@@ -277,7 +271,7 @@ class RedisTreeStore:
         expected = -1 if expected_head is None else expected_head
         answer = await self._call(ref, "retreat", branch, expected, restore_after, read_only=True)
         found, first, _, hint, hint_hash, *effects = answer[1:]
-        (node,) = await self.nodes(ref, [first], _NO_LIMIT)
+        (node,) = await self.nodes(ref, [first], NO_LIMIT)
         return Retreat(
             branch=branch_of(json.loads(found)),
             restore_after=NodeId(restore_after),
@@ -382,67 +376,6 @@ class RedisTreeStore:
         answer = await self._call(ref, "attach", tokenizer, TOKENIZERS_MAX, *pairs)
         return tuple(NodeId(n) for n in answer[1:])
 
-    async def watch(
-        self, ref: TreeRef, resume_token: str, after_revision: int, heartbeat_s: float
-    ) -> AsyncIterator[Event]:
-        """Every commit after a point, once and in order."""
-        tree, _ = await self._read(ref)
-        stream = keys.tree(ref.tenant, ref.tree, "events")
-        at = await self._watch_start(stream, tree, resume_token, after_revision)
-        client = await self._store.blocking_client()
-        block_ms = round(heartbeat_s * 1000)
-        try:
-            while True:
-                with translated(self._store.url):
-                    found: Any = await client.xread({stream: at}, count=_EVENTS_PER_READ, block=block_ms)
-                if not found:
-                    yield await self._heartbeat(ref, tree, at)
-                    continue
-                for entry, fields in found[0][1]:
-                    event = event_of(tree, entry, fields)
-                    before = int(at.partition("-")[0])
-                    if before and event.position.revision != before + 1:
-                        raise compacted(f"revisions {before + 1} to {event.position.revision - 1} are no longer kept")
-                    yield event
-                    if event.kind is EventKind.TREE_DELETED:
-                        return
-                    at = entry.decode()
-        finally:
-            await client.aclose()
-
-    async def _watch_start(self, stream: bytes, tree: Tree, token: str, after: int) -> str:
-        if token:
-            incarnation, _, entry = token.partition(".")
-            if incarnation != tree.incarnation:
-                raise compacted("the resume token belongs to another life of the store")
-            try:
-                with translated(self._store.url):
-                    kept = await self._store.client.xrange(stream, entry, entry)
-            except ValueError as error:
-                raise InvalidArgumentError("resume_token is not one of ours", field="resume_token") from error
-            if not kept:
-                raise compacted("the event of the resume token is no longer kept")
-            return entry
-        if after == -1:
-            return f"{tree.revision}-{_NO_LIMIT}"
-        if after == 0:
-            return "0-0"
-        with translated(self._store.url):
-            oldest: Any = await self._store.client.xrange(stream, count=1)
-        first = int(oldest[0][0].partition(b"-")[0]) if oldest else tree.revision + 1
-        if after > tree.revision or first > after + 1:
-            raise compacted(f"revisions {first} to {tree.revision} are kept")
-        return f"{after}-{_NO_LIMIT}"
-
-    async def _heartbeat(self, ref: TreeRef, tree: Tree, at: str) -> Event:
-        try:
-            now, _ = await self._read(ref)
-        except NotFoundError:
-            now = None
-        if now is None or now.create_ms != tree.create_ms:
-            return Event(EventKind.TREE_DELETED, Position(tree.revision, tree.incarnation))
-        return Event(EventKind.HEARTBEAT, Position(now.revision, now.incarnation), resume_token="")
-
     async def _listed(self, tenant: TenantId, name: bytes) -> Tree | None:
         try:
             tree, _ = await self._read(TreeRef(tenant, TreeId(name.decode().partition(":")[2])))
@@ -450,17 +383,12 @@ class RedisTreeStore:
             return None
         return tree
 
-    async def _read(self, ref: TreeRef) -> tuple[Tree, tuple[Branch, ...]]:
-        _, meta, branches = await self._call(ref, "read", read_only=True)
-        found = [branch_of(json.loads(text)) for text in branches[1::2]]
-        return tree_of(ref, meta), tuple(sorted(found, key=lambda b: b.order))
-
     async def _index(self, ref: TreeRef, created_ms: int) -> None:
         with translated(self._store.url):
             await self._store.client.zadd(keys.tree_index(ref.tenant), {index_name(ref, created_ms): 0})
 
     async def _written(self, ref: TreeRef, said: Mapping[str, Any]) -> Written | Revised:
-        (node,) = await self.nodes(ref, list(said["ids"]), _NO_LIMIT)
+        (node,) = await self.nodes(ref, list(said["ids"]), NO_LIMIT)
         if "abandoned" in said:
             effects = tuple(
                 StandingEffect(NodeId(n), Effect(effect), undo, text)
@@ -488,33 +416,6 @@ class RedisTreeStore:
             if len(self._heads) > _HEADS_KEPT:
                 self._heads.popitem(last=False)
         return grown
-
-    async def _write(self, ref: TreeRef, function: str, request: Request, *arguments: Arg) -> dict[str, Any]:
-        answer = await self._answer(ref, function, self._limits.events, self._limits.replays, *_of(request), *arguments)
-        return _said(ref, answer)
-
-    async def _call(self, ref: TreeRef, function: str, *arguments: Arg, read_only: bool = False) -> list[Any]:
-        return _checked(ref, await self._answer(ref, function, *arguments, read_only=read_only))
-
-    async def _answer(self, ref: TreeRef, function: str, *arguments: Arg, read_only: bool = False) -> list[Any]:
-        meta = keys.tree(ref.tenant, ref.tree, "meta")
-        answer: list[Any] = await self._store.call(MEMORY_FUNCTIONS, function, [meta], arguments, read_only=read_only)
-        return answer
-
-
-def _checked(ref: TreeRef, answer: list[Any]) -> list[Any]:
-    if answer[0] != b"OK":
-        raise refusal(ref, *(part.decode() if isinstance(part, bytes) else str(part) for part in answer))
-    return answer
-
-
-def _said(ref: TreeRef, answer: list[Any]) -> dict[str, Any]:
-    said: dict[str, Any] = json.loads(_checked(ref, answer)[1])
-    return said
-
-
-def _of(request: Request) -> tuple[str, str]:
-    return request.request_id, request.digest
 
 
 def _chain(plan: _Plan, records: Sequence[bytes]) -> list[bytes]:

@@ -34,7 +34,9 @@ from katsura.domain.trees import (
     Verdict,
 )
 from katsura.memory.core.assemble import SegmentKind
-from katsura.memory.service import Memory, Outside, Write
+from katsura.memory.operations import Write
+from katsura.memory.service import Memory
+from katsura.memory.summaries import Outside
 from katsura.state.trees import Cover, Event, Limits, TreeRef, Written
 from katsura.state.trees_twin import TwinTreeStore
 

@@ -1,0 +1,241 @@
+"""Compress and Maintain: segments become summaries, and summaries are judged before they are trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from katsura.domain.errors import ConflictError, NotFoundError, OutOfRangeError, Reason
+from katsura.domain.ids import NodeId, checked_name
+from katsura.domain.trees import (
+    ROOT,
+    Check,
+    Judgement,
+    Node,
+    Summary,
+    SummaryBody,
+    TreePolicy,
+    Verdict,
+    cover_digest,
+    request_of,
+)
+from katsura.memory.core import limits
+from katsura.memory.core.compress import COMPRESSORS, body_tokens
+from katsura.memory.core.validate import EXTERNAL, OUTCOME, VALIDATORS, Evidence, judge
+from katsura.memory.operations import ID_MAX, Operations, Write, as_answer, committing, thread_if
+from katsura.state.trees import (
+    Cover,
+    TreeRef,
+    Written,
+)
+from katsura.telemetry import log
+
+_LOG = log.get(__name__)
+_BY_AGENT: Final = "agent"
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """Verdict of a validator outside."""
+
+    validator: str
+    fidelity: Verdict
+    outcome: Verdict
+    note: str
+    suggested_restore: int
+
+
+class Summaries(Operations):
+    """The operations that make summaries and judge them."""
+
+    async def compress(
+        self,
+        write: Write,
+        last_covered: int,
+        body: SummaryBody | None,
+        compressor: str,
+        validators: Sequence[str],
+        proceed: bool,
+    ) -> Written:
+        """Close the raw segment with a summary; validated before the answer unless `proceed`."""
+        write = write.checked()
+        limits.check_range(last_covered, "last_covered", 0, ID_MAX)
+        limits.check_validators(validators, "validators")
+        if compressor:
+            limits.check_compressor(compressor, "compressor")
+        if body is not None:
+            limits.check_body(body, "summary_body")
+            if compressor:
+                raise limits.refuse("compressor", "summary_body is given too; send one of them")
+        fields = (write.branch, write.expected_head, write.unconditional, last_covered, body, compressor, validators)
+        request = request_of(write.request_id, "compress", *fields, proceed)
+        if (done := await self._trees.replayed(write.tree, request)) is not None:
+            return as_answer(Written, done)
+        policy = await self._policy(write.tree, write.branch)
+        required, name = tuple(validators) or policy.validators, compressor or policy.compressor
+        if EXTERNAL in required and not proceed:
+            raise limits.refuse(
+                "on_pending", "the verdict of a validator outside cannot be waited for; send ON_PENDING_PROCEED"
+            )
+
+        async def attempt() -> Written:
+            cover = await self._trees.cover(write.tree, write.branch, write.expected_head, last_covered)
+            nodes = await self._cover_nodes(write.tree, cover)
+            evidence = await thread_if(len(nodes), lambda: _evidence(cover, nodes, body, name))
+            judgement = judge((), required, cover.base)
+            if not proceed:
+                judgement = await thread_if(len(nodes), lambda: _checked(evidence, required, cover.base))
+            return await self._trees.summarise(
+                write.tree, cover, write.expected_head, evidence.summary, judgement, request
+            )
+
+        with committing("compress"):
+            written = await self._until_it_holds(write, attempt)
+        if proceed:
+            self._validate_later(write.tree, written)
+        return written
+
+    async def maintain(
+        self,
+        ref: TreeRef,
+        request_id: str,
+        branch: str,
+        summary_id: int,
+        validators: Sequence[str],
+        outside: Outside | None,
+    ) -> Written:
+        """Validate a summary again, or record the verdict of a validator outside."""
+        limits.check_text(request_id, "request_id")
+        limits.check_range(summary_id, "summary_id", 0, ID_MAX)
+        limits.check_validators(validators, "validators")
+        if outside is not None:
+            _check_outside(outside)
+        request = request_of(request_id, "maintain", branch, summary_id, validators, outside)
+        if (done := await self._trees.replayed(ref, request)) is not None:
+            return as_answer(Written, done)
+
+        async def attempt() -> Written:
+            node = await self._summary(ref, branch, summary_id)
+            before = node.judgement
+            assert before is not None, "summaries are judged"
+            if outside is not None:
+                judgement = _with_outside(before, outside)
+            else:
+                evidence = await self._evidence_of(ref, node)
+                required = tuple(validators) or before.required
+                boundary = evidence.cover[0].parent_id
+                judgement = await thread_if(
+                    len(evidence.cover), lambda: _checked(evidence, required, boundary, before.checks)
+                )
+            return await self._trees.judge(ref, branch, node, judgement, request)
+
+        with committing("maintain"):
+            return await self._until_it_holds(Write(request_id, ref, branch, None, True), attempt)
+
+    async def _policy(self, ref: TreeRef, branch: str) -> TreePolicy:
+        return (await self._trees.snapshot(ref, branch, 0, 0, "", False)).tree.policy
+
+    async def _cover_nodes(self, ref: TreeRef, cover: Cover) -> tuple[Node, ...]:
+        if cover.count > limits.COVER_STEPS_MAX:
+            raise OutOfRangeError(
+                f"last_covered: the segment has {cover.count} steps; one summary covers at most "
+                f"{limits.COVER_STEPS_MAX}. Name an earlier last_covered and compress in parts",
+                reason=Reason.BAD_BOUNDARY,
+                field="last_covered",
+            )
+        return await self._steps_up_to(ref, cover.branch.name, cover.last, cover.count)
+
+    async def _steps_up_to(self, ref: TreeRef, branch: str, last: int, count: int) -> tuple[Node, ...]:
+        nodes: tuple[Node, ...] = ()
+        while len(nodes) < count:
+            size = min(limits.PAGE_MAX, count - len(nodes))
+            page = await self._trees.path(ref, branch, last, size, limits.ANSWER_BYTES_MAX)
+            nodes = (*page.nodes, *nodes)
+            last = page.next_end
+        return nodes
+
+    async def _summary(self, ref: TreeRef, branch: str, summary_id: int) -> Node:
+        if not summary_id:
+            found = (await self._trees.path(ref, branch, 0, 1, 0)).branch
+            if found.summary_head == ROOT:
+                raise NotFoundError(
+                    f"branch {found.name!r} has no summary yet; Compress makes one",
+                    reason=Reason.NODE_NOT_FOUND,
+                    field="summary_id",
+                )
+            summary_id = found.summary_head
+        (node,) = await self._trees.nodes(ref, [summary_id], limits.ANSWER_BYTES_MAX)
+        if not isinstance(node.body, Summary):
+            raise limits.refuse("summary_id", f"node {summary_id} is not a summary")
+        return node
+
+    async def _evidence_of(self, ref: TreeRef, node: Node) -> Evidence:
+        assert isinstance(node.body, Summary)
+        count = node.body.covered_count
+        cover = await self._steps_up_to(ref, node.birth_branch, node.body.last_covered, count)
+        previous = None
+        if node.parent_id:
+            (before,) = await self._trees.nodes(ref, [node.parent_id], limits.ANSWER_BYTES_MAX)
+            previous = before.body.body if isinstance(before.body, Summary) else None
+        return Evidence(node.body, cover, previous)
+
+    def _validate_later(self, ref: TreeRef, written: Written) -> None:
+        async def validate() -> None:
+            try:
+                await self.maintain(ref, "", written.branch.name, written.node.node_id, (), None)
+            except (ConflictError, NotFoundError):
+                return  # judged by somebody else, or dropped with its tree
+            except Exception as error:  # noqa: BLE001 - the summary stays PENDING, which is safe; say so
+                _LOG.error("a late validation failed; the summary stays pending", exc=error)
+
+        self._spawn(validate())
+
+
+def _evidence(cover: Cover, nodes: Sequence[Node], body: SummaryBody | None, compressor: str) -> Evidence:
+    before = cover.previous.body if cover.previous else None
+    previous = before.body if isinstance(before, Summary) else None
+    made = body if body is not None else COMPRESSORS[compressor](nodes, previous)
+    summary = Summary(
+        level=0,
+        first_covered=nodes[0].node_id,
+        last_covered=cover.last,
+        covered_count=cover.count,
+        cover_digest=cover_digest(node.content_hash for node in nodes),
+        body=made,
+        made_by=_BY_AGENT if body is not None else compressor,
+        version=cover.versions + 1,
+        covered_tokens=cover.tokens,
+        body_tokens=body_tokens(made),
+    )
+    return Evidence(summary, nodes, previous)
+
+
+def _checked(evidence: Evidence, required: Sequence[str], boundary: NodeId, kept: Sequence[Check] = ()) -> Judgement:
+    """Run the built-in validators among `required`; verdicts from outside are kept."""
+    outside = [check for check in kept if check.validator not in VALIDATORS]
+    ours = [VALIDATORS[name](evidence) for name in required if name in VALIDATORS]
+    return judge((*outside, *ours), required, boundary)
+
+
+def _with_outside(before: Judgement, outside: Outside) -> Judgement:
+    findings = (outside.note,) if outside.note else ()
+    checks = {check.validator: check for check in before.checks}
+    if outside.fidelity:
+        checks[outside.validator] = Check(outside.validator, outside.fidelity, findings)
+    if outside.outcome:
+        checks[OUTCOME] = Check(OUTCOME, outside.outcome, findings)
+    judgement = judge(checks.values(), before.required, before.suggested_restore, outside.note)
+    if outside.suggested_restore:
+        return replace(judgement, suggested_restore=NodeId(outside.suggested_restore))
+    return judgement
+
+
+def _check_outside(outside: Outside) -> None:
+    checked_name(outside.validator, "verdict.validator")
+    if outside.validator in VALIDATORS:
+        raise limits.refuse("verdict.validator", f"{outside.validator!r} is one of ours; use a name of your own")
+    if not outside.fidelity and not outside.outcome:
+        raise limits.refuse("verdict.fidelity", "neither fidelity nor outcome is told")
+    limits.check_text(outside.note, "verdict.note")
+    limits.check_range(outside.suggested_restore, "verdict.suggested_restore", 0, ID_MAX)

@@ -1,0 +1,72 @@
+"""What every part of the tree store in Redis stands on: calling the functions of one tree, and their answers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from katsura.domain.trees import (
+    Branch,
+    Request,
+    Tree,
+)
+from katsura.state import keys
+from katsura.state.connect import Arg, Library, Store
+from katsura.state.tree_replies import (
+    branch_of,
+    tree_of,
+)
+from katsura.state.trees import (
+    Limits,
+    TreeRef,
+    refusal,
+)
+
+MEMORY_FUNCTIONS: Final = Library.read("memory_")
+"""Load it with `Store.open(libraries=[...])`."""
+NO_LIMIT: Final = 1 << 52
+
+
+class TreeCalls:
+    """Calls of functions/memory_*.lua for trees of all tenants in one store."""
+
+    def __init__(self, store: Store, limits: Limits) -> None:
+        self._store = store
+        self._limits = limits
+
+    async def _read(self, ref: TreeRef) -> tuple[Tree, tuple[Branch, ...]]:
+        _, meta, branches = await self._call(ref, "read", read_only=True)
+        found = [branch_of(json.loads(text)) for text in branches[1::2]]
+        return tree_of(ref, meta), tuple(sorted(found, key=lambda b: b.order))
+
+    async def _write(self, ref: TreeRef, function: str, request: Request, *arguments: Arg) -> dict[str, Any]:
+        answer = await self._answer(
+            ref, function, self._limits.events, self._limits.replays, *identity(request), *arguments
+        )
+        return said_of(ref, answer)
+
+    async def _call(self, ref: TreeRef, function: str, *arguments: Arg, read_only: bool = False) -> list[Any]:
+        return checked(ref, await self._answer(ref, function, *arguments, read_only=read_only))
+
+    async def _answer(self, ref: TreeRef, function: str, *arguments: Arg, read_only: bool = False) -> list[Any]:
+        meta = keys.tree(ref.tenant, ref.tree, "meta")
+        answer: list[Any] = await self._store.call(MEMORY_FUNCTIONS, function, [meta], arguments, read_only=read_only)
+        return answer
+
+
+def checked(ref: TreeRef, answer: list[Any]) -> list[Any]:
+    """`answer`, if it is no refusal."""
+    if answer[0] != b"OK":
+        raise refusal(ref, *(part.decode() if isinstance(part, bytes) else str(part) for part in answer))
+    return answer
+
+
+def said_of(ref: TreeRef, answer: list[Any]) -> dict[str, Any]:
+    """The JSON that a commit answers."""
+    said: dict[str, Any] = json.loads(checked(ref, answer)[1])
+    return said
+
+
+def identity(request: Request) -> tuple[str, str]:
+    """A request as arguments."""
+    return request.request_id, request.digest

@@ -1,0 +1,290 @@
+"""One memory tree in memory: what `trees_twin` keeps per tree, with the rules that the Lua functions apply."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeVar
+
+from katsura.domain.ids import BranchName, NodeId
+from katsura.domain.trees import (
+    ROOT,
+    ROOT_HASH,
+    Body,
+    Branch,
+    BranchState,
+    Durability,
+    Effect,
+    EventKind,
+    Node,
+    Request,
+    Summary,
+    SummaryStatus,
+    Tree,
+)
+from katsura.state.tree_records import SALT_BYTES, body_digest, content_hash, record_of
+from katsura.state.trees import (
+    Event,
+    Grown,
+    Limits,
+    NewStep,
+    Position,
+    TreeRef,
+    refusal,
+)
+
+T = TypeVar("T")
+_SALT = bytes(SALT_BYTES)
+HARMLESS: Final = (Effect.NONE, Effect.UNSPECIFIED)
+"""Effects that leave nothing standing."""
+
+
+@dataclass(slots=True)
+class TwinTree:
+    """One tree, and every rule that one operation applies to it. `tick` is the store's clock, in milliseconds."""
+
+    ref: TreeRef
+    limits: Limits
+    incarnation: str
+    tick: Callable[[], int]
+    tree: Tree
+    made_by: Request
+    made: tuple[Tree, Branch]
+    branches: dict[str, Branch] = field(default_factory=dict)
+    nodes: dict[int, Node] = field(default_factory=dict)
+    steps: dict[tuple[str, str], tuple[NodeId, str]] = field(default_factory=dict)
+    kids: dict[tuple[int, str], NodeId] = field(default_factory=dict)
+    versions: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    replays: dict[str, tuple[str, object]] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    tokens: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def up(self, node_id: int) -> Iterator[Node]:
+        """The node and everything above it, nearest first."""
+        while node_id:
+            node = self.nodes[node_id]
+            yield node
+            node_id = node.parent_id
+
+    def depth(self, node_id: int) -> int:
+        """Steps from the root to a node; 0 for the root."""
+        return self.nodes[node_id].depth if node_id else 0
+
+    def path_tokens(self, node_id: int) -> int:
+        """Tokens from the root to a node."""
+        return self.nodes[node_id].path_tokens if node_id else 0
+
+    def content_hash(self, node_id: int) -> bytes:
+        """Content hash of a node, or of the root."""
+        return self.nodes[node_id].content_hash if node_id else ROOT_HASH
+
+    def climb(self, node_id: int, depth: int) -> NodeId:
+        """The nearest node at or above `node_id` whose depth is at most `depth`."""
+        return next((n.node_id for n in self.up(node_id) if n.depth <= depth), ROOT)
+
+    def shown(self, node_id: int) -> Node:
+        """The node with everything kept beside it."""
+        tokenized = tuple(sorted(digest for digest, ids in self.tokens.items() if node_id in ids))
+        return replace(self.nodes[node_id], tokenized_for=tokenized)
+
+    def branch(self, name: str) -> Branch:
+        """A branch by name. Raises BRANCH_NOT_FOUND."""
+        branch = self.branches.get(name or self.tree.default_branch)
+        if branch is None:
+            raise refusal(self.ref, "BRANCH_NOT_FOUND", name)
+        return branch
+
+    def writable(self, name: str) -> Branch:
+        """A branch that may grow. Raises BRANCH_NOT_WRITABLE."""
+        branch = self.branch(name)
+        if branch.state is not BranchState.ACTIVE:
+            raise refusal(self.ref, "BRANCH_NOT_WRITABLE", branch.name)
+        return branch
+
+    def compare(self, branch: Branch, expected_head: int | None) -> None:
+        """Refuse a head that has moved."""
+        if expected_head is not None and expected_head != branch.head:
+            raise refusal(self.ref, "HEAD_MOVED", str(branch.head), branch.name)
+
+    def on_path(self, head: int, node_id: int) -> NodeId:
+        """`node_id`, if it lies on the path that ends at `head`."""
+        if node_id and node_id not in self.nodes:
+            raise refusal(self.ref, "NODE_NOT_FOUND", str(node_id))
+        if self.climb(head, self.depth(node_id)) != node_id:
+            raise refusal(self.ref, "BAD_BOUNDARY", str(node_id))
+        return NodeId(node_id)
+
+    def seen(self, request: Request) -> object:
+        """What a request was answered before, or None."""
+        digest, answer = self.replays.get(request.request_id, (request.digest, None))
+        if digest != request.digest:
+            raise refusal(self.ref, "REQUEST_ID_REUSED")
+        return answer
+
+    def once(self, request: Request, act: Callable[[], T]) -> T:
+        """`act`, or its answer where the request was answered before."""
+        seen = self.seen(request)
+        if seen is not None:
+            return seen  # type: ignore[return-value]
+        answer = act()
+        if request.request_id:
+            self.replays[request.request_id] = (request.digest, answer)
+            if len(self.replays) > self.limits.replays:
+                self.replays.pop(next(iter(self.replays)))
+        return answer
+
+    def grow(self, name: str, expected: int | None, steps: Sequence[NewStep], merge: bool) -> Grown:
+        """Append steps, all or none."""
+        branch = self.writable(name)
+        digests = [body_digest(new.step, repr(self.ref).encode()) for new in steps]
+        found, base = self.resolve(branch, steps, digests, merge)
+        repeated = [(branch.name, new.step.client_step_id) in self.steps for new in steps]
+        if all(repeated):
+            position = Position(self.tree.revision, self.incarnation)
+            due = branch.raw_tokens > self.tree.policy.raw_token_limit
+            return Grown(tuple(n for n in found if n is not None), (True,) * len(steps), branch, position, due)
+        self.compare(branch, expected)
+        ids: list[NodeId] = []
+        for new, digest, known in zip(steps, digests, found, strict=True):
+            node_id = known
+            if node_id is None:
+                node_id = self.add(base, branch.name, new.step, new.tokens, self.depth(base) + 1).node_id
+                if new.step.effect in HARMLESS:
+                    self.kids.setdefault((base, digest), node_id)
+                base = node_id
+            if new.step.client_step_id:
+                self.steps[branch.name, new.step.client_step_id] = (node_id, digest)
+            ids.append(node_id)
+        raw = self.path_tokens(base) - self.path_tokens(branch.boundary)
+        branch = replace(branch, head=base, depth=self.depth(base), raw_tokens=raw)
+        self.branches[branch.name] = branch
+        position = self.commit(EventKind.GROWN, branch.name, tuple(ids))
+        due = raw > self.tree.policy.raw_token_limit
+        return Grown(tuple(ids), tuple(n is not None for n in found), branch, position, due)
+
+    def resolve(
+        self, branch: Branch, steps: Sequence[NewStep], digests: Sequence[str], merge: bool
+    ) -> tuple[list[NodeId | None], NodeId]:
+        """Which steps are there already (None: new), and the node that the first new one follows."""
+        found: list[NodeId | None] = []
+        base = branch.head
+        for i, (new, digest) in enumerate(zip(steps, digests, strict=True)):
+            known = self.steps.get((branch.name, new.step.client_step_id)) if new.step.client_step_id else None
+            if known is not None:
+                if known[1] != digest:
+                    raise refusal(self.ref, "STEP_ID_REUSED", str(i), str(known[0]))
+                found.append(known[0])
+            else:
+                child = self.kids.get((base, digest)) if merge and new.step.effect in HARMLESS else None
+                merge = merge and child is not None
+                base = child if child is not None else base
+                found.append(child)
+            for node_id in new.step.related_node_ids:
+                if node_id not in self.nodes:
+                    raise refusal(self.ref, "NODE_NOT_FOUND", str(node_id), str(i))
+        return found, base
+
+    def add(self, parent: int, branch: str, body: Body, tokens: int, depth: int) -> Node:
+        """Make a node below `parent`."""
+        node_id = NodeId(self.tree.node_count + 1)
+        now = self.tick()
+        node = Node(
+            node_id=node_id,
+            parent_id=NodeId(parent),
+            content_hash=content_hash(self.content_hash(parent), record_of(body, _SALT)),
+            birth_branch=BranchName(branch),
+            depth=depth,
+            create_ms=now,
+            revision=self.tree.revision + 1,
+            body=body,
+            tokens=tokens,
+            path_tokens=self.path_tokens(parent) + tokens,
+        )
+        self.nodes[node_id] = node
+        self.tree = replace(self.tree, node_count=node_id)
+        return node
+
+    def raw(self, branch: Branch) -> Iterator[Node]:
+        """Raw steps, newest first, passing over the covers of VALID summaries."""
+        at, summary = branch.head, branch.summary_head
+        while at:
+            node = self.nodes[summary] if summary else None
+            if node is not None and isinstance(node.body, Summary) and node.body.last_covered == at:
+                if node.judgement is not None and node.judgement.status is SummaryStatus.VALID:
+                    at = self.nodes[node.body.first_covered].parent_id
+                summary = node.parent_id
+                continue
+            yield self.nodes[at]
+            at = self.nodes[at].parent_id
+
+    def standing(self, branch: Branch) -> Node | None:
+        """The last summary of the branch that did not fail."""
+        for node in self.up(branch.summary_head):
+            if node.judgement is not None and node.judgement.status is not SummaryStatus.FAILED:
+                return node
+        return None
+
+    def adopt(self, branch: Branch, node: Node) -> Branch:
+        """Make a summary the branch's."""
+        assert isinstance(node.body, Summary)
+        last = node.body.last_covered
+        raw = self.path_tokens(branch.head) - self.path_tokens(last)
+        branch = replace(branch, summary_head=node.node_id, boundary=last, raw_tokens=raw)
+        self.branches[branch.name] = branch
+        return branch
+
+    def branch_at(self, name: str, source: Branch, at: NodeId) -> Branch:
+        """A new branch at a step of `source`, not yet kept."""
+        if name in self.branches:
+            raise refusal(self.ref, "BRANCH_EXISTS", name)
+        order = len(self.branches) + 1
+        number = order
+        while not name:
+            name = f"b{number}" if f"b{number}" not in self.branches else ""
+            number += 1
+        depth = self.depth(at)
+        summary = self.climb(source.summary_head, depth)
+        body = self.nodes[summary].body if summary else None
+        boundary = body.last_covered if isinstance(body, Summary) else ROOT
+        now = self.tick()
+        self.tree = replace(self.tree, branch_count=order)
+        return Branch(
+            BranchName(name), BranchState.ACTIVE, at, summary, boundary, at, source.name, depth,
+            self.path_tokens(at) - self.path_tokens(boundary), self.climb(source.hint, depth),
+            min(source.cut, depth), now, order,
+        )  # fmt: skip
+
+    def commit(self, kind: EventKind, branch: str, ids: tuple[NodeId, ...]) -> Position:
+        """Close a commit: revision, event, and waking whoever watches."""
+        now = self.tick()
+        self.tree = replace(self.tree, revision=self.tree.revision + 1, update_ms=now)
+        position = Position(self.tree.revision, self.incarnation)
+        token = f"{self.incarnation}.{position.revision}-{now}"
+        self.events.append(Event(kind, position, branch, ids, token))
+        del self.events[: -self.limits.events]
+        self.changed.set()
+        self.changed = asyncio.Event()
+        return position
+
+
+class TwinForest:
+    """Trees of all tenants in one dictionary: what every part of the twin stands on."""
+
+    def __init__(self, limits: Limits, incarnation: str = "twin", durability: Durability = Durability.STRICT) -> None:
+        self._limits = limits
+        self._incarnation = incarnation
+        self._durability = durability
+        self._trees: dict[TreeRef, TwinTree] = {}
+        self._now = 0
+
+    def _tick(self) -> int:
+        self._now += 1
+        return self._now
+
+    def _state(self, ref: TreeRef) -> TwinTree:
+        state = self._trees.get(ref)
+        if state is None:
+            raise refusal(ref, "TREE_NOT_FOUND")
+        return state
