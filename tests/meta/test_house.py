@@ -16,6 +16,7 @@ from katsura.cli.main import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "services" / "katsura"
+OPERATOR = ROOT / "operator" / "katsura_operator"
 FUNCTION_LINES_MAX, FILE_LINES_MAX = 70, 600
 # The line limit is ruff's (E501).
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
@@ -26,7 +27,7 @@ def python_files(*folders: str) -> list[Path]:
     return sorted(path for path in files if PACKAGE / "api" not in path.parents and "__pycache__" not in path.parts)
 
 
-SOURCES = python_files("services", "protos")
+SOURCES = python_files("services", "operator", "protos")
 ALL = [*SOURCES, *python_files("tests", "bench", "examples")]
 
 
@@ -56,7 +57,7 @@ def test_no_function_is_longer_than_the_limit() -> None:
 
 
 def test_every_package_has_a_charter_and_nothing_else() -> None:
-    for path in PACKAGE.rglob("__init__.py"):
+    for path in (*PACKAGE.rglob("__init__.py"), *OPERATOR.rglob("__init__.py")):
         if PACKAGE / "api" in path.parents:
             continue
         body = ast.parse(path.read_text()).body
@@ -85,7 +86,8 @@ def test_every_unit_test_mirrors_a_module() -> None:
     for path in (ROOT / "tests" / "unit").rglob("test_*.py"):
         relative = path.relative_to(ROOT / "tests" / "unit")
         stem = relative.stem.removeprefix("test_")
-        room = PACKAGE / relative.parent
+        top, *rest = relative.parent.parts
+        room = OPERATOR.joinpath(*rest) if top == "operator" else PACKAGE / relative.parent
         candidates = [room / f"{stem}.py", room / stem / "__init__.py", room / "core" / f"{stem}.py"]
         if not any(candidate.exists() for candidate in candidates):
             orphans.append(str(relative))

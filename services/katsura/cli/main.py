@@ -97,6 +97,7 @@ def build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     _add_key(commands, data, as_json)
     _add_plan(commands)
     _add_calibrate(commands)
+    _add_crds(commands)
     _leaf(commands, "version", "print the version", _version)
     return parser
 
@@ -275,6 +276,18 @@ def _add_calibrate(commands: Any) -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("calibration.json"), help="(default: %(default)s)")
 
 
+def _add_crds(commands: Any) -> None:
+    parser = _leaf(
+        commands,
+        "crds",
+        "print the custom resource definitions",
+        _crds,
+        epilog="Helm installs definitions and never upgrades them; this does:\n"
+        "katsura crds | kubectl apply --server-side -f -",
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write one file per kind instead")
+
+
 def _port(text: str) -> int:
     value = int(text)
     if not 0 <= value <= 65535:
@@ -287,6 +300,12 @@ def _up(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit
     from katsura.cli.up import up
 
     return up(_up_options(a), environ, Narrator(ServingConsole()))
+
+
+def _crds(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli.crds import write_definitions
+
+    return write_definitions(a.out)
 
 
 def _demo(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:

@@ -11,7 +11,7 @@ every default stands in this file. `reader` enforces the `Rule`s, `bundle` the i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, ClassVar
@@ -61,6 +61,24 @@ class Topology(StrEnum):
     """Everything in one process."""
 
 
+class Engine(StrEnum):
+    """Whose processes compute."""
+
+    NATIVE = "native"
+    """Ours."""
+    EXTERNAL = "external"
+    """Pods of `spec.external` that serve the OpenAI API, such as vLLM's; in a cluster only."""
+
+
+class RolloutStrategy(StrEnum):
+    """How a changed revision takes over."""
+
+    ROLLING = "Rolling"
+    """New pods reach readiness before old ones drain."""
+    RECREATE = "Recreate"
+    """Old pods end first: for clusters without room for both."""
+
+
 class Durability(StrEnum):
     """What an acknowledged write promises."""
 
@@ -90,6 +108,13 @@ class LocalRef:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelCacheSpec:
+    """Where pods of a cluster keep fetched weights; absent: each in a volume that ends with it."""
+
+    pvc: Annotated[str, Rule("a PersistentVolumeClaim of the same namespace", 1, 253, _LABEL, "a DNS label")]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Which model, and under which names."""
 
@@ -110,6 +135,9 @@ class ModelSpec:
     card: Annotated[
         ModelName | None, Rule("a published model of the same sizes; lets `katsura plan` count without weights")
     ] = None
+    secret_ref: LocalRef | None = None
+    """Secret whose keys are the environment of the fetch: credentials of an index, in a cluster."""
+    cache: ModelCacheSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +168,15 @@ class PlacementSpec:
     ] = ()
     min_domains: Annotated[int, Rule("zones or racks that must hold an instance", 1, 16)] = 1
     spot_share: Annotated[float, Rule("part of the capacity that may be on spot nodes", 0, 1)] = 0.0
+    advisory: Annotated[bool, Rule("plans are shown and wait for spec.approvedPlan")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """Bounds of what /scale of the role's RolePool may ask for."""
+
+    min: Annotated[int, Rule("fewest processes", 0, 256)] = 1
+    max: Annotated[int, Rule("most processes", 1, 256)] = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +186,7 @@ class RoleSpec:
     replicas: Annotated[
         int | None, Rule("processes of this role; absent: seeded with the role's default, then scaled freely", 1, 256)
     ] = None
+    scaling: Scaling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +225,56 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollout:
+    """How a changed revision takes over. Weights, numerics and layout make a revision, replicas do not."""
+
+    strategy: RolloutStrategy = RolloutStrategy.ROLLING
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceClaim:
+    """A DRA claim that each pod of a role gets."""
+
+    name: Annotated[str, Rule("what the pod calls it", 1, 63, _LABEL, "a DNS label")]
+    template_name: Annotated[str, Rule("a ResourceClaimTemplate of the same namespace", 1, 253)]
+
+
+@dataclass(frozen=True, slots=True)
+class PodSettings:
+    """What the pods of a deployment need beyond their role, in a cluster."""
+
+    image: Annotated[str | None, Rule("image of shards, members and engines; absent: the operator's", 1, 512)] = None
+    scheduler_name: Annotated[str | None, Rule("absent: the cluster's default scheduler", 1, 253)] = None
+    priority_class_name: Annotated[str | None, Rule("absent: the cluster's default priority", 1, 253)] = None
+    resource_claims: Annotated[tuple[ResourceClaim, ...], Rule("devices by DRA", maximum=8)] = ()
+
+
+_Word = Annotated[str, Rule("one argument", 0, 1024)]
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalEngine:
+    """A pod template of an engine that serves the OpenAI API."""
+
+    image: Annotated[str, Rule("its image, such as vllm/vllm-openai:v0.14", 1, 512)]
+    args: Annotated[tuple[_Word, ...], Rule("its arguments", maximum=64, repeats=True)] = ()
+    port: Annotated[int, Rule("where it serves HTTP", 1, 65535)] = 8000
+    replicas: Annotated[int, Rule("pods", 0, 256)] = 1
+    resources: Annotated[Mapping[str, str], Rule("limits of its container, such as nvidia.com/gpu: 1")] = field(
+        default_factory=dict
+    )
+
+
+def _has_one_owner(name: str) -> Callable[[ModelDeploymentSpec], bool]:
+    def holds(spec: ModelDeploymentSpec) -> bool:
+        role: RoleSpec | None = getattr(spec.roles, name)
+        scaling = role.scaling if role else None
+        return role is None or scaling is None or (role.replicas is None and scaling.min <= scaling.max)
+
+    return holds
+
+
+@dataclass(frozen=True, slots=True)
 class ModelDeploymentSpec:
     """What to serve and how."""
 
@@ -204,22 +292,30 @@ class ModelDeploymentSpec:
     traffic: Traffic | None = None
     slo: Slo = field(default_factory=Slo)
     placement: PlacementSpec = field(default_factory=PlacementSpec)
+    approved_plan: Annotated[str | None, Rule("PlacementPlan that an advisory deployment may follow", 1, 63)] = None
+    engine: Engine = Engine.NATIVE
+    external: ExternalEngine | None = None
+    rollout: Rollout = field(default_factory=Rollout)
+    pod: PodSettings = field(default_factory=PodSettings)
 
     INVARIANTS: ClassVar[tuple[Invariant, ...]] = (
         Invariant(
             "roles.unified",
             lambda spec: spec.topology is Topology.UNIFIED or spec.roles.unified is None,
             "only topology Unified has a unified role; set topology: Unified, or use roles.attention and roles.experts",
+            "self.topology == 'Unified' || !has(self.roles.unified)",
         ),
         Invariant(
             "roles",
             lambda spec: spec.topology is Topology.SPLIT or (spec.roles.attention or spec.roles.experts) is None,
             "topology Unified has no attention or experts role; use roles.unified, or set topology: Split",
+            "self.topology == 'Split' || !(has(self.roles.attention) || has(self.roles.experts))",
         ),
         Invariant(
             "ffn.groups",
             lambda spec: spec.ffn.slices % spec.ffn.groups == 0,
             "must divide ffn.slices, so that all groups are of one size",
+            "self.ffn.slices % self.ffn.groups == 0",
         ),
         Invariant(
             "roles.experts.replicas",
@@ -229,11 +325,30 @@ class ModelDeploymentSpec:
                 or (spec.roles.experts.replicas or 0) <= 2 * spec.ffn.groups
             ),
             "more than two members per reduction group would hold nothing; raise ffn.groups or take fewer members",
+            "self.topology == 'Unified' || !has(self.roles.experts) || !has(self.roles.experts.replicas)"
+            " || self.roles.experts.replicas <= 2 * self.ffn.groups",
         ),
         Invariant(
             "kv.pageTokens",
             lambda spec: spec.model.context_tokens is None or spec.kv.page_tokens <= spec.model.context_tokens,
             "a page must not be longer than model.contextTokens",
+            "!has(self.model.contextTokens) || self.kv.pageTokens <= self.model.contextTokens",
+        ),
+        Invariant(
+            "external",
+            lambda spec: (spec.engine is Engine.EXTERNAL) == (spec.external is not None),
+            "belongs to engine: external, and engine: external needs it",
+            "(self.engine == 'external') == has(self.external)",
+        ),
+        *(
+            Invariant(
+                f"roles.{role}.scaling",
+                _has_one_owner(role),
+                "min must not exceed max, and a role has replicas (ours) or scaling (yours), not both",
+                f"!has(self.roles.{role}) || !has(self.roles.{role}.scaling) || (!has(self.roles.{role}.replicas)"
+                f" && self.roles.{role}.scaling.min <= self.roles.{role}.scaling.max)",
+            )
+            for role in ("attention", "experts", "unified", "router")
         ),
     )
 
@@ -278,6 +393,7 @@ class MemoryStoreSpec:
             "hints.redis.url",
             lambda spec: not (spec.redis and spec.hints and spec.hints.redis) or spec.redis.url != spec.hints.redis.url,
             "is the durable server itself; leave hints out, then one server plays both",
+            "!has(self.redis) || !has(self.hints) || !has(self.hints.redis) || self.redis.url != self.hints.redis.url",
         ),
     )
 
@@ -309,6 +425,8 @@ class AgentSpec:
                 or spec.budgets.output_tokens < spec.budgets.context_tokens
             ),
             "must be less than budgets.contextTokens, or no prompt fits",
+            "!has(self.budgets.contextTokens) || !has(self.budgets.outputTokens)"
+            " || self.budgets.outputTokens < self.budgets.contextTokens",
         ),
     )
 
@@ -374,7 +492,7 @@ class Inventory:
     cores: Annotated[int, Rule("free cores of an accelerator's node", 1, 4096)] = 96
     memory: Annotated[int, Rule("free memory of each", MIB, 1 << 50, quantity=True)] = 512 * 1024 * MIB
     domain: Annotated[str, Rule("its rack or zone", 1, 63, _LABEL, "a DNS label")] = "default"
-    spot: bool = False
+    spot: Annotated[bool, Rule("they may be taken away at any time")] = False
 
 
 @dataclass(frozen=True, slots=True)

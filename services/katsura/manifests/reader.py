@@ -105,7 +105,7 @@ class Reader:
             self.problems.append(node.place.problem(path, f"at most {rule.maximum} items, got {len(node.nodes)}"))
         values = tuple(self._value(item, child, f"{path}[{i}]", _NO_RULE) for i, child in enumerate(node.nodes))
         for i, value in enumerate(values):
-            if value is not None and value in values[:i]:
+            if not rule.repeats and value is not None and value in values[:i]:
                 self.problems.append(node.nodes[i].place.problem(f"{path}[{i}]", f"{value!r} is listed twice"))
         return values
 

@@ -26,6 +26,7 @@ class Rule:
         minimum, maximum: inclusive bounds of a number, of the length of a text or of the size of a list.
         pattern: regular expression that a whole text must match; `pattern_help` says it in words.
         quantity: the number may be written as a Kubernetes quantity (`512Mi`); the value is in bytes.
+        repeats: items of the list may be equal.
     """
 
     doc: str
@@ -34,6 +35,7 @@ class Rule:
     pattern: str | None = None
     pattern_help: str = ""
     quantity: bool = False
+    repeats: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +46,13 @@ class Invariant:
         field: the field that a person would change, relative to `spec`.
         holds: whether a spec keeps the rule.
         message: what is wrong and what to do.
+        cel: the same rule for the API server, `self` being the spec.
     """
 
     field: str
     holds: Callable[[Any], bool]
     message: str
+    cel: str
 
 
 @dataclass(frozen=True, slots=True)

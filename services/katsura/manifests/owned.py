@@ -1,0 +1,112 @@
+"""What the operator writes: the kinds that it owns, and the status of every kind.
+
+People read these and scale a RolePool; nobody writes them by hand, so the reader of files does not know them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated
+
+from katsura.manifests.conditions import Condition
+from katsura.manifests.kinds import LocalRef
+from katsura.manifests.rules import Rule
+
+_Generation = Annotated[int | None, Rule("generation that this status speaks of", 0, 1 << 53)]
+_Conditions = Annotated[tuple[Condition, ...], Rule("see docs/control-plane.md", maximum=16)]
+_Count = Annotated[int, Rule("pods", 0, 100_000)]
+_Text = Annotated[str, Rule("for people", 0, 2048)]
+
+
+class PoolRole(StrEnum):
+    """Role of a pool."""
+
+    ATTENTION = "attention"
+    EXPERTS = "experts"
+    UNIFIED = "unified"
+    ROUTER = "router"
+
+
+@dataclass(frozen=True, slots=True)
+class RolePoolSpec:
+    """The pods of one role of one deployment, or the routers of a namespace. Its count is demand to the planner."""
+
+    role: PoolRole
+    replicas: Annotated[int, Rule("pods that are asked for", 0, 256)] = 1
+    deployment_ref: LocalRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RolePoolStatus:
+    """What was granted and what runs."""
+
+    observed_generation: _Generation = None
+    replicas: _Count = 0
+    ready_replicas: _Count = 0
+    granted: Annotated[int, Rule("pods that the plan gives it", 0, 256)] = 0
+    message: Annotated[str, Rule("why granted is what it is", 0, 2048)] = ""
+    selector: Annotated[str, Rule("label selector of its pods", 0, 512)] = ""
+    draining: Annotated[tuple[str, ...], Rule("pods that finish their work before they end", maximum=256)] = ()
+    conditions: _Conditions = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RoleStatus:
+    """One role of a deployment."""
+
+    name: Annotated[str, Rule("role", 1, 63)]
+    wanted: _Count = 0
+    replicas: _Count = 0
+    ready_replicas: _Count = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSlice:
+    """What the plan in force promises this deployment."""
+
+    name: Annotated[str, Rule("the PlacementPlan", 1, 63)]
+    hourly_usd: Annotated[float, Rule("dollars per hour of its share of nodes", 0, 1_000_000_000)] = 0.0
+    itl_ms: Annotated[float | None, Rule("predicted milliseconds between tokens", 0, 1_000_000_000)] = None
+    ttft_ms: Annotated[float | None, Rule("predicted milliseconds to the first token", 0, 1_000_000_000)] = None
+    gap: Annotated[float | None, Rule("how far the plan may be from the best one", 0, 1)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDeploymentStatus:
+    """What is true of a deployment."""
+
+    observed_generation: _Generation = None
+    revision: Annotated[str, Rule("digest of weights, numerics and layout", 0, 63)] = ""
+    roles: Annotated[tuple[RoleStatus, ...], Rule("by role", maximum=8)] = ()
+    plan: PlanSlice | None = None
+    conditions: _Conditions = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AcceleratorProfileStatus:
+    """Where an accelerator was found."""
+
+    observed_generation: _Generation = None
+    nodes: Annotated[int, Rule("nodes that have it", 0, 1_000_000)] = 0
+    total: Annotated[int, Rule("accelerators, or cores, on them", 0, 100_000_000)] = 0
+    conditions: _Conditions = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStoreStatus:
+    """What is true of a store's memory processes."""
+
+    observed_generation: _Generation = None
+    endpoint: Annotated[str, Rule("gRPC address", 0, 512)] = ""
+    replicas: _Count = 0
+    ready_replicas: _Count = 0
+    conditions: _Conditions = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStatus:
+    """Whether what an agent names is there."""
+
+    observed_generation: _Generation = None
+    conditions: _Conditions = ()
