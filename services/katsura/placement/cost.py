@@ -8,7 +8,7 @@ that keeps the objectives; `bench/placement.py` asks the same functions about me
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
@@ -65,7 +65,10 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What one decode step is made of: seconds at full speed, and counts of layers."""
+    """What one decode step is made of: seconds at full speed, and counts of layers.
+
+    `prefill` and `prefill_collective` are the step's share of the prompts that replace finished sequences.
+    """
 
     weights: float
     kv: float
@@ -76,6 +79,12 @@ class Terms:
     moe_layers: float
     sequences: float
     prefill: float
+    prefill_collective: float
+
+    @property
+    def decoding(self) -> Terms:
+        """The step while no prompt is computed."""
+        return replace(self, prefill=0.0, prefill_collective=0.0)
 
 
 TERMS: Final = tuple(f.name for f in fields(Terms))
@@ -103,6 +112,7 @@ class Coefficients:
     moe_layers: float = 2e-5
     sequences: float = 1e-5
     prefill: float = 2.35
+    prefill_collective: float = 1.5
     first: tuple[float, float, float, float] = (0.02, 2.35, 1.0, 0.05)
     by_precision: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     quantile_90: float = 1.6
@@ -163,19 +173,20 @@ def decode_terms(
     flops += 2 * local * card.hidden * card.vocabulary / layout.tensor
     link = device.intra_bytes_s if g <= layout.per_node else device.inter_bytes_s
     # Ring all-reduce after attention and after FFN; with data parallel attention the second is an all-to-all.
-    moved = 2 * card.layers * 2 * local * card.hidden * 2 * (g - 1) / g
+    ring_s = 2 * card.layers * 2 * card.hidden * 2 * (g - 1) / g / link if g > 1 else 0.0  # per token
     rate = device.flops(precision.arithmetic)
     memory = device.memory_bytes_s
     return Terms(
         weights=weight_bytes / memory,
         kv=kv_bytes / memory,
         flops=flops / rate,
-        collective=moved / link if g > 1 else 0.0,
+        collective=local * ring_s,
         layers=card.layers,
         linked_layers=card.layers if g > 1 else 0,
         moe_layers=card.moe_layers,
         sequences=local,
         prefill=batch / load.output * prefill_floor_s(card, device, precision, layout, load),
+        prefill_collective=local / load.output * load.new_prompt * ring_s,
     )
 
 

@@ -1,7 +1,7 @@
 """Coefficients from measurements: robust least squares on the logarithm of the error.
 
-`katsura calibrate` and `bench/placement.py` hand in points; `cost` uses the result. The only module here, beside the
-solver's, that needs numpy.
+`katsura calibrate` and `bench/placement.py` hand in points; `cost` uses the result, `trials` the beliefs. The only
+module here, beside the solver's, that needs numpy.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ from katsura.placement.cost import Coefficients, ErrorClass, Precision, Terms
 _ITERATIONS: Final = 60
 _HUBER: Final = 0.15
 """Residuals (natural log) beyond which a point pulls no harder."""
+_FEW_PULL: Final = 0.1
+"""Points that the prior of one coefficient is worth to a few points of one service: engines and models differ more
+from each other than the sizes of one of them do."""
+SCATTER: Final = 0.1
+"""Spread (natural log) that a step keeps when its coefficients are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,14 @@ class Point:
     batch: float
     context: float
     weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """What a step is thought to last, and the spread of the logarithm of that."""
+
+    seconds: float
+    spread: float
 
 
 def fit(points: Sequence[Point], prior: Coefficients, error_class: ErrorClass, date: str) -> Coefficients:
@@ -48,7 +61,7 @@ def fit(points: Sequence[Point], prior: Coefficients, error_class: ErrorClass, d
     flags = np.array([[float(p.precision.arithmetic == a) for a in free] for p in points]).reshape(len(points), -1)
     target = np.log([p.seconds for p in points])
     weight = np.array([p.weight for p in points])
-    theta = _solve(x, flags, target, weight, np.array([max(getattr(prior, f.name), 1e-7) for f in fields(Terms)]))
+    theta, _ = _solve(x, flags, target, weight, _start(prior))
     scale = np.exp(theta[: x.shape[1]])
     factors = theta[x.shape[1] :]
     residual = target - np.log(x @ scale) - flags @ factors
@@ -72,26 +85,57 @@ def fit_first(
     """`Coefficients.first` from (prefill floor, step, batch, measured seconds to the first token)."""
     x = np.array([(1.0, floor, step, batch * floor) for floor, step, batch, _ in rows])
     target, weight = np.log([measured for *_, measured in rows]), np.ones(len(rows))
-    found = np.exp(_solve(x, np.zeros((len(rows), 0)), target, weight, np.maximum(prior.first, 1e-6)))
+    theta, _ = _solve(x, np.zeros((len(rows), 0)), target, weight, np.maximum(prior.first, 1e-6))
+    found = np.exp(theta)
     return float(found[0]), float(found[1]), float(found[2]), float(found[3])
+
+
+def believe(points: Sequence[Point], prior: Coefficients, asked: Sequence[tuple[Terms, Precision]]) -> list[Belief]:
+    """What `asked` steps last, once a few `points` of the same service on the same engine and device are known.
+
+    The posterior of the coefficients' logarithms around `prior`, linearised (Laplace); without points it is the prior.
+    """
+
+    def scaled(terms: Terms, precision: Precision) -> list[float]:
+        factor = prior.by_precision.get(precision.arithmetic, 1.0)
+        return [factor * value for value in astuple(terms)]
+
+    start = _start(prior)
+    x = np.array([scaled(p.terms, p.precision) for p in points]).reshape(len(points), len(start))
+    target, weight = np.log([p.seconds for p in points]), np.array([p.weight for p in points])
+    theta, normal = _solve(x, np.zeros((len(points), 0)), target, weight, start, _FEW_PULL)
+    parts = np.array([scaled(*one) for one in asked]).reshape(len(asked), len(start)) * np.exp(theta)
+    total = parts.sum(axis=1)
+    shares = parts / total[:, None]
+    spread = SCATTER * np.sqrt(1 + np.einsum("ij,jk,ik->i", shares, np.linalg.inv(normal), shares))
+    return [Belief(float(seconds), float(s)) for seconds, s in zip(total, spread, strict=True)]
 
 
 _Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
-def _solve(x: _Array, flags: _Array, target: _Array, weight: _Array, start: _Array) -> _Array:
-    """Gauss-Newton on log coefficients, reweighted by Huber; damped by one pseudo-point per coefficient."""
+def _start(prior: Coefficients) -> _Array:
+    return np.array([max(getattr(prior, f.name), 1e-7) for f in fields(Terms)])
+
+
+def _solve(
+    x: _Array, flags: _Array, target: _Array, weight: _Array, start: _Array, pull: float = 1.0
+) -> tuple[_Array, _Array]:
+    """Gauss-Newton on log coefficients, reweighted by Huber; `start` weighs as much as `pull` points per coefficient.
+
+    Returns the logarithms (of `start`'s coefficients, then of the flags' factors) and their normal matrix.
+    """
     prior = np.concatenate([np.log(start), np.zeros(flags.shape[1])])
-    theta = prior.copy()
+    theta, damping = prior.copy(), pull * np.eye(len(prior))
     for _ in range(_ITERATIONS):
         parts = x * np.exp(theta[: x.shape[1]])
         total = parts.sum(axis=1)
         residual = target - np.log(total) - flags @ theta[x.shape[1] :]
         jacobian = np.hstack([parts / total[:, None], flags])
-        pull = weight * np.minimum(1.0, _HUBER / np.maximum(np.abs(residual), 1e-9))
-        normal = (jacobian * pull[:, None]).T @ jacobian + np.eye(len(theta))
-        step = np.linalg.solve(normal, (jacobian * pull[:, None]).T @ residual + (prior - theta))
+        drawn = weight * np.minimum(1.0, _HUBER / np.maximum(np.abs(residual), 1e-9))
+        normal = (jacobian * drawn[:, None]).T @ jacobian + damping
+        step = np.linalg.solve(normal, (jacobian * drawn[:, None]).T @ residual + damping @ (prior - theta))
         theta = theta + np.clip(step, -1.0, 1.0)
         if np.abs(step).max() < 1e-6:
             break
-    return theta
+    return theta, normal

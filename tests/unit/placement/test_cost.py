@@ -75,3 +75,13 @@ def test_an_estimate_far_beyond_the_measured_range_is_marked() -> None:
     assert c.trust(256, 1000) is ErrorClass.MEASURED
     assert c.trust(257, 1000) is ErrorClass.EXTRAPOLATED
     assert c.trust(8, 4001) is ErrorClass.EXTRAPOLATED
+
+
+def test_prompts_cost_a_step_their_arithmetic_and_what_they_send_between_devices() -> None:
+    card, load = cards()[0], Load(4000, 100)
+    alone, cut = (decode_terms(card, A100, BF16, Layout(n), 32, load) for n in (1, 8))
+    assert alone.prefill_collective == 0
+    # 4000 prompt tokens are sent for every 100 that are generated.
+    assert cut.prefill_collective == pytest.approx(40 * cut.collective)
+    assert cut.decoding.prefill == cut.decoding.prefill_collective == 0
+    assert cut.decoding.kv == cut.kv

@@ -5,7 +5,7 @@ import pytest
 from katsura.domain.errors import InvalidArgumentError
 from katsura.placement.catalogue import built_in
 from katsura.placement.cost import BF16, Coefficients, ErrorClass, Layout, Load, decode_terms
-from katsura.placement.fit import Point, fit
+from katsura.placement.fit import SCATTER, Point, believe, fit
 from katsura.testing.clusters import cards
 
 
@@ -36,3 +36,14 @@ def test_known_coefficients_are_found_again_despite_outliers() -> None:
 def test_no_points_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="no measured points"):
         fit([], Coefficients(), ErrorClass.MEASURED, "")
+
+
+def test_a_few_points_of_an_unknown_engine_move_what_is_thought_of_its_other_steps() -> None:
+    prior, truth = Coefficients(), Coefficients(weights=2.2, kv=2.4, layers=1.4e-4)
+    made = points(truth)
+    shown, asked = made[:40:8], made[1:40:8]
+    before, after = (believe(seen, prior, [(p.terms, p.precision) for p in asked]) for seen in ([], shown))
+    for point, thought, known in zip(asked, before, after, strict=True):
+        assert thought.seconds == pytest.approx(prior.step_s(point.terms, BF16))
+        assert abs(known.seconds / point.seconds - 1) < abs(thought.seconds / point.seconds - 1)
+        assert SCATTER < known.spread < thought.spread

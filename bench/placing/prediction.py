@@ -1,0 +1,191 @@
+"""How far predictions are off, and what choices made by them are worth, on points that the fits did not see."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from placing.points import Row, train
+
+from katsura.placement.cost import Coefficients, ErrorClass
+from katsura.placement.fit import believe, fit, fit_first
+from katsura.placement.trials import Candidate, next_trial, settle
+
+PRIOR = Coefficients()
+SLOS_S = (0.020, 0.030, 0.050)
+GRACE = 1.05
+TENTH = 1.2816
+"""Standard deviations that nine of ten draws stay below."""
+
+
+def learn(rows: Sequence[Row]) -> Coefficients:
+    c = fit([r.point for r in rows], PRIOR, ErrorClass.CALIBRATED, "2026-04")
+    first = fit_first([(r.prefill_floor_s, predict(c, r), r.batch, r.ttft_s) for r in rows], PRIOR)
+    return replace(c, first=first)
+
+
+def predict(c: Coefficients, r: Row) -> float:
+    return c.step_s(r.point.terms, r.point.precision)
+
+
+def errors(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Of (predicted, measured)."""
+    apes = [abs(predicted / measured - 1) for predicted, measured in pairs]
+    return {
+        "rows": len(apes),
+        "median": statistics.median(apes),
+        "mape": statistics.fmean(apes),
+        "spearman": spearman(pairs),
+    }
+
+
+def spearman(pairs: Sequence[tuple[float, float]]) -> float:
+    def ranks(values: Sequence[float]) -> list[float]:
+        order = sorted(range(len(values)), key=values.__getitem__)
+        result = [0.0] * len(values)
+        for rank, i in enumerate(order):
+            result[i] = rank
+        return result
+
+    return statistics.correlation(ranks([p for p, _ in pairs]), ranks([m for _, m in pairs])) if len(pairs) > 2 else 1.0
+
+
+def leave_out(
+    rows: Sequence[Row], key: Callable[[Row], str]
+) -> tuple[list[tuple[Row, float]], dict[str, Coefficients]]:
+    """Every aggregated row, predicted by a fit that saw neither its group nor any held or pledged row; and the fits."""
+    agg, known = [r for r in rows if r.mode == "agg"], train(rows)
+    fits = {group: learn([r for r in known if key(r) != group]) for group in sorted({key(r) for r in agg})}
+    return [(r, predict(fits[key(r)], r)) for r in agg], fits
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Rows of groups with enough training rows: the median thought, the 90 % bound of it, and what was shown."""
+
+    median: list[tuple[Row, float]]
+    bound: list[tuple[Row, float]]
+    shown: set[tuple[str, ...]]
+
+
+def few_shot(rows: Sequence[Row], by_model: Mapping[str, Coefficients], shots: int = 5) -> Shots:
+    """What the fit without the model believes once `shots` training rows of the row's own group are shown to it."""
+    groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for r in rows:
+        if r.mode == "agg":
+            groups[r.group].append(r)
+    median, bound, shown = [], [], set()
+    for members in groups.values():
+        ordered = sorted(members, key=lambda r: hashlib.sha256(r.id.encode()).hexdigest())
+        seen = [r for r in ordered if not r.pledged and not r.held][:shots]
+        if len(seen) < shots:
+            continue
+        asked = [(r.point.terms, r.point.precision) for r in members]
+        found = believe([r.point for r in seen], by_model[members[0].model], asked)
+        shown |= {r.measured for r in seen}
+        median += [(r, b.seconds) for r, b in zip(members, found, strict=True)]
+        bound += [(r, b.seconds * math.exp(TENTH * b.spread)) for r, b in zip(members, found, strict=True)]
+    return Shots(median, bound, shown)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The measured configurations of one group and load, the limit on the step, and the best that keeps it."""
+
+    rows: tuple[Row, ...]
+    limit_s: float
+    best: float
+
+    def score(self, chosen: Row) -> float:
+        """Tokens per second and device of the choice against the best; 0 where it breaks the limit by over 5 %."""
+        return rate(chosen) / self.best if chosen.point.seconds <= self.limit_s * GRACE else 0.0
+
+
+def rate(r: Row) -> float:
+    return r.batch / r.point.seconds / r.devices
+
+
+def decisions(rows: Iterable[Row]) -> list[Decision]:
+    """Wherever there are three configurations, one that keeps the limit and one that does not."""
+    groups: dict[tuple[Any, ...], dict[tuple[Any, ...], Row]] = defaultdict(dict)
+    for r in rows:
+        groups[*r.group, r.load].setdefault((*r.measured, r.layout, r.batch), r)
+    made = []
+    for members in groups.values():
+        own = tuple(members.values())
+        for limit_s in SLOS_S:
+            good = [r for r in own if r.point.seconds <= limit_s]
+            if len({(r.devices, r.batch) for r in own}) >= 3 and good and len(good) < len(own):
+                made.append(Decision(own, limit_s, max(rate(r) for r in good)))
+    return made
+
+
+def summed(scores: Sequence[float]) -> tuple[float, float]:
+    """Share of decisions that keep the limit, and the mean score."""
+    return sum(s > 0 for s in scores) / len(scores), statistics.fmean(scores)
+
+
+def choose(made: Sequence[Decision], predicted: Mapping[str, float], bound: Mapping[str, float]) -> tuple[float, float]:
+    """Pick by prediction, among what is bound to keep the limit; score by measurement."""
+    scores = []
+    for d in made:
+        allowed = [r for r in d.rows if bound[r.id] <= d.limit_s] or [min(d.rows, key=lambda r: bound[r.id])]
+        scores.append(d.score(max(allowed, key=lambda r: r.batch / predicted[r.id] / r.devices)))
+    return summed(scores)
+
+
+def choose_by_running(
+    made: Sequence[Decision], by_model: Mapping[str, Coefficients], runs: int
+) -> tuple[float, float, float]:
+    """As `choose`, but up to `runs` proposals are run and the best of those is kept; also: the mean number of runs."""
+    scores, used = [], []
+    for d in made:
+        candidates = [Candidate(r.point.terms, r.point.precision, r.batch / r.devices) for r in d.rows]
+        tried: dict[int, float] = {}
+        while len(tried) < runs:
+            i = next_trial(candidates, tried, by_model[d.rows[0].model], d.limit_s)
+            if i is None:
+                break
+            tried[i] = d.rows[i].point.seconds
+        scores.append(d.score(d.rows[settle(candidates, tried, d.limit_s)]))
+        used.append(len(tried))
+    return *summed(scores), statistics.fmean(used)
+
+
+def choose_by_chance(made: Sequence[Decision], runs: int, draws: int = 20) -> tuple[float, float]:
+    """As `choose_by_running`, with configurations drawn by lot."""
+    random_ = random.Random(1)
+    scores = []
+    for d in made:
+        for _ in range(draws):
+            tried = random_.sample(d.rows, min(runs, len(d.rows)))
+            kept = [r for r in tried if r.point.seconds <= d.limit_s]
+            scores.append(d.score(max(kept, key=rate) if kept else min(tried, key=lambda r: r.point.seconds)))
+    return summed(scores)
+
+
+def choose_with_error(made: Sequence[Decision], spread: float, margin: float, draws: int = 5) -> tuple[float, float]:
+    """What choices would be worth if predictions were the measured times with log-normal errors of `spread`."""
+    random_ = random.Random(1)
+    scores = []
+    for _ in range(draws):
+        told = {r.id: r.point.seconds * math.exp(random_.gauss(0, spread)) for d in made for r in d.rows}
+        scores.append(choose(made, told, {k: v * math.exp(margin * spread) for k, v in told.items()}))
+    return statistics.fmean(s for s, _ in scores), statistics.fmean(r for _, r in scores)
+
+
+def repeated(rows: Iterable[Row]) -> dict[str, float]:
+    """For every row the median of all measurements of its configuration (layout, batch, load): engine versions and
+    what is not published differ within it, so no planner that is told the configuration alone can know more."""
+    times: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    keys = {}
+    for r in rows:
+        keys[r.id] = (*r.group, r.load, r.layout, r.batch, r.point.precision)
+        times[keys[r.id]].append(r.point.seconds)
+    return {row_id: statistics.median(times[key]) for row_id, key in keys.items()}
