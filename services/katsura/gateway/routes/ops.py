@@ -29,9 +29,10 @@ def ops_routes(deps: Deps) -> APIRouter:
         return JSONResponse({"status": "ok", "instance": deps.config.instance_id})
 
     @router.get("/readyz", response_model=None)
-    async def readyz() -> Response:
-        """Whether requests can be served, and every reason why not."""
-        reasons = await not_ready_reasons(deps)
+    async def readyz(models: bool = True) -> Response:
+        """Whether requests can be served, and every reason why not; `models=false` asks about this process's peers
+        only, as a cluster does: a gateway without a model still says so better than a refused connection."""
+        reasons = [reason for reason in await not_ready_reasons(deps) if models or reason["component"] != "models"]
         return JSONResponse({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
     @router.get("/metrics", response_model=None)

@@ -1,0 +1,207 @@
+"""What runs in the chart's hooks: `test` proves the installation, `pre-delete` and `post-delete` leave nothing behind.
+
+    python3 -c "$(cat hooks.py)" test|pre-delete|post-delete
+
+Only what the services image has: the command line of Katsura, httpx, a service account.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from katsura.cli.client import Answer, Gateway, Position
+
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+GROUP = "/apis/katsura.dev/v1alpha1"
+SECONDS_MAX = float(os.environ.get("SECONDS_MAX", "300"))
+NAMESPACE = os.environ["NAMESPACE"]
+RELEASE = os.environ["RELEASE"]
+OURS = "app.kubernetes.io/managed-by=katsura-operator"
+
+
+class Api:
+    """The few calls of the API server that hooks make."""
+
+    def __init__(self) -> None:
+        self._http = httpx.Client(
+            base_url=f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}",
+            headers={"authorization": f"Bearer {(ACCOUNT / 'token').read_text()}"},
+            verify=str(ACCOUNT / "ca.crt"),
+            timeout=30.0,
+        )
+
+    def items(self, path: str, plural: str, selector: str = "") -> list[dict[str, Any]]:
+        """What there is in our namespace; nothing where the kind is not known any more."""
+        answer = self._http.get(f"{path}/namespaces/{NAMESPACE}/{plural}", params={"labelSelector": selector})
+        if answer.status_code == 404:
+            return []
+        return list(answer.raise_for_status().json()["items"])
+
+    def get(self, path: str, plural: str, name: str) -> dict[str, Any]:
+        """One resource."""
+        return dict(self._http.get(f"{path}/namespaces/{NAMESPACE}/{plural}/{name}").raise_for_status().json())
+
+    def apply(self, path: str, plural: str, body: dict[str, Any]) -> None:
+        """Server-side apply."""
+        self._http.patch(
+            f"{path}/namespaces/{NAMESPACE}/{plural}/{body['metadata']['name']}",
+            params={"fieldManager": "katsura-test", "force": "true"},
+            headers={"content-type": "application/apply-patch+yaml"},
+            content=json.dumps(body),
+        ).raise_for_status()
+
+    def delete(self, path: str, plural: str, name: str) -> None:
+        """Delete one resource; one that is gone is no trouble."""
+        answer = self._http.delete(f"{path}/namespaces/{NAMESPACE}/{plural}/{name}")
+        if answer.status_code != 404:
+            answer.raise_for_status()
+            say(f"deleted {plural}/{name}")
+
+
+def say(text: str) -> None:
+    """Tell whoever reads the logs."""
+    print(text, flush=True)
+
+
+def condition(resource: dict[str, Any], kind: str = "Ready") -> tuple[bool, str]:
+    """Whether a condition is true of the resource as it is now, and what it says."""
+    generation = resource["metadata"]["generation"]
+    for found in resource.get("status", {}).get("conditions", ()):
+        if found["type"] == kind:
+            current = found.get("observedGeneration", generation) == generation
+            return current and found["status"] == "True", f"{found['reason']}: {found['message']}"
+    return False, "no status yet"
+
+
+def until_ready(api: Api, plural: str, name: str) -> None:
+    """Wait for Ready and tell every reason on the way."""
+    start_s, told = time.monotonic(), ""
+    while True:
+        ready, why = condition(api.get(GROUP, plural, name))
+        if why != told:
+            say(f"  {plural}/{name} {why}")
+            told = why
+        if ready:
+            say(f"  Ready after {time.monotonic() - start_s:.0f} s")
+            return
+        if time.monotonic() - start_s > SECONDS_MAX:
+            raise SystemExit(f"{plural}/{name} is not Ready after {SECONDS_MAX:.0f} s: {why}")
+        time.sleep(1.0)
+
+
+def keys(*args: str) -> str:
+    """`katsura key ...` on the installation's store; what it printed."""
+    done = subprocess.run(  # noqa: S603
+        ["katsura", "key", *args, "--redis", os.environ["STORE_URL"]],  # noqa: S607
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout
+
+
+def ask(gateway: Gateway, model: str, place: Position, question: str) -> Answer:
+    """Stream an answer, show it, and insist that it came in pieces."""
+    say(f"  > {question}")
+    pieces: list[str] = []
+    start_s = time.monotonic()
+
+    def heard(text: str) -> None:
+        if not pieces:
+            say(f"  first token after {time.monotonic() - start_s:.2f} s")
+        pieces.append(text)
+
+    answer = gateway.ask(model, [("user", question)], place, heard, max_tokens=48, temperature=0.0)
+    say(f"  < {''.join(pieces).strip()}")
+    if len(pieces) < 2:
+        raise SystemExit("the answer did not come as a stream")
+    return answer
+
+
+def test() -> None:
+    """Wait for every model, stream a chat, fork its session, apply a resource and see it Ready."""
+    api = Api()
+    names = [item["metadata"]["name"] for item in api.items(GROUP, "modeldeployments")]
+    if not names:
+        raise SystemExit("there is no ModelDeployment to test with; apply one (deploy/samples), then test again")
+    for name in names:
+        say(f"model {name}")
+        until_ready(api, "modeldeployments", name)
+    made = json.loads(keys("create", "--tenant", "helm-test", "--name", "helm-test", "--json"))
+    try:
+        with Gateway(os.environ["GATEWAY_URL"], made["key"]) as gateway:
+            session = gateway.make_session()
+            say(f"chat in session {session}")
+            branch = gateway.tree(session).default_branch
+            first = ask(gateway, names[0], Position(session, branch), "What is the capital of France?")
+            say("fork after the first answer")
+            forked = gateway.fork(session, first.position.branch, first.position.node_id, "helm-test")
+            second = ask(gateway, names[0], Position(session, forked.name, forked.head), "Name a river there.")
+            if second.cached_tokens == 0:
+                raise SystemExit("the fork did not reuse the pages of its parent")
+            say(f"  {second.cached_tokens} of {second.prompt_tokens} prompt tokens came from the parent's pages")
+            metrics = httpx.get(f"{os.environ['GATEWAY_URL']}/metrics", timeout=30.0).raise_for_status().text
+            if "vllm:request_success_total" not in metrics:
+                raise SystemExit("the gateway's metrics do not count requests")
+    finally:
+        keys("revoke", made["id"])
+    say("apply an Agent")
+    agent = {
+        "apiVersion": "katsura.dev/v1alpha1",
+        "kind": "Agent",
+        "metadata": {"name": "helm-test", "namespace": NAMESPACE},
+        "spec": {"modelRef": {"name": names[0]}},
+    }
+    api.apply(GROUP, "agents", agent)
+    try:
+        until_ready(api, "agents", "helm-test")
+    finally:
+        api.delete(GROUP, "agents", "helm-test")
+    say("everything works")
+
+
+def pre_delete() -> None:
+    """While the operator still runs: delete the release's resources and wait until their finalizers are done."""
+    api = Api()
+    mine = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/managed-by=Helm"
+    for plural in ("modeldeployments", "memorystores"):
+        for item in api.items(GROUP, plural, mine):
+            api.delete(GROUP, plural, item["metadata"]["name"])
+    start_s = time.monotonic()
+    while left := [i for plural in ("modeldeployments", "memorystores") for i in api.items(GROUP, plural, mine)]:
+        if time.monotonic() - start_s > SECONDS_MAX:
+            names = ", ".join(item["metadata"]["name"] for item in left)
+            raise SystemExit(f"{names}: still not gone after {SECONDS_MAX:.0f} s; is the operator running?")
+        time.sleep(0.5)
+
+
+def post_delete() -> None:
+    """After the operator: remove what it made that belongs to no resource, unless somebody's resources are left."""
+    api = Api()
+    left = [f"{p}/{i['metadata']['name']}" for p in ("modeldeployments", "memorystores") for i in api.items(GROUP, p)]
+    if left:
+        say(f"kept, with what the operator made: {', '.join(left)}")
+        return
+    for path, plural in (
+        (GROUP, "rolepools"),
+        (GROUP, "placementplans"),
+        ("/apis/apps/v1", "deployments"),
+        ("/apis/policy/v1", "poddisruptionbudgets"),
+        ("/api/v1", "services"),
+        ("/api/v1", "secrets"),
+        ("/apis/coordination.k8s.io/v1", "leases"),
+    ):
+        for item in api.items(path, plural, OURS):
+            api.delete(path, plural, item["metadata"]["name"])
+
+
+if __name__ == "__main__":
+    {"test": test, "pre-delete": pre_delete, "post-delete": post_delete}[sys.argv[1]]()
