@@ -26,8 +26,8 @@ from katsura.manifests.problem import Options, build_problem
 from katsura.placement import calibration, catalogue
 from katsura.placement.calibration import Calibration
 from katsura.placement.card import published, read_card
-from katsura.placement.document import Current, current_of, document
-from katsura.placement.plan import Place, Plan
+from katsura.placement.document import Current, current_of, document, running
+from katsura.placement.plan import Place
 from katsura.placement.planner import plan
 from katsura.placement.problem import Effort, HelperService, Problem
 from katsura.placement.replan import Policy, Replan, replan, steps
@@ -110,6 +110,23 @@ def decide(
         FailedPreconditionError: no deployment can be planned, or there is no node at all.
         InvalidArgumentError: `current` is no PlacementPlan.
     """
+    problem, left_out = state(situation, options, known)
+    current = situation.current
+    standing = current if isinstance(current, Current) else _NOTHING if current is None else current_of(current)
+    effort = effort or Effort()
+    change = replan(problem, effort, standing, policy) if standing.instances else _first(problem, effort)
+    return Decision(problem, change, pools(running(change.plan), problem), document(change.plan, problem), left_out)
+
+
+def state(
+    situation: Situation, options: Options | None = None, known: Calibration | None = None
+) -> tuple[Problem, Mapping[str, str]]:
+    """The problem alone, and who is left out of it with why: `placement.document.inputs_hash` tells whether the plan
+    in force answers it already.
+
+    Raises:
+        FailedPreconditionError: no deployment can be planned, or there is no node at all.
+    """
     configs, left_out = _configs(situation)
     bundle = replace(
         situation.bundle, deployments=tuple(d for d in situation.bundle.deployments if d.metadata.name in configs)
@@ -117,22 +134,17 @@ def decide(
     if left_out and not bundle.deployments:
         raise FailedPreconditionError("; ".join(left_out.values()))
     cluster = observe(bundle, situation.nodes, situation.slices, situation.pods)
-    problem = build_problem(cluster, configs, catalogue.built_in(), known or calibration.built_in(), options)
-    current = situation.current
-    standing = current if isinstance(current, Current) else _NOTHING if current is None else current_of(current)
-    effort = effort or Effort()
-    change = replan(problem, effort, standing, policy) if standing.instances else _first(problem, effort)
-    return Decision(problem, change, pools(change.plan, problem), document(change.plan, problem), left_out)
+    return build_problem(cluster, configs, catalogue.built_in(), known or calibration.built_in(), options), left_out
 
 
-def pools(made: Plan, problem: Problem) -> tuple[PoolPart, ...]:
-    """`made` by role and class of nodes, in a fixed order."""
+def pools(made: Current, problem: Problem) -> tuple[PoolPart, ...]:
+    """`made` by role and class of nodes, in a fixed order; `placement.document.running` makes a `Current` of a plan."""
     classes = {c.name: c for c in problem.classes}
     helpers = {s.name for s in problem.services if isinstance(s, HelperService)}
     grouped: dict[tuple[str, str, str, str], list[Place]] = defaultdict(list)
     for instance in made.instances:
         for place in instance.places:
-            kind = (instance.column.service, place.role, instance.column.key, place.node_class)
+            kind = (instance.service, place.role, instance.key, place.node_class)
             grouped[kind].append(place)
     parts = []
     for (service, role, key, name), places in sorted(grouped.items()):
