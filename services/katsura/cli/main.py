@@ -236,6 +236,9 @@ def _add_plan(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the search (default: 1)")
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="coefficients that `katsura calibrate` wrote")
     parser.add_argument(
+        "--extrapolate", action="store_true", help="guess, and say so, more than 4x beyond what was measured"
+    )
+    parser.add_argument(
         "--what-if",
         action="append",
         default=[],
@@ -417,6 +420,7 @@ def _plan(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Ex
         seconds=a.seconds,
         seed=a.seed,
         calibration=a.calibration,
+        extrapolate=a.extrapolate,
         configs=tuple(a.config),
         what_if=tuple(a.what_if),
         against=a.against,

@@ -42,6 +42,7 @@ class PlanOptions:
     nodes: int | None = None
     seed: int = 1
     calibration: Path | None = None
+    extrapolate: bool = False
     configs: tuple[str, ...] = ()
     what_if: tuple[str, ...] = ()
     against: Path | None = None
@@ -99,6 +100,8 @@ def read_problem(options: PlanOptions, environ: Mapping[str, str]) -> Problem:
     known = calibration.built_in()
     if options.calibration is not None:
         known = known.merged(calibration.read_devices(read_text(options.calibration)))
+    if options.extrapolate:
+        known = known.extrapolating()
     asked = Options(Objective(options.objective), options.budget_usd, options.confidence)
     return build_problem(cluster, configs_of(cluster, options.configs, environ), catalogue.built_in(), known, asked)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
@@ -38,6 +38,14 @@ class Calibration:
         """This calibration with the devices of `other` in place of its own."""
         return Calibration(MappingProxyType({**self.devices, **other}), self.kinds, self.hop_s, self.helpers)
 
+    def extrapolating(self) -> Calibration:
+        """This calibration, answering beyond what was seen; such estimates are marked."""
+
+        def daring(known: Mapping[str, Coefficients]) -> Mapping[str, Coefficients]:
+            return MappingProxyType({name: replace(c, extrapolate=True) for name, c in known.items()})
+
+        return replace(self, devices=daring(self.devices), kinds=daring(self.kinds))
+
 
 def coefficients_as_json(coefficients: Coefficients) -> dict[str, Any]:
     """The form in which coefficients are stored."""
@@ -62,8 +70,9 @@ def coefficients_from_json(entry: Mapping[str, Any]) -> Coefficients:
     """
     try:
         first = entry["first"]
+        terms: dict[str, Any] = {name: float(entry[name]) for name in TERMS}
         return Coefficients(
-            **{name: float(entry[name]) for name in TERMS},
+            **terms,
             first=(float(first[0]), float(first[1]), float(first[2]), float(first[3])),
             by_precision=MappingProxyType({str(k): float(v) for k, v in entry["by_precision"].items()}),
             quantile_90=float(entry["quantile_90"]),

@@ -7,12 +7,14 @@ that keeps the objectives; `bench/placement.py` asks the same functions about me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
+from katsura.domain.errors import OutOfRangeError, Reason
 from katsura.placement.card import AttentionKind, Block, ModelCard
 from katsura.placement.catalogue import Device
 
@@ -27,7 +29,7 @@ class ErrorClass(StrEnum):
     PRIOR = "prior"
     """Data sheets and priors only."""
     EXTRAPOLATED = "extrapolated"
-    """More than 4x beyond the batches or contexts that were seen."""
+    """More than 4x beyond the batches or contexts that were seen: given only to who asked for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class Terms:
         return replace(self, prefill=0.0, prefill_collective=0.0)
 
 
+_REACH: Final = 4.0
+"""How far beyond what was seen a fit answers."""
 TERMS: Final = tuple(f.name for f in fields(Terms))
 
 
@@ -101,6 +105,7 @@ class Coefficients:
         quantile_90: factor over the prediction below which nine of ten measured points lay.
         rows, date: how many points, and when.
         batch_range, context_range: what the points covered.
+        extrapolate: whether estimates more than 4x beyond these are given, and marked, instead of refused.
     """
 
     weights: float = 1.27
@@ -121,6 +126,7 @@ class Coefficients:
     date: str = ""
     batch_range: tuple[float, float] = (1, 512)
     context_range: tuple[float, float] = (64, 65536)
+    extrapolate: bool = False
 
     def step_s(self, terms: Terms, precision: Precision) -> float:
         """Seconds of one decode step."""
@@ -132,12 +138,36 @@ class Coefficients:
         fixed, own, steps, burst = self.first
         return fixed + own * prefill_floor + steps * step + burst * batch * prefill_floor
 
+    @property
+    def batches(self) -> tuple[float, float]:
+        """The smallest and the largest batch that is answered for."""
+        return (1, math.inf) if self.extrapolate else (self.batch_range[0] / _REACH, self.batch_range[1] * _REACH)
+
+    def beyond(self, context: float) -> str | None:
+        """Why nothing is said about a context of so many tokens; None where something is."""
+        low, high = self.context_range
+        if self.extrapolate or low / _REACH <= context <= high * _REACH:
+            return None
+        return (
+            f"contexts of {context:.0f} tokens; known for {low:.0f} to {high:.0f}, answered up to {_REACH:g}x beyond: "
+            "measure it (katsura calibrate) or accept a guess (katsura plan --extrapolate)"
+        )
+
     def trust(self, batch: float, context: float) -> ErrorClass:
-        """The error class of an estimate at this batch and context."""
-        for value, (low, high) in ((batch, self.batch_range), (context, self.context_range)):
-            if value > 4 * high or value < low / 4:
-                return ErrorClass.EXTRAPOLATED
-        return self.error_class
+        """The error class of an estimate at this batch and context.
+
+        Raises:
+            OutOfRangeError: it would be extrapolated, and that was not asked for.
+        """
+        smallest, largest = self.batches
+        why = self.beyond(context)
+        if why is None and not smallest <= batch <= largest:
+            why = f"a batch of {batch:g}; answered for {smallest:g} to {largest:g}"
+        if why is not None:
+            raise OutOfRangeError(f"no estimate for {why}", reason=Reason.INVALID_FIELD, field="calibration")
+        ranges = ((batch, self.batch_range), (context, self.context_range))
+        far = any(not low / _REACH <= value <= high * _REACH for value, (low, high) in ranges)
+        return ErrorClass.EXTRAPOLATED if far else self.error_class
 
 
 @dataclass(frozen=True, slots=True)

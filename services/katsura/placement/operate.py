@@ -66,7 +66,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a shape cannot serve: `reason` names the limit (`memory`, `itl`, `ttft`), `detail` says it in words."""
+    """Why a shape cannot serve, or is not said to: `detail` says in words what `reason` names.
+
+    Reasons are `memory`, `itl`, `ttft` and `extrapolation`.
+    """
 
     reason: str
     detail: str
@@ -106,6 +109,11 @@ def largest_batch(
     return Refusal("ttft", f"{ttft * margin * 1e3:.0f} ms to the first token, {_ms(slo.ttft_s)} allowed")
 
 
+def too_small(batch: float, smallest: float) -> Refusal:
+    """Its times allow only batches that nobody measured anything like."""
+    return Refusal("extrapolation", f"its times allow a batch of {batch:g}, answered from {smallest:g} on")
+
+
 def _ms(seconds: float | None) -> str:
     return "any" if seconds is None else f"{seconds * 1e3:.0f} ms"
 
@@ -123,14 +131,18 @@ def replica_point(
     kv_bytes: int | None = None,
 ) -> Point | Refusal:
     """Where a whole model on `layout.devices` devices runs, or why it cannot. `kv_bytes` bounds its whole arena."""
+    if (why := coefficients.beyond(load.context)) is not None:
+        return Refusal("extrapolation", why)
     held = weights_bytes(card, precision, layout)
     fits = batch_limit(card, device, precision, layout, load)
     if fits < 1:
         need = held + sequence_bytes(card, precision, layout, load)
         return Refusal("memory", f"needs {need / 2**30:.1f} GiB per device, {device.usable_bytes / 2**30:.1f} usable")
 
+    smallest, largest = coefficients.batches
     if kv_bytes is not None:
         batch_max = max(1, min(batch_max, int(kv_bytes / sequence_bytes(card, precision, Layout(), load))))
+    batch_max = int(min(batch_max, largest))
 
     floor = prefill_floor_s(card, device, precision, layout, load)
 
@@ -143,6 +155,8 @@ def replica_point(
     if isinstance(found, Refusal):
         return found
     batch, itl, ttft, stopped = found
+    if batch < smallest:
+        return too_small(batch, smallest)
     return Point(
         batch=batch,
         itl_s=itl,

@@ -14,7 +14,7 @@ from math import comb
 from katsura.placement.card import Block, ModelCard
 from katsura.placement.catalogue import Device
 from katsura.placement.cost import Coefficients, ErrorClass, Load, Precision
-from katsura.placement.operate import UTILISATION, Point, Refusal, Slo, largest_batch, wait_s
+from katsura.placement.operate import UTILISATION, Point, Refusal, Slo, largest_batch, too_small, wait_s
 
 _PARTIAL_BYTES = 4
 """Members return sums in f32."""
@@ -184,9 +184,19 @@ def pool_point(
     micro_batches: tuple[int, ...] = (1, 2, 3),
     batch_max: int = 4096,
     kv_bytes: int | None = None,
+    known: dict[int, tuple[float, int]] | None = None,
 ) -> Point | Refusal:
-    """Where the pool runs, or why it cannot. `kv_bytes` bounds the arena of one shard."""
+    """Where the pool runs, or why it cannot.
+
+    Args:
+        kv_bytes: bounds the arena of one shard.
+        known: steps by batch that were asked before of this model, load and pool; grows (objectives do not change them).
+    """
     a, e = pool.attention, pool.experts
+    if (why := a.coefficients.beyond(load.context) or e.coefficients.beyond(load.context)) is not None:
+        return Refusal("extrapolation", why)
+    smallest = max(a.coefficients.batches[0] * a.members, e.coefficients.batches[0])
+    largest = min(a.coefficients.batches[1] * a.members, e.coefficients.batches[1])
     held, pooled = attention_bytes(card, precision, a.devices), member_bytes(card, precision, e.members, e.devices)
     if pooled > e.device.usable_bytes:
         return Refusal("memory", f"a member needs {pooled / 2**30:.1f} GiB, {e.device.usable_bytes / 2**30:.1f} usable")
@@ -199,11 +209,14 @@ def pool_point(
         whole = _sequence_bytes(card, precision, 1, load)
         batch_max = max(1, min(batch_max, int(a.members * kv_bytes / whole)))
     one_prompt = prefill_s(card, precision, pool, load)
+    steps = known if known is not None else {}
 
     def step(batch: int) -> tuple[float, int]:
-        times = [(step_s(card, precision, pool, batch, load, m), m) for m in micro_batches if m <= max(1, batch)]
-        best, micro = min(times)
-        return best + batch / load.output * one_prompt / a.members, micro
+        if batch not in steps:
+            times = [(step_s(card, precision, pool, batch, load, m), m) for m in micro_batches if m <= max(1, batch)]
+            best, micro = min(times)
+            steps[batch] = best + batch / load.output * one_prompt / a.members, micro
+        return steps[batch]
 
     def evaluate(batch: int) -> tuple[float, float]:
         itl, _ = step(batch)
@@ -211,10 +224,12 @@ def pool_point(
         first = fixed + steps * itl + one_prompt * (1 + burst * batch / a.members)
         return itl, first + wait_s(batch, load.output * itl)
 
-    found = largest_batch(min(fits, batch_max), slo, margin, evaluate)
+    found = largest_batch(min(fits, batch_max, largest), slo, margin, evaluate)
     if isinstance(found, Refusal):
         return found
     batch, itl, ttft, stopped = found
+    if batch < smallest:
+        return too_small(batch, smallest)
     micro = step(batch)[1]
     moved = sum(count * times.moved for count, times in _blocks(card, precision, pool, batch, load))
     return Point(

@@ -58,6 +58,22 @@ def test_what_cannot_be_served_is_another_exit_status(tmp_path: Path) -> None:
     assert "NOT EVERYTHING FITS" in text
 
 
+def test_a_guess_beyond_what_was_measured_is_asked_for_by_name(tmp_path: Path) -> None:
+    far = tmp_path / "far.yaml"
+    slow = (
+        LAPTOP.read_text()
+        .replace("itlMs: 300", "itlMs: 60000")
+        .replace("requestsPerSecond: 0.2", "requestsPerSecond: 0")
+    )
+    far.write_text(slow.replace("promptTokens: 600", "promptTokens: 60000"))
+    status, text = said(PlanOptions((far,)))
+    assert status is Exit.UNHEALTHY
+    assert "60060 tokens" in text
+    status, text = said(PlanOptions((far,), extrapolate=True))
+    assert status is Exit.OK
+    assert "extrapolated" in text
+
+
 def test_a_models_sizes_come_from_its_folder_or_the_command_line(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from katsura.domain.errors import OutOfRangeError
 from katsura.placement.catalogue import built_in
 from katsura.placement.cost import (
     BF16,
@@ -70,11 +71,14 @@ def test_what_is_held_and_what_fits_add_up_to_the_memory() -> None:
     assert batch_limit(cards()[2], A100, BF16, Layout(), LOAD) < 0
 
 
-def test_an_estimate_far_beyond_the_measured_range_is_marked() -> None:
-    c = replace(Coefficients(error_class=ErrorClass.MEASURED), batch_range=(1, 64), context_range=(100, 1000))
-    assert c.trust(256, 1000) is ErrorClass.MEASURED
-    assert c.trust(257, 1000) is ErrorClass.EXTRAPOLATED
-    assert c.trust(8, 4001) is ErrorClass.EXTRAPOLATED
+def test_what_lies_far_beyond_the_measurements_is_refused_unless_a_guess_is_asked_for() -> None:
+    c = replace(Coefficients(error_class=ErrorClass.MEASURED), batch_range=(8, 64), context_range=(100, 1000))
+    assert c.trust(256, 4000) is c.trust(2, 25) is ErrorClass.MEASURED
+    for batch, context, said in ((257, 1000, "batch of 257"), (1, 1000, "batch of 1;"), (8, 4001, "4001 tokens")):
+        with pytest.raises(OutOfRangeError, match=said):
+            c.trust(batch, context)
+        assert replace(c, extrapolate=True).trust(batch, context) is ErrorClass.EXTRAPOLATED
+    assert replace(c, extrapolate=True).trust(8, 1000) is ErrorClass.MEASURED
 
 
 def test_prompts_cost_a_step_their_arithmetic_and_what_they_send_between_devices() -> None:

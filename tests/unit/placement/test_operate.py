@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from katsura.placement.catalogue import built_in
-from katsura.placement.cost import BF16, Coefficients, Layout, Load
+from katsura.placement.cost import BF16, Coefficients, Layout, Load, decode_terms
 from katsura.placement.operate import Point, Refusal, Slo, largest_batch, replica_point, wait_s
 from katsura.testing.clusters import cards
 
@@ -59,3 +61,36 @@ def test_more_places_wait_less() -> None:
     waits = [wait_s(n, 10.0) for n in (1, 4, 64)]
     assert waits == sorted(waits, reverse=True)
     assert wait_s(1, 1.0, 0.5) == pytest.approx(1.0)  # M/M/1: rho / (1 - rho)
+
+
+KNOWN = Coefficients(batch_range=(16, 32), context_range=(100, 1000))
+
+
+def at(prompt: int, slo: Slo, c: Coefficients) -> Point | Refusal:
+    return replica_point(cards()[0], A100, BF16, Layout(), Load(prompt, 100), slo, c, 1.0)
+
+
+def test_nothing_is_planned_on_contexts_far_from_what_was_measured_unless_a_guess_is_asked_for() -> None:
+    refusal = at(6000, Slo(), KNOWN)
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason == "extrapolation"
+    assert "--extrapolate" in refusal.detail
+    guess = at(6000, Slo(), replace(KNOWN, extrapolate=True))
+    assert isinstance(guess, Point)
+    assert guess.error_class == "extrapolated"
+
+
+def test_a_batch_stops_where_nobody_measured_further() -> None:
+    point = at(500, Slo(), KNOWN)
+    assert isinstance(point, Point)
+    assert (point.batch, point.limit) == (128, "batch")
+    further = at(500, Slo(), replace(KNOWN, extrapolate=True))
+    assert isinstance(further, Point)
+    assert further.batch > 128
+
+
+def test_a_batch_smaller_than_anything_like_it_is_refused() -> None:
+    two_at_once = KNOWN.step_s(decode_terms(cards()[0], A100, BF16, Layout(), 2, Load(500, 100)), BF16)
+    refusal = at(500, Slo(itl_s=1.001 * two_at_once), KNOWN)
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason == "extrapolation"

@@ -87,3 +87,14 @@ def test_more_shards_carry_more_sequences() -> None:
     delayed = pool_point(MIXTRAL, BF16, slow, LOAD, Slo(), 1.0)
     assert isinstance(delayed, Point)
     assert delayed.itl_s > one.itl_s
+
+
+def test_a_split_answers_no_further_than_either_side_was_measured() -> None:
+    p = pool(shards=2)
+    narrow = replace(p, experts=replace(p.experts, coefficients=Coefficients(batch_range=(1, 16))))
+    point = pool_point(MIXTRAL, BF16, narrow, LOAD, Slo(), 1.0)
+    assert isinstance(point, Point)
+    assert point.batch == 64
+    refusal = pool_point(MIXTRAL, BF16, narrow, Load(400_000, 10), Slo(), 1.0)
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason == "extrapolation"
