@@ -20,6 +20,8 @@ ROOT: Final = NodeId(0)
 """Where every path begins; no node has this id."""
 ROOT_HASH: Final = bytes(32)
 """Parent hash of a first node."""
+REDACTED: Final = "[redacted]"
+"""What a node says whose content was destroyed."""
 
 
 class Durability(IntEnum):
@@ -299,7 +301,7 @@ Body = Step | Summary | Hint
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node: immutable but for `judgement` and `tokenized_for`, which are kept beside it.
+    """A node: immutable but for what is kept beside it (`judgement`, `tokenized_for`, `attachments`) and for Redact.
 
     Attributes:
         parent_id: the step before it; of a summary or hint, the summary or hint before it.
@@ -308,6 +310,8 @@ class Node:
         path_tokens: `tokens` summed over the path from the root, this node included.
         judgement: of a summary.
         tokenized_for: digests of the tokenizers for which token ids are attached.
+        attachments: put beside it after it was made, in the order they were first put.
+        redacted: whether its content was destroyed; hash and shape are what they were.
     """
 
     node_id: NodeId
@@ -322,6 +326,8 @@ class Node:
     path_tokens: int
     judgement: Judgement | None = None
     tokenized_for: tuple[str, ...] = ()
+    attachments: tuple[Attachment, ...] = ()
+    redacted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,17 @@ from typing import Any
 
 import grpc
 
+from katsura.api.memory.v1 import memory_contents_pb2 as contents_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
 from katsura.api.memory.v1 import memory_service_pb2_grpc
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.ids import TreeId
+from katsura.domain.trees import BranchState
 from katsura.memory import translate
 from katsura.memory.operations import Write
 from katsura.memory.service import Memory
 from katsura.rpc.context import current_tenant
+from katsura.state.contents import Scope
 from katsura.state.trees import TreeRef
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -172,6 +175,90 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         """Read nodes by id."""
         nodes = await self._memory.get_nodes(_ref(request.tree_id), tuple(request.node_ids))
         return pb.GetNodesResponse(nodes=[translate.node_message(node) for node in nodes])
+
+    async def UpdateTree(  # noqa: N802
+        self, request: contents_pb.UpdateTreeRequest, context: Context
+    ) -> contents_pb.UpdateTreeResponse:
+        """Change goal, pins, labels or the default branch."""
+        change = translate.change_from(request)
+        tree = await self._memory.update_tree(_ref(request.tree_id), request.request_id, change)
+        return contents_pb.UpdateTreeResponse(tree=translate.tree_message(tree))
+
+    async def ListBranches(  # noqa: N802
+        self, request: contents_pb.ListBranchesRequest, context: Context
+    ) -> contents_pb.ListBranchesResponse:
+        """List branches, newest first."""
+        states = [translate.enum_of(BranchState, state, f"states[{i}]") for i, state in enumerate(request.states)]
+        branches, token = await self._memory.list_branches(
+            _ref(request.tree_id), states, request.page_size, request.page_token
+        )
+        return contents_pb.ListBranchesResponse(
+            branches=[translate.branch_message(branch) for branch in branches], next_page_token=token
+        )
+
+    async def PutAttachments(  # noqa: N802
+        self, request: contents_pb.PutAttachmentsRequest, context: Context
+    ) -> contents_pb.PutAttachmentsResponse:
+        """Put bytes beside a node."""
+        attachments = translate.attachments_from(request.attachments)
+        written, revision = await self._memory.put_attachments(
+            _ref(request.tree_id), request.node_id, attachments, request.replace
+        )
+        return contents_pb.PutAttachmentsResponse(written=written, revision=revision)
+
+    async def ListNodes(  # noqa: N802
+        self, request: contents_pb.ListNodesRequest, context: Context
+    ) -> contents_pb.ListNodesResponse:
+        """List nodes, newest first."""
+        page = await self._memory.list_nodes(
+            _ref(request.tree_id),
+            request.before_node,
+            request.page_size,
+            request.birth_branch,
+            dict(request.attributes),
+            request.agent_id,
+        )
+        return contents_pb.ListNodesResponse(
+            nodes=[translate.node_message(node) for node in page.nodes], next_before_node=page.next_before
+        )
+
+    async def FindSteps(  # noqa: N802
+        self, request: contents_pb.FindStepsRequest, context: Context
+    ) -> contents_pb.FindStepsResponse:
+        """Find steps by their client ids."""
+        found = await self._memory.find_steps(_ref(request.tree_id), tuple(request.client_step_ids), request.branch)
+        return contents_pb.FindStepsResponse(
+            found=[
+                contents_pb.FoundStep(
+                    client_step_id=step.client_step_id, branch=step.branch, node=translate.node_message(node)
+                )
+                for step, node in found
+            ]
+        )
+
+    async def Search(  # noqa: N802
+        self, request: contents_pb.SearchRequest, context: Context
+    ) -> contents_pb.SearchResponse:
+        """Find nodes by their words."""
+        hits, next_before = await self._memory.search(
+            _ref(request.tree_id),
+            translate.enum_of(Scope, request.scope, "scope"),
+            request.branch,
+            request.query,
+            request.before_node,
+            request.page_size,
+            request.include_abandoned,
+        )
+        return contents_pb.SearchResponse(
+            hits=[translate.hit_message(hit) for hit in hits], next_before_node=next_before
+        )
+
+    async def Redact(  # noqa: N802
+        self, request: contents_pb.RedactRequest, context: Context
+    ) -> contents_pb.RedactResponse:
+        """Destroy the content of nodes."""
+        ids, revision = await self._memory.redact(_ref(request.tree_id), request.request_id, tuple(request.node_ids))
+        return contents_pb.RedactResponse(redacted_node_ids=ids, revision=revision)
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:  # noqa: N802
         """Stream every commit after a point."""

@@ -21,6 +21,7 @@ from katsura.domain.trees import (
     TreePolicy,
     request_of,
 )
+from katsura.memory.contents import Contents
 from katsura.memory.core import limits
 from katsura.memory.core.assemble import Assembly, assemble
 from katsura.memory.core.tokens import estimate, estimate_step
@@ -54,7 +55,7 @@ class Assembled:
     position: Position
 
 
-class Memory(Summaries):
+class Memory(Summaries, Contents):
     """Trees of all tenants. `close` ends validations that still run.
 
     Args:

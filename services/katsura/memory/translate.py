@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from katsura.api.memory.v1 import memory_contents_pb2 as contents_pb
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
 from katsura.domain.errors import InvalidArgumentError
@@ -32,8 +34,10 @@ from katsura.domain.trees import (
     TreePolicy,
     Verdict,
 )
+from katsura.memory.contents import Hit
 from katsura.memory.core.assemble import Dropped, Segment
 from katsura.memory.summaries import Outside
+from katsura.state.contents import TreeChange
 from katsura.state.trees import Event, Position
 
 K = TypeVar("K", bound=IntEnum)
@@ -76,9 +80,31 @@ def step_from(message: tree_pb.Step, at: str) -> Step:
         cost=Cost(cost.prompt_tokens, cost.cached_tokens, cost.completion_tokens, cost.micros),
         attributes=dict(message.attributes),
         opaque=message.opaque,
-        attachments=tuple(Attachment(a.task, a.index, a.media_type, a.data) for a in message.attachments),
+        attachments=attachments_from(message.attachments),
         agent_id=message.agent_id,
     )
+
+
+def attachments_from(messages: Iterable[tree_pb.Attachment]) -> tuple[Attachment, ...]:
+    """Named bytes, as sent."""
+    return tuple(Attachment(a.task, a.index, a.media_type, a.data) for a in messages)
+
+
+def change_from(message: contents_pb.UpdateTreeRequest) -> TreeChange:
+    """What changes about a tree, as sent."""
+    return TreeChange(
+        goal=message.goal if message.HasField("goal") else None,
+        add_pins=tuple(message.add_pins),
+        remove_pins=tuple(message.remove_pins),
+        set_labels=dict(message.set_labels),
+        remove_labels=tuple(message.remove_labels),
+        default_branch=message.default_branch,
+    )
+
+
+def hit_message(hit: Hit) -> contents_pb.SearchHit:
+    """A node that says the words."""
+    return contents_pb.SearchHit(node=node_message(hit.node), excerpt=hit.excerpt, live=hit.live)
 
 
 def body_from(message: tree_pb.SummaryBody) -> SummaryBody:
@@ -163,6 +189,8 @@ def node_message(node: Node) -> tree_pb.Node:
         create_time=_time(node.create_ms),
         revision=node.revision,
         tokenized_for=node.tokenized_for,
+        attachments=[_attachment_message(item) for item in node.attachments],
+        redacted=node.redacted,
     )
     match node.body:
         case Step():
@@ -231,6 +259,10 @@ def event_message(event: Event) -> pb.WatchResponse:
     )
 
 
+def _attachment_message(item: Attachment) -> tree_pb.Attachment:
+    return tree_pb.Attachment(task=item.task, index=item.index, media_type=item.media_type, data=item.data)
+
+
 def _step_message(step: Step) -> tree_pb.Step:
     cost = step.cost
     return tree_pb.Step(
@@ -252,10 +284,7 @@ def _step_message(step: Step) -> tree_pb.Step:
         ),
         attributes=dict(step.attributes),
         opaque=step.opaque,
-        attachments=[
-            tree_pb.Attachment(task=a.task, index=a.index, media_type=a.media_type, data=a.data)
-            for a in step.attachments
-        ],
+        attachments=[_attachment_message(item) for item in step.attachments],
         agent_id=step.agent_id,
     )
 

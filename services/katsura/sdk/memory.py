@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import cast
 
+from katsura.api.memory.v1 import memory_contents_pb2 as contents_pb
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
 from katsura.api.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
@@ -237,6 +238,112 @@ class MemoryClient:
         """Nodes by id, in the order asked for."""
         request = pb.GetNodesRequest(tree_id=tree_id, node_ids=node_ids)
         return list(cast(pb.GetNodesResponse, await self._call("GetNodes", request)).nodes)
+
+    async def update_tree(
+        self,
+        tree_id: str,
+        *,
+        goal: str | None = None,
+        add_pins: Sequence[str] = (),
+        remove_pins: Sequence[str] = (),
+        set_labels: Mapping[str, str] | None = None,
+        remove_labels: Sequence[str] = (),
+        default_branch: str = "",
+        request_id: str = "",
+    ) -> tree_pb.Tree:
+        """Change goal, pins or labels, or switch to another default branch; what is not named stays."""
+        request = contents_pb.UpdateTreeRequest(
+            request_id=request_id or new_request_id(),
+            tree_id=tree_id,
+            goal=goal,
+            add_pins=add_pins,
+            remove_pins=remove_pins,
+            set_labels=dict(set_labels or {}),
+            remove_labels=remove_labels,
+            default_branch=default_branch,
+        )
+        return cast(contents_pb.UpdateTreeResponse, await self._call("UpdateTree", request)).tree
+
+    async def list_branches(
+        self,
+        tree_id: str,
+        *,
+        states: Sequence[tree_pb.BranchState.ValueType] = (),
+        page_size: int = 0,
+        page_token: str = "",
+    ) -> contents_pb.ListBranchesResponse:
+        """A page of branches, newest first."""
+        request = contents_pb.ListBranchesRequest(
+            tree_id=tree_id, states=states, page_size=page_size, page_token=page_token
+        )
+        return cast(contents_pb.ListBranchesResponse, await self._call("ListBranches", request))
+
+    async def put_attachments(
+        self, tree_id: str, node_id: int, attachments: Sequence[tree_pb.Attachment], *, replace: bool = False
+    ) -> contents_pb.PutAttachmentsResponse:
+        """Put bytes beside a node, keyed by (task, index); without `replace` the first ones put stay."""
+        request = contents_pb.PutAttachmentsRequest(
+            tree_id=tree_id, node_id=node_id, attachments=attachments, replace=replace
+        )
+        return cast(contents_pb.PutAttachmentsResponse, await self._call("PutAttachments", request))
+
+    async def list_nodes(
+        self,
+        tree_id: str,
+        *,
+        before_node: int = 0,
+        page_size: int = 0,
+        birth_branch: str = "",
+        attributes: Mapping[str, str] | None = None,
+        agent_id: str = "",
+    ) -> contents_pb.ListNodesResponse:
+        """A page of nodes of all branches, newest first; go on with `next_before_node` until it is 0."""
+        request = contents_pb.ListNodesRequest(
+            tree_id=tree_id,
+            before_node=before_node,
+            page_size=page_size,
+            birth_branch=birth_branch,
+            attributes=dict(attributes or {}),
+            agent_id=agent_id,
+        )
+        return cast(contents_pb.ListNodesResponse, await self._call("ListNodes", request))
+
+    async def find_steps(
+        self, tree_id: str, client_step_ids: Sequence[str], *, branch: str = ""
+    ) -> list[contents_pb.FoundStep]:
+        """Steps by the ids that the client gave them, on `branch` or on every branch."""
+        request = contents_pb.FindStepsRequest(tree_id=tree_id, client_step_ids=client_step_ids, branch=branch)
+        return list(cast(contents_pb.FindStepsResponse, await self._call("FindSteps", request)).found)
+
+    async def search(
+        self,
+        tree_id: str,
+        query: str,
+        *,
+        branch: str = "",
+        scope: contents_pb.SearchScope.ValueType = contents_pb.SEARCH_SCOPE_UNSPECIFIED,
+        include_abandoned: bool = False,
+        page_size: int = 0,
+        before_node: int = 0,
+    ) -> contents_pb.SearchResponse:
+        """Nodes that say every word of `query`, newest first; go on with `next_before_node` until it is 0."""
+        request = contents_pb.SearchRequest(
+            tree_id=tree_id,
+            branch=branch,
+            query=query,
+            scope=scope,
+            include_abandoned=include_abandoned,
+            page_size=page_size,
+            before_node=before_node,
+        )
+        return cast(contents_pb.SearchResponse, await self._call("Search", request))
+
+    async def redact(self, tree_id: str, node_ids: Sequence[int], *, request_id: str = "") -> list[int]:
+        """Destroy the content of nodes, and of what may quote it; the ids of all that were redacted."""
+        request = contents_pb.RedactRequest(
+            request_id=request_id or new_request_id(), tree_id=tree_id, node_ids=node_ids
+        )
+        return list(cast(contents_pb.RedactResponse, await self._call("Redact", request)).redacted_node_ids)
 
     def watch(
         self, tree_id: str, *, resume_token: str = "", after_revision: int = 0

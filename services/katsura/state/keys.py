@@ -125,9 +125,11 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
     - `meta` HASH: goal, pins, policy, labels (JSON); revision, next (last node id), branch_count, default, created,
       updated (ms), ttl_ms, raw_limit, incarnation, create (replay record), replayed.
     - `branches` HASH name -> JSON of heads. - `versions` HASH `<chain parent>:<base>:<last>` -> summaries made of it.
-    - `nodes` HASH id -> `<ms> <revision> <birth branch>\\n<salt 16 bytes><JSON>`; never changed.
+    - `nodes` HASH id -> `<ms> <revision> <birth branch>\\n<salt 16 bytes><JSON>`; changed by Redact only.
     - `links` HASH id -> `parent len jump depth tokens cum a b hash` (memory_1_tree.lua); never changed.
     - `blobs` HASH id -> opaque bytes and attachments, sized; never changed.
+    - `extras` HASH, bytes put beside nodes: id -> `<count> <bytes>`, `<id>:<k>` -> `<key size> <key><payload>`,
+      `<id>=<key>` -> k, where a key is `<index>:<task>`.
     - `steps` HASH `<branch> <client step id>` -> `<id> <body digest>`. - `kids` HASH `<parent>:<body digest>` -> id.
     - `verdicts` HASH summary id -> `<status> <version>\\n<JSON>`: the half of a summary that changes.
     - `replays` HASH request id -> digest and answer; `order` LIST of request ids, oldest first: at most Limits.replays.

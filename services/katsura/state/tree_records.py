@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Final
 
 from katsura.domain.errors import DataLossError, Reason
 from katsura.domain.ids import BranchName, NodeId
 from katsura.domain.trees import (
+    REDACTED,
     Attachment,
     Body,
     Check,
@@ -40,6 +42,8 @@ from katsura.domain.trees import (
 SALT_BYTES: Final = 16
 HASH_BYTES: Final = 32
 _NO_COST: Final = Cost()
+_TOMBSTONE: Final = b',"x":1}'
+"""How the record of a redacted node ends."""
 _MERGE_IGNORES: Final = ("i", "o")
 """Fields in which identical children may differ: the client's step id, and the cost."""
 
@@ -88,14 +92,57 @@ def blob_of(step: Step) -> bytes:
     return b"".join(parts)
 
 
-def stored_size(body: Body) -> int:
+def stored_size(node: Node) -> int:
     """Bytes that a node takes in an answer, for the limits of one."""
-    blob = blob_of(body) if isinstance(body, Step) else b""
-    return len(record_of(body, bytes(SALT_BYTES))) + len(blob)
+    blob = blob_of(node.body) if isinstance(node.body, Step) else b""
+    beside = sum(len(extra_of(item)) for item in node.attachments)
+    return len(record_of(node.body, bytes(SALT_BYTES))) + len(blob) + beside
+
+
+def extra_key(item: Attachment) -> str:
+    """What identifies an attachment beside its node."""
+    return f"{item.index}:{item.task}"
+
+
+def extra_payload(item: Attachment) -> bytes:
+    """An attachment as it is kept beside its node, after its key."""
+    return _sized(_json([item.task, item.index, item.media_type])) + item.data
+
+
+def extra_of(item: Attachment) -> bytes:
+    """The whole entry: size of the key, key, payload."""
+    key = extra_key(item).encode()
+    return b"%d %s" % (len(key), key) + extra_payload(item)
+
+
+def extra_from(entry: bytes) -> Attachment:
+    """The way back from `extra_of`."""
+    size, _, rest = entry.partition(b" ")
+    payload = rest[int(size) :]
+    (head,) = struct.unpack_from("<I", payload)
+    task, index, media_type = json.loads(payload[4 : 4 + head])
+    return Attachment(task, index, media_type, payload[4 + head :])
+
+
+def redacted_body(body: Body) -> Body:
+    """What Redact leaves of a body (`functions/memory_7_redact.lua` does the same)."""
+    match body:
+        case Step():
+            return Step(REDACTED, role=body.role, kind=body.kind)
+        case Summary():
+            return replace(body, body=SummaryBody(REDACTED))
+        case Hint():
+            return replace(body, reason=REDACTED, first_action=REDACTED)
 
 
 def node_of(
-    node_id: int, link: bytes, stored: bytes, judgement: Judgement | None, blob: bytes = b"", tokenized: bytes = b""
+    node_id: int,
+    link: bytes,
+    stored: bytes,
+    judgement: Judgement | None,
+    blob: bytes = b"",
+    tokenized: bytes = b"",
+    extras: Sequence[bytes] = (),
 ) -> Node:
     """A node from its link and its stored form (`functions/memory_1_tree.lua` writes both)."""
     head, _, record = stored.partition(b"\n")
@@ -114,6 +161,8 @@ def node_of(
         path_tokens=int(cum),
         judgement=judgement,
         tokenized_for=tuple(tokenized.decode().split()),
+        attachments=tuple(map(extra_from, extras)),
+        redacted=record.endswith(_TOMBSTONE),
     )
 
 
@@ -123,7 +172,8 @@ def check_chain(node_id: int, parent_hash: bytes, stored: bytes, found: bytes) -
     Raises:
         DataLossError: a byte changed after it was written.
     """
-    if content_hash(parent_hash, stored.partition(b"\n")[2]) != found:
+    record = stored.partition(b"\n")[2]
+    if not record.endswith(_TOMBSTONE) and content_hash(parent_hash, record) != found:
         raise DataLossError(
             f"node {node_id} is damaged: its content does not match its hash; its siblings can still be read",
             reason=Reason.UNSPECIFIED,

@@ -72,8 +72,8 @@ def link_hash(link: bytes) -> bytes:
 
 def stored_node(found: Sequence[Any]) -> Node:
     """A node with everything kept beside it; a first node is checked against its content hash."""
-    node_id, link, stored, verdict, blob, tokenized = found
-    node = node_of(node_id, link, stored, _judgement(verdict), blob, tokenized)
+    node_id, link, stored, verdict, blob, tokenized, extras = found
+    node = node_of(node_id, link, stored, _judgement(verdict), blob, tokenized, extras)
     if node.parent_id == ROOT:
         check_chain(node_id, ROOT_HASH, stored, node.content_hash)
     return node

@@ -29,7 +29,7 @@ from katsura.domain.errors import (
     Reason,
     ResourceExhaustedError,
 )
-from katsura.domain.ids import BranchName, NodeId, TenantId, TreeId
+from katsura.domain.ids import BranchName, NodeId, TenantId
 from katsura.domain.trees import (
     Branch,
     Durability,
@@ -45,19 +45,13 @@ from katsura.domain.trees import (
     Tree,
     TreePolicy,
 )
+from katsura.state.contents import TreeContents
+from katsura.state.contents import TreeRef as TreeRef
 
 SHORT_TEXT_CHARS = 200
 """Length to which excerpts of steps are shortened."""
 TOKENIZERS_MAX = 16
 """Tokenizers whose ids one tree keeps."""
-
-
-@dataclass(frozen=True, slots=True)
-class TreeRef:
-    """A tree of a tenant."""
-
-    tenant: TenantId
-    tree: TreeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +173,7 @@ class Event:
     resume_token: str = ""
 
 
-class TreeStore(Protocol):
+class TreeStore(TreeContents, Protocol):
     """Trees of all tenants. A branch given as "" is the tree's default branch."""
 
     @property
@@ -334,6 +328,12 @@ def refusal(ref: TreeRef, reason: str, *details: str) -> KatsuraError:
         case "BRANCH_NOT_WRITABLE":
             text = f"branch {first!r} was abandoned by a Revise; go on with the branch it returned, or fork this one"
             return FailedPreconditionError(text, reason=Reason.BRANCH_NOT_WRITABLE, field="branch")
+        case "TOO_MANY":
+            text = f"{first}: afterwards there would be more than {details[1]}; take some away first"
+            return ResourceExhaustedError(text, field=first, metadata={"most": details[1]})
+        case "TOO_MUCH_ATTACHED":
+            text = f"node {first} would carry more than {details[1]} bytes of attachments; put them beside another node"
+            return ResourceExhaustedError(text, field="attachments", metadata={"node": first, "most": details[1]})
         case "TOO_LARGE":
             text = f"the nodes asked for are too large for one answer; ask for the first {first} of them"
             return OutOfRangeError(text, reason=Reason.BODY_TOO_LARGE, field="node_ids", metadata={"fits": first})

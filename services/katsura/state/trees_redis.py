@@ -30,6 +30,7 @@ from katsura.domain.trees import (
 )
 from katsura.state import keys
 from katsura.state.connect import Arg, Store, translated
+from katsura.state.contents_redis import RedisContents
 from katsura.state.tree_calls import MEMORY_FUNCTIONS, NO_LIMIT, identity, said_of
 from katsura.state.tree_records import (
     SALT_BYTES,
@@ -88,7 +89,7 @@ class _Plan:
     head: int
 
 
-class RedisTreeStore(TreeWatch):
+class RedisTreeStore(RedisContents, TreeWatch):
     """Trees of all tenants in one store."""
 
     def __init__(self, store: Store, limits: Limits) -> None:

@@ -47,10 +47,11 @@ from katsura.state.trees import (
     excerpt,
     refusal,
 )
-from katsura.state.twin_tree import HARMLESS, TwinForest, TwinTree
+from katsura.state.twin_contents import TwinContents
+from katsura.state.twin_tree import HARMLESS, TwinTree
 
 
-class TwinTreeStore(TwinForest):
+class TwinTreeStore(TwinContents):
     """Trees of all tenants in one dictionary."""
 
     @property
@@ -300,7 +301,7 @@ class TwinTreeStore(TwinForest):
         for node in state.up(end):
             if node.depth <= above:
                 break
-            left -= stored_size(node.body)
+            left -= stored_size(state.shown(node.node_id))
             if len(taken) == page_size or (left < 0 and taken):
                 return Path(tuple(reversed(taken)), node.node_id, found)
             taken.append(state.shown(node.node_id))
@@ -313,7 +314,7 @@ class TwinTreeStore(TwinForest):
         for i, node_id in enumerate(node_ids):
             if node_id not in state.nodes:
                 raise refusal(ref, "NODE_NOT_FOUND", str(node_id), str(i))
-            size += stored_size(state.nodes[node_id].body)
+            size += stored_size(state.shown(node_id))
             if i and size > bytes_max:
                 raise refusal(ref, "TOO_LARGE", str(i))
         return tuple(state.shown(node_id) for node_id in node_ids)

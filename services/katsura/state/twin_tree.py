@@ -11,6 +11,7 @@ from katsura.domain.ids import BranchName, NodeId
 from katsura.domain.trees import (
     ROOT,
     ROOT_HASH,
+    Attachment,
     Body,
     Branch,
     BranchState,
@@ -59,6 +60,7 @@ class TwinTree:
     replays: dict[str, tuple[str, object]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     tokens: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    extras: dict[int, dict[str, Attachment]] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def up(self, node_id: int) -> Iterator[Node]:
@@ -87,7 +89,8 @@ class TwinTree:
     def shown(self, node_id: int) -> Node:
         """The node with everything kept beside it."""
         tokenized = tuple(sorted(digest for digest, ids in self.tokens.items() if node_id in ids))
-        return replace(self.nodes[node_id], tokenized_for=tokenized)
+        beside = tuple(self.extras.get(node_id, {}).values())
+        return replace(self.nodes[node_id], tokenized_for=tokenized, attachments=beside)
 
     def branch(self, name: str) -> Branch:
         """A branch by name. Raises BRANCH_NOT_FOUND."""

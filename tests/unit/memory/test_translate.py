@@ -7,7 +7,7 @@ from enum import IntEnum
 
 import pytest
 
-from katsura.api.memory.v1 import memory_pb2, memory_service_pb2
+from katsura.api.memory.v1 import memory_contents_pb2, memory_pb2, memory_service_pb2
 from katsura.domain import trees
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.ids import NodeId
@@ -25,6 +25,7 @@ from katsura.domain.trees import (
 )
 from katsura.memory import translate
 from katsura.memory.core.assemble import SegmentKind
+from katsura.state.contents import Scope
 from katsura.testing.trees import hint_node, step_nodes, summary_node
 
 FULL = Step(
@@ -58,6 +59,7 @@ FULL = Step(
         (trees.SummaryStatus, memory_pb2.SummaryStatus, "SUMMARY_STATUS_"),
         (trees.Verdict, memory_pb2.Verdict, "VERDICT_"),
         (trees.EventKind, memory_service_pb2.EventKind, "EVENT_KIND_"),
+        (Scope, memory_contents_pb2.SearchScope, "SEARCH_SCOPE_"),
         (SegmentKind, memory_service_pb2.SegmentKind, "SEGMENT_KIND_"),
     ],
 )

@@ -9,10 +9,11 @@ local ROOT = {id = 0, parent = 0, len = 0, jump = 0, depth = 0, tokens = 0, cum 
               hash = '0000000000000000000000000000000000000000000000000000000000000000'}
 local ACTIVE, ABANDONED = 1, 2
 local VALID, FAILED = 2, 3
-local EVENT = {CREATED = 2, GROWN = 3, COMPRESSED = 4, MAINTAINED = 5, REVISED = 6, FORKED = 7, DELETED = 8}
+local EVENT = {CREATED = 2, GROWN = 3, COMPRESSED = 4, MAINTAINED = 5, REVISED = 6, FORKED = 7, DELETED = 8,
+               UPDATED = 9, ATTACHED = 10, REDACTED = 11}
 local DELETED_EVENTS_KEPT_MS = 60000
 local SUFFIXES = {'meta', 'branches', 'nodes', 'links', 'blobs', 'steps', 'kids', 'verdicts', 'versions', 'replays',
-                  'order', 'events', 'tokenizers'}
+                  'order', 'events', 'tokenizers', 'extras'}
 
 local function keys_of(meta_key)
   local t = {prefix = string.sub(meta_key, 1, -5), fresh = {}}

@@ -10,10 +10,24 @@ local function tokenized(t, id)
   return table.concat(digests, ' ')
 end
 
--- The node at a place as an array: id, link, record, verdict ('' but for summaries), blob, tokenizer digests.
+-- Bytes put beside a node (memory_6_contents.lua), in the order they were first put.
+local function extras(t, id)
+  local found = {}
+  local count = tonumber(string.match(redis.call('HGET', t.extras, id) or '0', '^%d+'))
+  for k = 1, count do found[k] = redis.call('HGET', t.extras, id .. ':' .. k) end
+  return found
+end
+
+-- The node at a place as an array: id, link, record, verdict ('' but for summaries), blob, tokenizer digests, extras.
 local function whole(t, at)
   return {at.id, at.raw, redis.call('HGET', t.nodes, at.id), redis.call('HGET', t.verdicts, at.id) or '',
-          redis.call('HGET', t.blobs, at.id) or '', tokenized(t, at.id)}
+          redis.call('HGET', t.blobs, at.id) or '', tokenized(t, at.id), extras(t, at.id)}
+end
+
+local function size_of(node)
+  local bytes = #node[3] + #node[5]
+  for _, extra in ipairs(node[7]) do bytes = bytes + #extra end
+  return bytes
 end
 
 -- {'OK', meta as a flat list, branches as a flat list}
@@ -34,7 +48,7 @@ register('nodes', function(keys, args)
     local at = link(t, id)
     if not at or id == 0 then return {'NODE_NOT_FOUND', id, i - 2} end
     local node = whole(t, at)
-    bytes = bytes + #node[3] + #node[5]
+    bytes = bytes + size_of(node)
     if i > 2 and bytes > tonumber(args[1]) then return {'TOO_LARGE', i - 2} end
     answer[i] = node
   end
@@ -54,7 +68,7 @@ register('path', function(keys, args)
   local answer = {'OK', cjson.encode(branch), 0}
   while at.depth > floor and #answer - 3 < most do
     local node = whole(t, at)
-    bytes = bytes - #node[3] - #node[5]
+    bytes = bytes - size_of(node)
     if bytes < 0 and #answer > 3 then break end
     answer[#answer + 1] = node
     at = link(t, at.parent)
