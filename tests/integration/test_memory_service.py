@@ -27,6 +27,7 @@ from katsura.domain.ids import TenantId
 from katsura.domain.tenant import Tenant
 from katsura.rpc.channel import open_channel
 from katsura.rpc.context import CallContext
+from katsura.sdk.blocks import BlockClient, of_user
 from katsura.sdk.connection import Connection
 from katsura.sdk.memory import MemoryClient, step
 from katsura.testing.process import ServedProcess
@@ -96,6 +97,38 @@ async def test_an_agents_life_from_start_to_a_second_try(connection: Connection)
     assert tree.tree.default_branch == "b2"
     assert tree.tree.create_time.seconds > 1_700_000_000
     assert [t.tree_id for t in (await memory.list_trees()).trees] == ["trip"]
+
+
+async def test_blocks_and_bytes_beside_nodes_over_grpc(connection: Connection) -> None:
+    call = CallContext(Tenant(TenantId("blocks"), bytes(32)), internal=True)
+    blocks = BlockClient(connection.acting_for(call))
+    ada = of_user("ada")
+    written = await blocks.put(ada, "prefs/seat", b"aisle", attributes={"kind": "pref"}, expected_version=0)
+    assert (written.version, written.media_type) == (1, "text/plain")
+    with pytest.raises(ConflictError):
+        await blocks.put(ada, "prefs/seat", b"window", expected_version=0)
+    await blocks.put(ada, "prefs/seat", b"window", media_type="text/x")
+    assert [b.value for b in await blocks.history(ada, "prefs/seat")] == [b"window", b"aisle"]
+    assert [b.name for b in (await blocks.list_page(ada, prefix="prefs/", query="WINDOW")).blocks] == ["prefs/seat"]
+    assert not (await blocks.list_page(ada, attributes={"kind": "pref"})).blocks
+    assert await blocks.delete(ada, "prefs/seat", forget=True)
+    with pytest.raises(NotFoundError):
+        await blocks.get(ada, "prefs/seat")
+
+    memory = client_of(connection, "blocks")
+    await memory.create_tree(tree_id="t")
+    await memory.grow("t", [step("user", "checkpoint 1", client_step_id="c1"), step("user", "secret 4711")])
+    write = tree_pb.Attachment(task="task", index=-1, media_type="msgpack", data=b"\x00")
+    assert list((await memory.put_attachments("t", 1, [write])).written) == [True]
+    (found,) = await memory.find_steps("t", ["c1"])
+    assert (found.branch, found.node.node_id, list(found.node.attachments)) == ("main", 1, [write])
+    assert [h.node.node_id for h in (await memory.search("t", "4711")).hits] == [2]
+    assert await memory.redact("t", [2]) == [2]
+    nodes = (await memory.list_nodes("t")).nodes
+    assert [(n.node_id, n.redacted) for n in nodes] == [(2, True), (1, False)]
+    tree = await memory.update_tree("t", goal="new", add_pins=["p"], set_labels={"a": "b"})
+    assert (tree.goal, list(tree.pins), dict(tree.labels)) == ("new", ["p"], {"a": "b"})
+    assert [b.name for b in (await memory.list_branches("t")).branches] == ["main"]
 
 
 async def test_watch_streams_commits_and_heartbeats_over_grpc(connection: Connection) -> None:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import secrets
 
-from katsura.api.memory.v1 import memory_service_pb2, memory_service_pb2_grpc
+from katsura.api.memory.v1 import (
+    block_service_pb2,
+    block_service_pb2_grpc,
+    memory_service_pb2,
+    memory_service_pb2_grpc,
+)
+from katsura.memory.block_server import BlockServicer
+from katsura.memory.blocks import Blocks
 from katsura.memory.config import MemoryConfig
 from katsura.memory.server import MemoryServicer
 from katsura.memory.service import Memory
 from katsura.rpc.clock import SystemClock
 from katsura.rpc.serve import Server, run_process
+from katsura.state.blocks_redis import BLOCK_FUNCTIONS, RedisBlockStore
 from katsura.state.connect import Store
 from katsura.state.tenants import RedisTenantStore
 from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
@@ -26,7 +34,7 @@ async def main() -> None:
     configure("memory", config.serve.instance_id, os.environ)
     store = await Store.open(
         config.store_url,
-        libraries=(MEMORY_FUNCTIONS,),
+        libraries=(MEMORY_FUNCTIONS, BLOCK_FUNCTIONS),
         wait_s=config.store_wait_s,
         report=_LOG.warning,
         replicas=config.store_replicas,
@@ -35,7 +43,12 @@ async def main() -> None:
     memory = Memory(RedisTreeStore(store, config.limits), lambda: f"t{secrets.token_hex(10)}", config.heartbeat_s)
     server = Server(config.serve, RedisTenantStore(store, SystemClock()))
     memory_service_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryServicer(memory), server.grpc)
-    await server.start(memory_service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name)
+    blocks = BlockServicer(Blocks(RedisBlockStore(store, config.limits.replays)))
+    block_service_pb2_grpc.add_BlockServiceServicer_to_server(blocks, server.grpc)
+    await server.start(
+        memory_service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name,
+        block_service_pb2.DESCRIPTOR.services_by_name["BlockService"].full_name,
+    )
 
     server.set_ready(True)
     try:

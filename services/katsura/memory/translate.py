@@ -150,8 +150,8 @@ def tree_message(tree: Tree) -> tree_pb.Tree:
         default_branch=tree.default_branch,
         node_count=tree.node_count,
         branch_count=tree.branch_count,
-        create_time=_time(tree.create_ms),
-        update_time=_time(tree.update_ms),
+        create_time=time_message(tree.create_ms),
+        update_time=time_message(tree.update_ms),
     )
 
 
@@ -169,7 +169,7 @@ def branch_message(branch: Branch) -> tree_pb.Branch:
         raw_tokens=branch.raw_tokens,
         hint=branch.hint,
         cut=branch.cut,
-        create_time=_time(branch.create_ms),
+        create_time=time_message(branch.create_ms),
     )
 
 
@@ -186,7 +186,7 @@ def node_message(node: Node) -> tree_pb.Node:
         content_hash=node.content_hash,
         birth_branch=node.birth_branch,
         depth=node.depth,
-        create_time=_time(node.create_ms),
+        create_time=time_message(node.create_ms),
         revision=node.revision,
         tokenized_for=node.tokenized_for,
         attachments=[_attachment_message(item) for item in node.attachments],
@@ -333,5 +333,6 @@ def _call_message(call: ToolCall | None) -> tree_pb.ToolCall | None:
     return tree_pb.ToolCall(call_id=call.call_id, name=call.name, arguments_json=call.arguments_json)
 
 
-def _time(ms: int) -> Timestamp:
+def time_message(ms: int) -> Timestamp:
+    """Milliseconds since the epoch."""
     return Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)

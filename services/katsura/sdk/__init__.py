@@ -12,6 +12,7 @@ stream is never repeated here. Services talk to each other through this room too
 """
 
 from katsura.sdk.attention import AttentionClient, ShardPool
+from katsura.sdk.blocks import BlockClient
 from katsura.sdk.connection import Connection, connect
 from katsura.sdk.experts import ExpertClient
 from katsura.sdk.memory import MemoryClient
@@ -20,6 +21,7 @@ from katsura.sdk.sync import Katsura, SyncTree
 
 __all__ = [
     "AttentionClient",
+    "BlockClient",
     "Connection",
     "ExpertClient",
     "Katsura",

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
 from katsura.rpc.channel import TlsFiles, open_channel
+from katsura.sdk.blocks import BlockClient
 from katsura.sdk.connection import Connection
 from katsura.sdk.memory import MemoryClient, step
 
@@ -41,6 +42,8 @@ class Katsura:
         self._connection = self.run(_open(address, api_key, internal_token, tls))
         self.memory = MemoryClient(self._connection)
         """The asynchronous client; await its calls through `run`."""
+        self.blocks = BlockClient(self._connection)
+        """The asynchronous client of blocks; await its calls through `run`."""
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine that runs on this client's loop."""

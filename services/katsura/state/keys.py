@@ -143,3 +143,14 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
 def tree_index(tenant: str) -> bytes:
     """ZSET, all scores 0, of `<created ms, 13 digits>:<tree id>`. A hint: completed and cleaned by reads. No TTL."""
     return f"katsura:trees:{quoted(tenant)}".encode()
+
+
+def blocks(tenant: str, scope: str, owner: str, part: str) -> bytes:
+    """A key of the blocks of one owner: durable, written only by functions/blocks.lua, no TTL. Parts:
+
+    - `values` HASH name -> `<version> <created ms> <updated ms> <expires ms, 0 never> <deleted>\\n<payload>`.
+    - `names` ZSET, all scores 0, of names that hold a value. - `expiry` ZSET name by the millisecond it expires.
+    - `history` HASH `<version> <name>` -> as in `values`: the last HISTORY_MAX of each name.
+    - `replays` HASH request id -> digest and answer; `order` LIST of request ids, oldest first.
+    """
+    return f"katsura:blocks:{{{quoted(tenant)}/{scope}/{quoted(owner)}}}:{part}".encode()

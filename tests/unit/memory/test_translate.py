@@ -7,8 +7,9 @@ from enum import IntEnum
 
 import pytest
 
-from katsura.api.memory.v1 import memory_contents_pb2, memory_pb2, memory_service_pb2
+from katsura.api.memory.v1 import block_service_pb2, memory_contents_pb2, memory_pb2, memory_service_pb2
 from katsura.domain import trees
+from katsura.domain.blocks import BlockScope
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.ids import NodeId
 from katsura.domain.trees import (
@@ -59,6 +60,7 @@ FULL = Step(
         (trees.SummaryStatus, memory_pb2.SummaryStatus, "SUMMARY_STATUS_"),
         (trees.Verdict, memory_pb2.Verdict, "VERDICT_"),
         (trees.EventKind, memory_service_pb2.EventKind, "EVENT_KIND_"),
+        (BlockScope, block_service_pb2.BlockScope, "BLOCK_SCOPE_"),
         (Scope, memory_contents_pb2.SearchScope, "SEARCH_SCOPE_"),
         (SegmentKind, memory_service_pb2.SegmentKind, "SEGMENT_KIND_"),
     ],
