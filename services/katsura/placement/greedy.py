@@ -132,9 +132,10 @@ def as_start(problem: Problem, columns: Sequence[Column], counts: Sequence[int],
     for name in domains:
         if name in index:
             values[index[name]] = 1.0
+    held_of = dict(zip(built.program.row_names, built.program.row_high, strict=True))
     for i, name in enumerate(built.program.names):
         if name.startswith("m:"):
-            values[i] = max(0.0, values[index["z:" + name[2:]]])
+            values[i] = max(0.0, values[index["z:" + name[2:]]] - held_of["moved:" + name[2:]])
         if name == "theta":
             values[i] = 1.0
     return tuple(values)

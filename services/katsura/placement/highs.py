@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import highspy
@@ -62,7 +63,7 @@ class Answer:
     seconds: float = 0.0
 
 
-def relax(program: Program) -> tuple[Answer, dict[str, float]]:
+def relax(program: Program) -> tuple[Answer, Mapping[str, float]]:
     """The linear relaxation: its optimum bounds every integer solution; with the reduced cost of each variable."""
     model = _model(program, relaxed=True)
     model.run()
@@ -71,12 +72,21 @@ def relax(program: Program) -> tuple[Answer, dict[str, float]]:
     solution = model.getSolution()
     value = model.getInfo().objective_function_value
     duals = dict(zip(program.names, solution.col_dual, strict=True))
-    return Answer(tuple(solution.col_value), value, value, "optimal"), duals
+    return Answer(tuple(solution.col_value), value, value, "optimal", model.getRunTime()), duals
 
 
-def solve(program: Program, effort: Effort, start: tuple[float, ...] | None = None) -> Answer:
-    """The best integer solution within `effort`; `start` is one to improve on, ignored where it is infeasible."""
+def solve(
+    program: Program, effort: Effort, start: Sequence[float] | None = None, enough: float | None = None
+) -> Answer:
+    """The best integer solution within `effort`.
+
+    Args:
+        start: one to improve on, ignored where it is infeasible.
+        enough: an objective that is good enough to stop at, where a bound is known from elsewhere.
+    """
     model = _model(program, relaxed=False)
+    if enough is not None:
+        model.setOptionValue("objective_target", enough)
     model.setOptionValue("mip_rel_gap", effort.gap)
     if effort.nodes is not None:
         model.setOptionValue("mip_max_nodes", effort.nodes)

@@ -17,10 +17,11 @@ from katsura.placement.program import Extra
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """`classes` stand for all domains; `of` names the merged class of each real one."""
+    """`classes` stand for all domains; `of` names the merged class of each real one, `nodes` counts its nodes."""
 
     classes: tuple[NodeClass, ...]
     of: Mapping[str, str]
+    nodes: Mapping[str, int]
 
 
 def merge(classes: Sequence[NodeClass]) -> Merged:
@@ -37,17 +38,21 @@ def merge(classes: Sequence[NodeClass]) -> Merged:
         name = label if label not in {c.name for c in made} else f"{label}#{len(made)}"
         made.append(replace(first, name=name, domain=ANYWHERE, nodes=tuple(n for c in same for n in c.nodes)))
         of.update({c.name: name for c in same})
-    return Merged(tuple(made), of)
+    return Merged(tuple(made), of, {c.name: len(c.nodes) for c in classes})
 
 
 def merged_key(column: Column, merged: Merged) -> str:
     """The key of the merged column that `column` is one domain's case of."""
-    members = tuple(replace(m, node_class=merged.of[m.node_class]) for m in column.members)
-    return replace(column, members=members).key
+    return column.key_on(merged.of.__getitem__)
 
 
 def merge_extra(extra: Extra, columns: Sequence[Column], merged: Merged) -> Extra:
-    """The current plan, and what moving costs, in terms of merged columns."""
+    """The current plan, what moving costs and cuts, in terms of merged columns and classes."""
+    if extra.limit_nodes:
+        left = {c.name: float(len(c.nodes)) for c in merged.classes}
+        for name, most in extra.limit_nodes.items():
+            left[merged.of[name]] -= merged.nodes[name] - most
+        extra = replace(extra, limit_nodes=left)
     if extra.running is None:
         return extra
     running: dict[str, int] = defaultdict(int)
@@ -62,8 +67,9 @@ def merge_extra(extra: Extra, columns: Sequence[Column], merged: Merged) -> Extr
 class _Rooms:
     """What is taken of each class, and how many nodes that opens."""
 
-    def __init__(self, classes: Sequence[NodeClass]) -> None:
+    def __init__(self, classes: Sequence[NodeClass], limits: Mapping[str, float]) -> None:
         self.classes = {c.name: c for c in classes}
+        self.most = {c.name: limits.get(c.name, len(c.nodes)) for c in classes}
         self.taken = {c.name: [0.0, 0.0, 0.0] for c in classes}
 
     def _after(self, column: Column) -> dict[str, list[float]]:
@@ -84,7 +90,7 @@ class _Rooms:
         opened = left = 0.0
         for name, taken in self._after(column).items():
             c, nodes = self.classes[name], self._nodes(name, taken)
-            if nodes > len(c.nodes):
+            if nodes > self.most[name]:
                 return None
             opened += (nodes - self._nodes(name, self.taken[name])) * max(c.hourly_usd, 1e-3)
             left += len(c.nodes) * (c.accelerators or c.cores) - (taken[0] or taken[1])
@@ -102,7 +108,7 @@ def distribute(
     cases: dict[str, list[int]] = defaultdict(list)
     for i, column in enumerate(columns):
         cases[merged_key(column, merged)].append(i)
-    rooms = _Rooms(problem.classes)
+    rooms = _Rooms(problem.classes, extra.limit_nodes or {})
     made = [0] * len(columns)
     wide = {s.name: s.domains_min for s in problem.services}
     domains: dict[str, set[str]] = defaultdict(set)

@@ -6,8 +6,9 @@ per class of nodes, or per pair of classes for a split. `program` counts columns
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from typing import Final
 
@@ -24,6 +25,9 @@ _MEMBER_SIZES: Final = 5
 """Sizes of a pool that are tried, from the smallest that holds the weights."""
 _KEPT_PER_PAIR: Final = 6
 _CPU_BATCH_MAX: Final = 64
+_Steps = dict[tuple[int, str, int, str, int, int, int], dict[int, tuple[float, int]]]
+"""Steps by batch of each (model and load, attention, experts, shards, members): services that differ in their
+objectives share them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +53,15 @@ class Column:
     point: Point | None
     domain: str
     spot: bool
+    key: str = field(init=False, compare=False)
+    """A name that stays the same from plan to plan."""
 
-    @property
-    def key(self) -> str:
-        """A name that stays the same from plan to plan."""
-        parts = (f"{m.role}:{m.count}x{m.accelerators or m.cores:g}@{m.node_class}" for m in self.members)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self.key_on(lambda name: name))
+
+    def key_on(self, renamed: Callable[[str], str]) -> str:
+        """The key that it has where its classes are called `renamed`."""
+        parts = (f"{m.role}:{m.count}x{m.accelerators or m.cores:g}@{renamed(m.node_class)}" for m in self.members)
         return f"{self.service}/{self.topology}[{','.join(parts)}]"
 
 
@@ -117,6 +125,7 @@ def enumerate_patterns(problem: Problem) -> Patterns:
     refused: list[Refused] = []
     shapes: dict[str, tuple[_Shape, ...]] = {}
     asked: dict[object, tuple[tuple[_Shape, ...], list[Refused]]] = {}
+    steps: _Steps = defaultdict(dict)
     for service in problem.services:
         if isinstance(service, HelperService):
             continue
@@ -125,7 +134,7 @@ def enumerate_patterns(problem: Problem) -> Patterns:
         key = (*alike, tuple(sorted(service.replicas.items())), service.units, service.kv_bytes)
         if key not in asked:
             found: list[Refused] = []
-            asked[key] = tuple(_shapes(service, problem, found)), found
+            asked[key] = tuple(_shapes(service, problem, found, steps)), found
         shapes[service.name] = asked[key][0]
         refused += [replace(r, service=service.name) for r in asked[key][1]]
     return Patterns(problem, shapes, tuple(refused))
@@ -145,7 +154,7 @@ def units_of(c: NodeClass) -> list[Unit]:
     return [Unit(cores_of(c.core, n, c.ram_bytes), n, True) for n in _TENSOR if n <= c.cores]
 
 
-def _shapes(service: ModelService, problem: Problem, refused: list[Refused]) -> list[_Shape]:
+def _shapes(service: ModelService, problem: Problem, refused: list[Refused], steps: _Steps) -> list[_Shape]:
     largest: dict[str, NodeClass] = {}
     for c in problem.classes:
         name = _kind_name(c)
@@ -159,7 +168,7 @@ def _shapes(service: ModelService, problem: Problem, refused: list[Refused]) -> 
             shapes += _unified(service, problem, name, units[name], refused)
     if SPLIT in service.topologies:
         for first, second in product(units, units):
-            pair = _split(service, problem, units[first], units[second])
+            pair = _split(service, problem, units[first], units[second], steps)
             if not pair:
                 why = "no split of it fits and keeps its times"
                 refused.append(Refused(service.name, SPLIT, f"{first} + {second}", "split", why))
@@ -212,6 +221,7 @@ def _split(
     problem: Problem,
     attention: Sequence[Unit],
     experts: Sequence[Unit],
+    steps: _Steps,
 ) -> list[_Shape]:
     fixed = service.replicas
     shards = (fixed["attention"],) if "attention" in fixed else _SHARDS
@@ -219,6 +229,7 @@ def _split(
     enough = (n for n in _MEMBERS if n <= service.units and _holds(service, e, n))
     members = (fixed["experts"],) if "experts" in fixed else tuple(islice(enough, _MEMBER_SIZES))
     shapes: list[_Shape] = []
+    model = hash((service.card, service.precision, service.load))
     for a, s, m in product(attention, shards, members):
         point = pool_point(
             service.card,
@@ -229,6 +240,7 @@ def _split(
             max(_margin(problem, a.device), _margin(problem, e.device)),
             batch_max=s * (_CPU_BATCH_MAX if a.is_cpu else 1024),
             kv_bytes=service.kv_bytes,
+            known=steps[model, a.device.name, a.count, e.device.name, e.count, s, m],
         )
         if isinstance(point, Point):
             shapes.append(_Shape(SPLIT, a, e, s, m, point))

@@ -42,7 +42,11 @@ def plan(
     extra = extra or Extra()
     for attempt in range(_REPACKS + 1):
         solved = search(problem, patterns, effort, extra)
-        packed = pack([(c, n) for c, n in solved.counted if n], problem.classes, held)
+        counted = [(c, n) for c, n in solved.counted if n]
+        packed = pack(counted, problem.classes, held)
+        if packed.left and held:
+            # What stays in place cut the room into pieces: on those classes everything may move.
+            packed = pack(counted, problem.classes, {k: v for k, v in held.items() if k[2] not in packed.left})
         if not packed.left:
             break
         shrunk = {c.name: len(c.nodes) - 1.0 - attempt for c in problem.classes if c.name in packed.left}

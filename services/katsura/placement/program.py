@@ -234,10 +234,13 @@ class _Builder:
             return
         prices = self.extra.move_cost or {}
         for i, column in enumerate(self.columns):
-            held = running.get(column.key, 0)
+            held, price = running.get(column.key, 0), prices.get(column.key, 0.0)
             # Starting an instance is what costs (weights are loaded, KV is lost); stopping one is free.
-            started = self.p.variable(f"m:{column.key}", prices.get(column.key, 0.0), 0, INFINITY)
-            self.p.row(f"moved:{column.key}", {z[i]: 1, started: -1}, high=held)
+            if not held:
+                self.p.cost[z[i]] += price
+            elif price:
+                started = self.p.variable(f"m:{column.key}", price, 0, INFINITY)
+                self.p.row(f"moved:{column.key}", {z[i]: 1, started: -1}, high=held)
 
 
 def instances_min(service: Service) -> int:

@@ -83,35 +83,38 @@ def replan(
     per_hour = {key: usd * 3600 / policy.horizon_s for key, usd in prices.items()}
     extra = Extra(current.counts, per_hour if problem.objective is Objective.COST else {})
     made = plan(problem, effort, extra=extra, held=current.held, explain=explain, patterns=patterns)
-    moved = sum(prices[key] * max(0, n - current.counts.get(key, 0)) for key, n in made.counts.items())
+    order = steps(problem, columns, current, made)
+    moved = sum(prices[s.key] for s in order if s.action == "start")
     kept = _kept(problem, columns, current, made)
     if kept is None:
-        return Replan(
-            made, steps(problem, columns, current, made), False, "what runs cannot serve the demand", 0.0, moved
-        )
+        return Replan(made, order, False, "what runs cannot serve the demand", 0.0, moved)
     saving = kept.hourly_usd - made.hourly_usd
     enough = saving * policy.horizon_s / 3600 > policy.safety * moved and saving > policy.hysteresis * kept.hourly_usd
     if problem.objective is Objective.COST and not enough:
         why = f"a change would save ${saving:.2f}/h and cost ${moved:.2f}: not enough"
         return Replan(replace(kept, alternatives=made.alternatives), (), True, why, saving, moved)
     why = f"saves ${saving:.2f}/h for ${moved:.2f} of moves"
-    return Replan(made, steps(problem, columns, current, made), False, why, saving, moved)
+    return Replan(made, order, False, why, saving, moved)
 
 
 def move_prices(problem: Problem, columns: Sequence[Column], policy: Policy) -> dict[str, float]:
     """Dollars that starting one instance of each column costs: its nodes work for nobody while it loads."""
     classes = {c.name: c for c in problem.classes}
     services = {s.name: s for s in problem.services}
-    prices = {}
+    prices: dict[str, float] = {}
+    known: dict[tuple[str, str], tuple[float, float]] = {}
     for column in columns:
         service = services[column.service]
         seconds = policy.warm_s
         if isinstance(service, ModelService) and column.point is not None:
-            whole = weights_bytes(service.card, service.precision, Layout())
-            processes = sum(m.count for m in column.members)
             lead = classes[column.members[0].node_class]
             device = lead.device or lead.core
-            recompute = prefill_floor_s(service.card, device, service.precision, Layout(), service.load)
+            if (service.name, device.name) not in known:
+                whole = weights_bytes(service.card, service.precision, Layout())
+                recompute = prefill_floor_s(service.card, device, service.precision, Layout(), service.load)
+                known[service.name, device.name] = whole, recompute
+            whole, recompute = known[service.name, device.name]
+            processes = sum(m.count for m in column.members)
             seconds += whole / processes / policy.load_bytes_s + column.point.batch * recompute
         prices[column.key] = _hourly(column, classes) * seconds / 3600
     return prices
@@ -136,7 +139,7 @@ def _kept(problem: Problem, columns: Sequence[Column], current: Current, made: P
     counted = tuple((by_key[key], n) for key, n in current.counts.items())
     packed = pack(counted, problem.classes, current.held)
     patterns = Patterns(problem, {}, made.refused)
-    solved = Solved(counted, made.bound, "kept", problem.classes, tuple(columns), {}, 0.0)
+    solved = Solved(counted, made.bound, "kept", problem.classes, tuple(columns), {})
     kept = tally(problem, patterns, solved, packed)
     return kept if kept.feasible and not packed.left else None
 
@@ -181,13 +184,7 @@ class _State:
 
 def steps(problem: Problem, columns: Sequence[Column], current: Current, target: Plan) -> tuple[Step, ...]:
     """Starts and stops from `current` to `target`, each start before the stops it makes possible where room allows."""
-    wanted = [Running(i.column.key, i.column.service, i.places) for i in target.instances]
-    old = list(current.instances)
-    for instance in list(wanted):
-        match = next((o for o in old if _same(o, instance)), None)
-        if match is not None:
-            old.remove(match)
-            wanted.remove(instance)
+    wanted, old = _changed(current, target)
     state = _State(problem, {c.key: c.requests_s for c in columns})
     for instance in current.instances:
         state.change(instance, 1)
@@ -209,5 +206,21 @@ def steps(problem: Problem, columns: Sequence[Column], current: Current, target:
     return tuple(made)
 
 
-def _same(a: Running, b: Running) -> bool:
-    return a.key == b.key and sorted((p.role, p.node) for p in a.places) == sorted((p.role, p.node) for p in b.places)
+def _changed(current: Current, target: Plan) -> tuple[list[Running], list[Running]]:
+    """What is to be started and what stopped: equal instances on equal nodes stay."""
+    standing: dict[object, list[Running]] = defaultdict(list)
+    for instance in reversed(current.instances):
+        standing[_where(instance)].append(instance)
+    wanted = []
+    for made in target.instances:
+        instance = Running(made.column.key, made.column.service, made.places)
+        if standing[_where(instance)]:
+            standing[_where(instance)].pop()
+        else:
+            wanted.append(instance)
+    left = {id(instance) for mine in standing.values() for instance in mine}
+    return wanted, [instance for instance in current.instances if id(instance) in left]
+
+
+def _where(instance: Running) -> object:
+    return instance.key, tuple(sorted((p.role, p.node) for p in instance.places))

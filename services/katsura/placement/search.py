@@ -1,27 +1,32 @@
-"""Counts of columns with a proven bound: through merged classes where racks repeat, in full elsewhere.
+"""Counts of columns with a proven bound: few promising columns first, all of them where that is not good enough.
 
-`planner` packs what comes out; `variations` asks the same of changed problems.
+Where racks repeat, their classes are merged, counted, and laid back over the domains. `planner` packs what comes out;
+`variations` asks the same of changed problems.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from katsura.placement.greedy import as_start, greedy
 from katsura.placement.highs import Answer, relax, solve
-from katsura.placement.merge import distribute, merge, merge_extra
+from katsura.placement.merge import distribute, merge, merge_extra, merged_key
 from katsura.placement.patterns import Column, Patterns
 from katsura.placement.problem import Effort, NodeClass, Objective, Problem
 from katsura.placement.program import Built, Extra, build
+from katsura.placement.rounding import round_demands
 
 MERGE_COLUMNS: Final = 400
 """Columns above which equal nodes of different domains are counted together first."""
-
-
-_FULL_COLUMNS: Final = 4000
-"""Columns above which the full program gains too little for its time."""
+_MERGED_GAP: Final = 0.75
+"""Part of the gap that merged classes may keep: laying counts over domains costs something too."""
+_INNER_GAP: Final = 0.5
+"""Part of the gap that a search may keep whose own bound counts for nothing."""
+_PROMISING: Final = 6
+"""Columns of each service, by reduced cost, that the first search of a large program tries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,7 @@ class Solved:
     Attributes:
         classes, columns: that the search worked on (merged ones, maybe). reduced: reduced costs in its relaxation.
         moves: what `Extra.move_cost` adds to the objective of `counted`.
+        unmet: sum over services of the part of their demand that is not served. seconds: of the search.
     """
 
     counted: tuple[tuple[Column, int], ...]
@@ -39,29 +45,50 @@ class Solved:
     classes: tuple[NodeClass, ...]
     columns: tuple[Column, ...]
     reduced: Mapping[str, float]
-    moves: float
+    moves: float = 0.0
+    unmet: float = 0.0
     seconds: float = 0.0
-    """Time of the search."""
 
 
 def search(problem: Problem, patterns: Patterns, effort: Effort, extra: Extra) -> Solved:
     """The best counts within `effort`."""
     columns = patterns.columns(problem.classes)
     merged = merge(problem.classes)
-    if len(columns) < MERGE_COLUMNS or len(merged.classes) == len(problem.classes) or extra.limit_nodes:
+    if len(columns) < MERGE_COLUMNS or len(merged.classes) == len(problem.classes):
         return _priced(solve_columns(problem, columns, effort, extra), extra)
-    few = patterns.columns(merged.classes)
-    first = solve_columns(
-        replace(problem, classes=merged.classes), few, _part(effort, 0.7, 0.0), merge_extra(extra, columns, merged)
-    )
+    whole = replace(problem, classes=merged.classes)
+    few, coarse = patterns.columns(merged.classes), merge_extra(extra, columns, merged)
+    closer = replace(_part(effort, 0.5, 0.0), gap=effort.gap * _MERGED_GAP)
+    first = solve_columns(whole, few, closer, coarse)
     counts = distribute(problem, columns, {c.key: n for c, n in first.counted}, merged, extra)
-    near = effort.gap if len(columns) < _FULL_COLUMNS else 2 * effort.gap
-    if counts is not None and _close(problem, columns, counts, first.bound, extra, near):
+    if counts is not None and _close(problem, columns, counts, first.bound, extra, effort.gap):
         return _priced(replace(first, counted=tuple(zip(columns, counts, strict=True))), extra)
-    # No domain had room for something, or spreading opened many nodes: the full program knows better.
-    full = solve_columns(problem, columns, _part(effort, 1.0, first.seconds), extra, counts)
-    better = min if problem.objective is Objective.THROUGHPUT else max
-    return _priced(replace(full, bound=better(full.bound, first.bound)), extra)
+    # No domain had room for something, or spreading opened many nodes: choose domains again, for these shapes only.
+    wanted, held = {c.key for c, n in first.counted if n}, extra.running or {}
+    near = [i for i, c in enumerate(columns) if held.get(c.key) or merged_key(c, merged) in wanted]
+    start = None if counts is None else [counts[i] for i in near]
+    some, left = [columns[i] for i in near], _part(effort, 1.0, first.seconds)
+    second = solve_columns(problem, some, _part(left, 0.5, 0.0), extra, start, first.bound)
+    left, bound = _part(left, 1.0, second.seconds), first.bound
+    if second.unmet > first.unmet + 1e-6:
+        second = solve_columns(problem, columns, left, extra, counts, bound)
+        bound = (min if problem.objective is Objective.THROUGHPUT else max)(bound, second.bound)
+    elif not _close(problem, some, [n for _, n in second.counted], bound, extra, effort.gap):
+        bound = _raised(whole, few, left, coarse, first)
+    found = replace(first, counted=second.counted, bound=bound, ended=second.ended, unmet=second.unmet)
+    return _priced(found, extra)
+
+
+def _raised(problem: Problem, columns: Sequence[Column], effort: Effort, extra: Extra, first: Solved) -> float:
+    """A higher bound than that of `first`, where the time that is left gives one: all columns, from its counts."""
+    built = build(problem, columns, extra)
+    start = as_start(problem, columns, [n for _, n in first.counted], built)
+    if first.unmet:
+        return first.bound
+    for i in built.w.values():
+        built.program.high[i] = 0.0
+    answer = solve(built.program, replace(effort, gap=effort.gap * _INNER_GAP), start)
+    return max(first.bound, answer.bound)
 
 
 def _close(
@@ -79,36 +106,107 @@ def solve_columns(
     effort: Effort,
     extra: Extra | None = None,
     counts: Sequence[int] | None = None,
+    bound: float | None = None,
 ) -> Solved:
-    """The integer program over exactly these columns, started from `counts` or from a greedy plan."""
+    """The integer program over exactly these columns.
+
+    Args:
+        counts: what to start from; default: a greedy plan. bound: known from a relaxation of this problem.
+    """
     built = build(problem, columns, extra)
     relaxed, reduced = relax(built.program)
-    start = as_start(
-        problem, columns, counts or greedy(problem, columns, running=extra.running if extra else None), built
-    )
-    answer = _solve_whole(built, relaxed, effort, start)
+    if counts is None:
+        counts = greedy(problem, columns, running=extra.running if extra else None)
+    start = as_start(problem, columns, counts, built)
+    throughput, spent, known = problem.objective is Objective.THROUGHPUT, relaxed.seconds, relaxed.bound
+    if not throughput:
+        tight = build(problem, columns, extra)
+        round_demands(problem, columns, tight)
+        rounded, duals = relax(tight.program)
+        if rounded.values is not None:
+            relaxed, reduced, known = rounded, duals, max(known, rounded.bound)
+        known = max(known, bound if bound is not None else known)
+        spent += rounded.seconds
+    answer: Answer | None = None
+    if len(columns) >= MERGE_COLUMNS and not throughput and _serves_all(relaxed, built):
+        answer = _core(problem, columns, effort, extra, built, start, relaxed, reduced, known)
+        spent += answer.seconds if answer else 0.0
+    if answer is None or answer.objective - known > effort.gap * abs(answer.objective):
+        better = answer.values if answer and answer.values else start
+        inner = effort if bound is None else replace(effort, gap=effort.gap * _INNER_GAP)
+        enough = known / (1 - effort.gap) if known > 0 else None
+        answer = _solve_whole(built, relaxed, _part(inner, 1.0, spent), better, enough)
+        spent += answer.seconds
+        known = max(known, answer.bound)
+        start = better
     values = answer.values or start
-    unmet = sum(values[i] for i in built.w.values()) * built.penalty
-    bound = max(relaxed.bound, answer.bound)
+    unmet = sum(values[i] for i in built.w.values())
+    known -= unmet * built.penalty
     return Solved(
         counted=tuple((c, round(values[i])) for c, i in zip(columns, built.z, strict=True)),
-        bound=unmet - bound if problem.objective is Objective.THROUGHPUT else bound - unmet,
+        bound=-known if throughput else known,
         ended=answer.ended,
         classes=problem.classes,
         columns=tuple(columns),
         reduced=reduced,
-        moves=0.0,
-        seconds=answer.seconds,
+        unmet=unmet,
+        seconds=spent,
     )
 
 
-def _solve_whole(built: Built, relaxed: Answer, effort: Effort, start: tuple[float, ...]) -> Answer:
+def _core(
+    problem: Problem,
+    columns: Sequence[Column],
+    effort: Effort,
+    extra: Extra | None,
+    built: Built,
+    start: Sequence[float],
+    relaxed: Answer,
+    reduced: Mapping[str, float],
+    known: float,
+) -> Answer | None:
+    """A solution of `built` that uses promising columns only: those of the relaxation, what runs or starts, and few
+    more by reduced cost. Its objective is that of `built`; its bound is not one."""
+    assert relaxed.values is not None
+    held = (extra.running if extra else None) or {}
+    ranked: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for i, (column, z) in enumerate(zip(columns, built.z, strict=True)):
+        taken = relaxed.values[z] > 1e-9 or held.get(column.key) or start[z] > 0.5
+        ranked[column.service].append((-1.0 if taken else max(0.0, reduced[f"z:{column.key}"]), i))
+    kept: list[int] = []
+    for mine in ranked.values():
+        few = sorted(mine)
+        least = sum(cost < 0 for cost, _ in few)
+        kept += [i for _, i in few[: least + _PROMISING]]
+    kept.sort()
+    small = build(problem, [columns[i] for i in kept], extra)
+    for i in small.w.values():
+        small.program.high[i] = 0.0
+    begin = [start[built.z[i]] for i in kept]
+    first = as_start(problem, [columns[i] for i in kept], [round(v) for v in begin], small)
+    closer = replace(_part(effort, 0.3, 0.0), gap=effort.gap * _INNER_GAP)
+    answer = solve(small.program, closer, first, known / (1 - effort.gap))
+    if answer.values is None:
+        return None
+    counts = [0] * len(columns)
+    for i, z in zip(kept, small.z, strict=True):
+        counts[i] = round(answer.values[z])
+    values = as_start(problem, columns, counts, built)
+    near = answer.objective - known <= effort.gap * abs(answer.objective)
+    return replace(answer, values=values, bound=known, ended="gap reached" if near else answer.ended)
+
+
+def _serves_all(relaxed: Answer, built: Built) -> bool:
+    return relaxed.values is not None and all(relaxed.values[i] < 1e-9 for i in built.w.values())
+
+
+def _solve_whole(built: Built, relaxed: Answer, effort: Effort, start: Sequence[float], enough: float | None) -> Answer:
     """Serve everything where that can be: a small unmet part must never hide within the gap."""
-    if relaxed.values is not None and all(relaxed.values[i] < 1e-9 for i in built.w.values()):
+    if _serves_all(relaxed, built):
         highest = [built.program.high[i] for i in built.w.values()]
         for i in built.w.values():
             built.program.high[i] = 0.0
-        answer = solve(built.program, effort, start)
+        answer = solve(built.program, effort, start, enough)
         if answer.values is not None:
             return answer
         for i, high in zip(built.w.values(), highest, strict=True):

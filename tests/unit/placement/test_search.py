@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from katsura.placement.document import running
+from katsura.placement.patterns import Patterns, enumerate_patterns
+from katsura.placement.plan import Plan
+from katsura.placement.planner import plan
+from katsura.placement.problem import Effort, Problem
+from katsura.placement.program import Extra
+from katsura.placement.replan import replan
+from katsura.placement.search import MERGE_COLUMNS, search
+from katsura.testing.clusters import synthetic_problem
+
+LARGE = Effort(gap=0.04, seconds=None, nodes=20)
+
+
+@pytest.fixture(scope="module")
+def large() -> tuple[Problem, Patterns, Plan]:
+    """Enough racks and patterns that classes are merged and few columns are tried first."""
+    problem = synthetic_problem(150, 8, seed=1)
+    patterns = enumerate_patterns(problem)
+    assert len(patterns.columns(problem.classes)) > MERGE_COLUMNS
+    return problem, patterns, plan(problem, LARGE, explain=False, patterns=patterns)
+
+
+def check(problem: Problem, made: Plan) -> None:
+    used = Counter[str]()
+    for place in (p for i in made.instances for p in i.places):
+        used[place.node] += place.accelerators
+    have = {n: c.accelerators for c in problem.classes for n in c.nodes}
+    assert all(n <= have[node] for node, n in used.items())
+    assert made.feasible
+
+
+def test_a_large_problem_is_served_within_its_nodes_and_its_gap_is_proven(
+    large: tuple[Problem, Patterns, Plan],
+) -> None:
+    problem, _, made = large
+    check(problem, made)
+    assert made.bound <= made.value
+    assert made.gap <= 0.08
+
+
+def test_the_same_search_gives_the_same_counts(large: tuple[Problem, Patterns, Plan]) -> None:
+    problem, patterns, _ = large
+    first, second = (search(problem, patterns, LARGE, Extra()) for _ in range(2))
+    assert first.counted == second.counted
+    assert first.bound == second.bound
+
+
+def test_a_small_change_of_demand_moves_little_of_a_large_plan(large: tuple[Problem, Patterns, Plan]) -> None:
+    problem, patterns, before = large
+    grown = replace(problem.services[0], requests_s=1.1 * problem.services[0].requests_s)
+    changed = replace(problem, services=(grown, *problem.services[1:]))
+    change = replan(changed, LARGE, running(before), explain=False, patterns=patterns)
+    check(changed, change.plan)
+    assert change.plan.gap <= 0.08
+    started = {s.service for s in change.steps if s.action == "start"}
+    assert len([s for s in change.steps if s.action == "start"]) <= 0.3 * len(before.instances)
+    assert grown.name in started or change.kept
