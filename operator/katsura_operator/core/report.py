@@ -1,0 +1,258 @@
+"""What is true of each resource, in the words of `katsura.manifests.conditions`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from katsura.manifests.conditions import ConditionType, Why
+from katsura.manifests.kinds import ModelDeployment
+from katsura.placement import calibration
+from katsura_operator.core.objects import (
+    AGENT,
+    MEMORY_STORE,
+    MODEL_DEPLOYMENT,
+    NODE,
+    POOL,
+    PROFILE,
+    Object,
+    is_true,
+    labels_of,
+    name_of,
+    namespace_of,
+)
+from katsura_operator.core.placing import Placement, Reading, Wanted
+from katsura_operator.core.rollout import Pool, is_settled, pod_count, ready_count
+from katsura_operator.core.settings import Settings
+from katsura_operator.core.snapshot import Snapshot
+from katsura_operator.core.status import Said
+
+Report = tuple[dict[str, Any], list[Said]]
+_ACCEPTED = Said(ConditionType.ACCEPTED, True, Why.VALID)
+
+
+def of_deployment(wanted: Wanted, pools: Sequence[Pool], placement: Placement, *, idle: bool) -> Report:
+    """Status and conditions of a ModelDeployment."""
+    planned = _planned(wanted, placement, idle=idle)
+    settled = all(_is_settled(p) for p in pools)
+    rolling = any(p.step.rolling for p in pools)
+    short = [p for p in pools if ready_count(p.workloads) < p.wanted]
+    serves = bool(pools) and all(ready_count(p.workloads) > 0 for p in pools)
+    external = wanted.resource.spec.engine.value == "external"  # type: ignore[union-attr]
+    said = [_ACCEPTED] if external else [_ACCEPTED, planned]
+    if idle:
+        said += [Said(ConditionType.PROGRESSING, not settled, Why.SCALING if not settled else Why.STABLE)]
+        said += [Said(ConditionType.READY, True, Why.IDLE, "zero replicas are asked for")]
+    else:
+        said += [_progress(pools, settled, rolling), _ready(planned, pools, settled, serves, external=external)]
+    degraded = serves and bool(short) and not idle
+    fewer = ", ".join(f"{p.name}: {ready_count(p.workloads)} of {p.wanted}" for p in short)
+    why = Why.FEWER_THAN_ASKED if degraded else Why.STABLE
+    said.append(Said(ConditionType.DEGRADED, degraded, why, fewer if degraded else ""))
+    roles = [
+        {
+            "name": p.role,
+            "wanted": p.wanted,
+            "replicas": pod_count(p.workloads),
+            "readyReplicas": ready_count(p.workloads),
+        }
+        for p in pools
+    ]
+    revisions = {labels_of(t.body).get("katsura.dev/revision", "") for p in pools for t in p.targets}
+    body = {"roles": roles, "revision": next(iter(sorted(revisions)), ""), "plan": _slice(wanted, placement)}
+    return {k: v for k, v in body.items() if v}, said
+
+
+def of_store(pool: Pool, endpoint: str) -> Report:
+    """Status and conditions of a MemoryStore."""
+    ready, total = ready_count(pool.workloads), pod_count(pool.workloads)
+    settled = _is_settled(pool)
+    body = {"endpoint": endpoint, "replicas": total, "readyReplicas": ready}
+    why = Why.ALL_ROLES_READY if settled else Why.PODS_NOT_READY
+    message = "" if settled else f"{ready} of {pool.wanted} memory pods are ready"
+    return body, [_ACCEPTED, Said(ConditionType.READY, settled, why, message)]
+
+
+def of_pool(seen: Object, pool: Pool, placement: Placement) -> Report:
+    """Status and conditions of a RolePool."""
+    asked = int(seen["spec"].get("replicas", 1))
+    message = ""
+    if pool.wanted != asked:
+        message = f"{asked} asked for, {pool.wanted} granted by {placement.plan_name or 'no plan'}"
+    body = {
+        "replicas": pod_count(pool.workloads),
+        "readyReplicas": ready_count(pool.workloads),
+        "granted": pool.wanted,
+        "message": message,
+        "selector": f"{POOL}={pool.name}",
+        "draining": sorted(name_of(p) for p in (*pool.step.mark, *pool.step.drain)),
+    }
+    settled = _is_settled(pool)
+    why = Why.ALL_ROLES_READY if settled and pool.wanted else Why.IDLE if settled else Why.PODS_NOT_READY
+    if pool.step.drain or pool.step.mark:
+        why = Why.DRAINING
+    missing = f"{ready_count(pool.workloads)} of {pool.wanted} pods are ready"
+    return body, [Said(ConditionType.READY, settled, why, "" if settled else pool.step.waits or missing)]
+
+
+def of_others(
+    seen: Snapshot, reading: Reading, settings: Settings
+) -> Iterator[tuple[Object, dict[str, Any], list[Said]]]:
+    """Agents, profiles, and resources that are refused."""
+    for obj in (*seen.of(MODEL_DEPLOYMENT), *seen.of(MEMORY_STORE), *seen.of(PROFILE)):
+        refusal = reading.refused.get((str(obj["kind"]), namespace_of(obj), name_of(obj)))
+        if refusal is not None:
+            ready = [] if obj["kind"] == PROFILE.name else [Said(ConditionType.READY, False, *refusal)]
+            yield obj, {}, [Said(ConditionType.ACCEPTED, False, *refusal), *ready]
+    for obj in seen.of(AGENT):
+        yield obj, {}, _of_agent(obj, seen)
+    for obj in seen.of(PROFILE):
+        if (str(obj["kind"]), "", name_of(obj)) not in reading.refused:
+            yield obj, *_of_profile(obj, seen, settings)
+
+
+def approved(wanted: Wanted) -> str:
+    """The plan that an advisory deployment follows; empty for none."""
+    assert isinstance(wanted.resource, ModelDeployment)
+    return wanted.resource.spec.approved_plan or ""
+
+
+def trouble_of(pods: Sequence[Object]) -> str:
+    """What the first pod that is not ready says of itself, so that nobody has to open it."""
+    for pod in pods:
+        if is_true(pod, "Ready"):
+            continue
+        status = pod.get("status") or {}
+        for condition in status.get("conditions") or ():
+            if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+                return f"{name_of(pod)} is not scheduled: {condition.get('message', '')}"
+        for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+            waiting = (container.get("state") or {}).get("waiting")
+            if waiting:
+                return f"{name_of(pod)}: {waiting.get('reason', '')} {waiting.get('message', '')}".strip()
+    return ""
+
+
+def _planned(wanted: Wanted, placement: Placement, *, idle: bool) -> Said:
+    kind, name = ConditionType.PLANNED, wanted.qualified
+    if idle:
+        return Said(kind, True, Why.IDLE, "zero replicas are asked for")
+    if name in placement.awaiting:
+        what = f"set spec.approvedPlan: {placement.plan_name} to follow it (kubectl describe kplan)"
+        return Said(kind, False, Why.AWAITING_APPROVAL, what)
+    if placement.trouble or name in placement.left_out:
+        return Said(kind, False, Why.PLAN_INFEASIBLE, placement.left_out.get(name) or placement.trouble)
+    if placement.plan is None:
+        return Said(kind, False, Why.NOT_PLANNED)
+    service = _service_of(name, placement)
+    if not placement.parts.get(name) or (service.get("unmetShare") or 0) > 1e-6:
+        unmet = f"{placement.plan_name} cannot give it what it asks for: "
+        unmet += "; ".join(r["why"] for r in placement.plan["status"].get("refused", ()) if r["service"] == name)
+        helps = [r["what"] for r in placement.plan["status"].get("relaxations", ())]
+        more = f"; it would fit with: {', '.join(helps)}" if helps else ""
+        return Said(kind, False, Why.INSUFFICIENT_CAPACITY, unmet.rstrip(": ") + more)
+    return Said(kind, True, Why.PLANNED, placement.plan_name)
+
+
+def _service_of(name: str, placement: Placement) -> Mapping[str, Any]:
+    services = placement.plan["status"].get("services", ()) if placement.plan else ()
+    return next((s for s in services if s["name"] == name), {})
+
+
+def _slice(wanted: Wanted, placement: Placement) -> dict[str, Any]:
+    service = _service_of(wanted.qualified, placement)
+    if placement.plan is None or not service:
+        return {}
+    point = service.get("point") or {}
+    made = {
+        "name": placement.plan_name,
+        "hourlyUsd": service.get("hourlyUsd", 0.0),
+        "itlMs": point.get("itlMs"),
+        "ttftMs": point.get("ttftMs"),
+        "gap": min(1.0, max(0.0, placement.plan["status"].get("gap", 0.0))),
+    }
+    return {k: v for k, v in made.items() if v is not None}
+
+
+def _is_settled(pool: Pool) -> bool:
+    if pool.untouched:
+        return all(is_settled(w, int(w["spec"].get("replicas", 1))) for w in pool.workloads)
+    have = {name_of(w): w for w in pool.workloads}
+    return not pool.step.rolling and all(
+        is_settled(have.get(str(t.body["metadata"]["name"])), t.replicas) for t in pool.targets
+    )
+
+
+def _progress(pools: Sequence[Pool], settled: bool, rolling: bool) -> Said:
+    kind = ConditionType.PROGRESSING
+    waits = "; ".join(f"{p.name}: {p.step.waits}" for p in pools if p.step.waits)
+    if any(p.step.mark or p.step.drain for p in pools):
+        return Said(kind, True, Why.DRAINING, waits)
+    if rolling:
+        return Said(kind, True, Why.ROLLOUT_IN_PROGRESS, waits)
+    return Said(kind, not settled, Why.STABLE if settled else Why.SCALING)
+
+
+def _ready(planned: Said, pools: Sequence[Pool], settled: bool, serves: bool, *, external: bool) -> Said:
+    """Ready: every role has a ready pod of today's generation. A plan that cannot be followed leaves what serves."""
+    kind = ConditionType.READY
+    if not planned.holds and not external and not serves:
+        return Said(kind, False, planned.why, planned.message)
+    fresh = all(_has_fresh(p) for p in pools)
+    if serves and fresh:
+        return Said(kind, True, Why.ALL_ROLES_READY)
+    counts = ", ".join(f"{p.role} {ready_count(p.workloads)}/{p.wanted}" for p in pools)
+    why = Why.ROLLOUT_IN_PROGRESS if serves else Why.PODS_NOT_READY
+    trouble = next((said for p in pools if (said := trouble_of(p.pods))), "")
+    return Said(kind, False, why, f"{counts}; {trouble}" if trouble else counts)
+
+
+def _has_fresh(pool: Pool) -> bool:
+    """Whether a pod of the newest template of each workload is ready."""
+    if pool.untouched:
+        return True
+    have = {name_of(w): w for w in pool.workloads}
+    for target in pool.targets:
+        workload = have.get(str(target.body["metadata"]["name"]))
+        status = (workload or {}).get("status") or {}
+        if workload is None or status.get("observedGeneration", 0) < workload["metadata"].get("generation", 1):
+            return False
+        if target.replicas and min(status.get("updatedReplicas", 0), status.get("readyReplicas", 0)) < 1:
+            return False
+    return True
+
+
+def _of_agent(obj: Object, seen: Snapshot) -> list[Said]:
+    spec, namespace = obj["spec"], namespace_of(obj)
+    named = [(MODEL_DEPLOYMENT, spec["modelRef"]["name"])]
+    if "memoryRef" in spec:
+        named.append((MEMORY_STORE, spec["memoryRef"]["name"]))
+    found = [(kind, name, seen.get(kind, namespace, name)) for kind, name in named]
+    missing = [f"no {kind.name} {name!r} in namespace {namespace}" for kind, name, it in found if it is None]
+    if missing:
+        said = "; ".join(missing)
+        return [
+            Said(ConditionType.ACCEPTED, False, Why.REFERENCE_NOT_FOUND, said),
+            Said(ConditionType.READY, False, Why.REFERENCE_NOT_FOUND, said),
+        ]
+    waiting = [f"{kind.name} {name} is not ready" for kind, name, it in found if it and not is_true(it, "Ready")]
+    why = Why.DEPENDENCIES_NOT_READY if waiting else Why.DEPENDENCIES_READY
+    return [_ACCEPTED, Said(ConditionType.READY, not waiting, why, "; ".join(waiting))]
+
+
+def _of_profile(obj: Object, seen: Snapshot, settings: Settings) -> Report:
+    spec = obj["spec"]
+    device = str(spec.get("device") or name_of(obj))
+    if settings.nodes_observed:
+        selector = (spec.get("nodeSelector") or {}).items()
+        nodes = [n for n in seen.of(NODE) if selector and selector <= dict(labels_of(n)).items()]
+        resource = spec.get("resource", "")
+        total = sum(int(((n.get("status") or {}).get("allocatable") or {}).get(resource, 0)) for n in nodes)
+        count = len(nodes)
+    else:
+        count = sum(i["nodes"] for i in spec.get("inventory") or ())
+        total = sum(i["nodes"] * i["perNode"] for i in spec.get("inventory") or ())
+    measured = device.lower() in {name.lower() for name in calibration.built_in().devices}
+    found = Said(ConditionType.DISCOVERED, count > 0, Why.NODES_FOUND if count else Why.NO_NODES)
+    known = Said(ConditionType.CALIBRATED, measured, Why.MEASURED if measured else Why.ESTIMATED)
+    return {"nodes": count, "total": total}, [_ACCEPTED, found, known]

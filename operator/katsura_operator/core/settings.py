@@ -1,0 +1,33 @@
+"""What the operator is told once and every decision may read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings of one installation.
+
+    Attributes:
+        namespace: the operator's own; the authority and the plans live there.
+        services_image: of memory and router pods; engine_image: of shards, members and engines.
+        secret: Secret of a served namespace with `store-url`, `internal-token` and optionally `hints-url`.
+        account: ServiceAccount of pods; it has no rights.
+        nodes_observed: plans use the cluster's Nodes; else the inventories of AcceleratorProfiles.
+        overcommit: planned cores per core of a node: above 1 for demonstrations on small machines.
+        wire_version: of the data plane; part of every revision.
+        plans_kept: PlacementPlans that are kept.
+    """
+
+    namespace: str
+    services_image: str
+    engine_image: str
+    pull_policy: str = "IfNotPresent"
+    pull_secrets: tuple[str, ...] = ()
+    secret: str = "katsura"
+    account: str = "katsura-pods"
+    nodes_observed: bool = False
+    overcommit: float = 1.0
+    wire_version: int = 1
+    plans_kept: int = 5

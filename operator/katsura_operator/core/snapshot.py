@@ -1,0 +1,37 @@
+"""What a pass sees: every object of our concern at about one moment, read afresh from the API server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from katsura_operator.core.objects import Kind, Object, labels_of, name_of, namespace_of
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Objects by kind. `now`: RFC 3339, the operator's clock when the reading began; `certificate`: digest of
+    what pods mount to prove themselves, empty before there is one."""
+
+    objects: Mapping[str, tuple[Object, ...]]
+    now: str
+    certificate: str = ""
+    _index: dict[tuple[str, str, str], Object] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for kind, found in self.objects.items():
+            self._index.update({(kind, namespace_of(o), name_of(o)): o for o in found})
+
+    def of(self, kind: Kind, namespace: str | None = None) -> list[Object]:
+        """Objects of a kind, by namespace and name."""
+        found = self.objects.get(kind.name, ())
+        chosen = [o for o in found if namespace is None or namespace_of(o) == namespace]
+        return sorted(chosen, key=lambda o: (namespace_of(o), name_of(o)))
+
+    def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
+        """One object."""
+        return self._index.get((kind.name, namespace, name))
+
+    def labelled(self, kind: Kind, namespace: str, **wanted: str) -> list[Object]:
+        """Objects of a kind that carry these labels; `__` in a name stands for `/` and `_` for `.` is not needed."""
+        return [o for o in self.of(kind, namespace) if all(labels_of(o).get(k) == v for k, v in wanted.items())]

@@ -1,0 +1,132 @@
+"""One pass: read everything afresh, decide, write what differs.
+
+There is no cache to be stale: lists are consistent reads, and what changes between reading and writing is caught by
+uid and resourceVersion. The solve runs in a thread, since it may take seconds and the lease must be renewed meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from katsura.domain.errors import NotFoundError, PermissionDeniedError
+from katsura.manifests.decision import Situation, decide
+from katsura.placement.problem import Effort
+from katsura.telemetry import log
+from katsura_operator.authority import Authority
+from katsura_operator.core import affinity
+from katsura_operator.core.desire import Desired, desire
+from katsura_operator.core.objects import (
+    CHILDREN,
+    MANAGED_BY,
+    MANAGER,
+    NODE,
+    OURS,
+    PLAN,
+    POD,
+    PROFILE,
+    SLICE,
+    Kind,
+    labels_of,
+    name_of,
+)
+from katsura_operator.core.placing import Placement, Reading, classes_of, place, read
+from katsura_operator.core.settings import Settings
+from katsura_operator.core.snapshot import Snapshot
+from katsura_operator.execute import Executor, Outcome
+from katsura_operator.kube import Kube
+
+_LOG = log.get(__name__)
+_EFFORT: Final = Effort(gap=0.005, seconds=10.0)
+
+
+def utc_now() -> str:
+    """The clock of conditions."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Reconciler:
+    """Makes passes over one scope. `namespaces`: which are served; empty for all."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        executor: Executor,
+        authority: Authority,
+        settings: Settings,
+        namespaces: tuple[str, ...],
+        now: Callable[[], str] = utc_now,
+    ) -> None:
+        self._kube, self._executor, self._authority = kube, executor, authority
+        self._settings, self._namespaces, self._now = settings, namespaces, now
+        self._unreadable: set[str] = set()
+        self.passes = 0
+
+    async def run(self) -> Outcome:
+        """One pass.
+
+        Raises:
+            UnavailableError, ResourceExhaustedError: the API server; nothing is lost, the next pass goes on.
+        """
+        seen = await self.observe()
+        served = {o["metadata"]["namespace"] for kind in OURS[:2] for o in seen.of(kind)}
+        certificate = await self._authority.keep(sorted(served), seen.now)
+        seen = replace(seen, certificate=certificate)
+        desired = await asyncio.to_thread(self._decide, seen)
+        outcome = await self._executor.run(desired, seen)
+        self.passes += 1
+        return outcome
+
+    async def observe(self) -> Snapshot:
+        """Everything of our concern."""
+        now = self._now()
+        objects: dict[str, tuple[Any, ...]] = {}
+        for kind in OURS:
+            only = (self._settings.namespace,) if kind is PLAN else self._namespaces
+            objects[kind.name] = await self._all(kind, only)
+        ours = f"{MANAGED_BY}={MANAGER}"
+        for kind in CHILDREN:
+            objects[kind.name] = await self._all(kind, self._namespaces, ours)
+        objects[PROFILE.name] = await self._optional(PROFILE)
+        if self._settings.nodes_observed:
+            objects[NODE.name] = await self._optional(NODE)
+            objects[SLICE.name] = await self._optional(SLICE)
+            objects[POD.name] = await self._all(POD, ())
+        else:
+            objects[POD.name] = await self._all(POD, self._namespaces, "katsura.dev/pool")
+        return Snapshot(objects, now)
+
+    async def _all(self, kind: Kind, namespaces: tuple[str, ...], labels: str = "") -> tuple[Any, ...]:
+        if not namespaces:
+            return tuple(await self._kube.list_all(kind, labels=labels))
+        lists = [await self._kube.list_all(kind, namespace, labels=labels) for namespace in namespaces]
+        return tuple(obj for found in lists for obj in found)
+
+    async def _optional(self, kind: Kind) -> tuple[Any, ...]:
+        """Objects that the operator may not be allowed to see, or that the cluster may not know."""
+        try:
+            return tuple(await self._kube.list_all(kind))
+        except (PermissionDeniedError, NotFoundError) as error:
+            if kind.name not in self._unreadable:
+                self._unreadable.add(kind.name)
+                _LOG.warning("goes on without them", kind=kind.name, why=error.message)
+            return ()
+
+    def _decide(self, seen: Snapshot) -> Desired:
+        reading = read(seen)
+        placement = place(reading, seen, self._settings, _solve)
+        return desire(seen, reading, placement, self._settings, self._affinities(reading, placement, seen))
+
+    def _affinities(self, reading: Reading, placement: Placement, seen: Snapshot) -> dict[str, affinity.Expressions]:
+        selectors = {p.metadata.name: p.spec.node_selector for p in reading.profiles}
+        if self._settings.nodes_observed:
+            nodes = {name_of(n): labels_of(n) for n in seen.of(NODE)}
+            return affinity.expressions(placement.classes, nodes, selectors.values())
+        return {c.name: affinity.selected(selectors.get(classes_of(c, selectors), {})) for c in placement.classes}
+
+
+def _solve(situation: Situation) -> Any:
+    return decide(situation, _EFFORT)

