@@ -210,17 +210,18 @@ def _changed(current: Current, target: Plan) -> tuple[list[Running], list[Runnin
     """What is to be started and what stopped: equal instances on equal nodes stay."""
     standing: dict[object, list[Running]] = defaultdict(list)
     for instance in reversed(current.instances):
-        standing[_where(instance)].append(instance)
+        standing[where(instance)].append(instance)
     wanted = []
     for made in target.instances:
         instance = Running(made.column.key, made.column.service, made.places)
-        if standing[_where(instance)]:
-            standing[_where(instance)].pop()
+        if standing[where(instance)]:
+            standing[where(instance)].pop()
         else:
             wanted.append(instance)
     left = {id(instance) for mine in standing.values() for instance in mine}
     return wanted, [instance for instance in current.instances if id(instance) in left]
 
 
-def _where(instance: Running) -> object:
+def where(instance: Running) -> object:
+    """What tells equal instances on equal nodes from others."""
     return instance.key, tuple(sorted((p.role, p.node) for p in instance.places))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from katsura.placement import calibration, catalogue
 from katsura.placement.card import ModelCard, read_card
@@ -145,19 +146,27 @@ def synthetic_problem(nodes: int, services: int, seed: int, load: float = 0.25, 
     return problem_of(made, classes)
 
 
-def agent_trace(service: ModelService, rate: float, seconds: float, seed: int, turns: float = 6.0) -> list[Arrival]:
-    """Sessions of `turns` mean turns whose prompts grow by what was said, beginning so that requests come at `rate`."""
+def agent_trace(service: ModelService, rate: float, seconds: float, seed: int, turns: float = 6.0) -> Iterator[Arrival]:
+    """Sessions of `turns` mean turns whose prompts grow by what was said, beginning so that requests come at `rate`.
+
+    In order of time; only sessions that have turns left are kept in memory.
+    """
     draw = random.Random(seed)  # noqa: S311 - a seeded experiment, not a secret
-    made: list[Arrival] = []
-    at, session = 0.0, 0
-    while at < seconds:
-        at += draw.expovariate(rate / turns)
-        held, when = 0, at
-        for _ in range(1 + int(draw.expovariate(1 / max(1e-9, turns - 0.5)))):
-            output = max(4, int(draw.gauss(service.load.output, service.load.output / 3)))
-            fresh = max(16, int(draw.gauss(service.load.new_prompt, service.load.new_prompt / 3)))
-            made.append(Arrival(when, service.name, session, held + fresh, output, held))
-            held += fresh + output
-            when += output * 0.03 + draw.expovariate(1 / 4.0)
-        session += 1
-    return [a for a in made if a.at_s < seconds]
+    begun, session = draw.expovariate(rate / turns), 0
+    coming: list[tuple[float, int, int, int]] = []
+    while begun < seconds or coming:
+        if begun < seconds and (not coming or begun <= coming[0][0]):
+            left = 1 + int(draw.expovariate(1 / max(1e-9, turns - 0.5)))
+            heapq.heappush(coming, (begun, session, left, 0))
+            begun += draw.expovariate(rate / turns)
+            session += 1
+            continue
+        at, own, left, held = heapq.heappop(coming)
+        if at >= seconds:
+            continue
+        output = max(4, int(draw.gauss(service.load.output, service.load.output / 3)))
+        fresh = max(16, int(draw.gauss(service.load.new_prompt, service.load.new_prompt / 3)))
+        yield Arrival(at, service.name, own, held + fresh, output, held)
+        if left > 1:
+            following = at + output * 0.03 + draw.expovariate(1 / 4.0)
+            heapq.heappush(coming, (following, own, left - 1, held + fresh + output))

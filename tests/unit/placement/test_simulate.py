@@ -1,37 +1,43 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
 
+from katsura.domain.errors import InvalidArgumentError
+from katsura.placement.curve import curve_of
+from katsura.placement.document import running
 from katsura.placement.plan import Plan
 from katsura.placement.planner import plan
-from katsura.placement.problem import SPLIT, UNIFIED, Effort, ModelService, Problem
-from katsura.placement.simulate import Arrival, curve_of, simulate
+from katsura.placement.problem import UNIFIED, Effort, ModelService, Problem
+from katsura.placement.replan import replan
+from katsura.placement.simulate import Arrival, Change, simulate
 from katsura.testing.clusters import agent_trace, cards, model_service, node_class, problem_of
 
 
 def made(topology: str = UNIFIED, requests_s: float = 10) -> tuple[Plan, Problem, ModelService]:
     service = model_service("chat", cards()[3], requests_s, topologies=(topology,), itl_ms=80)
-    problem = problem_of([service], [node_class("H100", 3)])
+    problem = problem_of([service], [node_class("H100", 6, per_node=2)])
     return plan(problem, Effort(seconds=None), explain=False), problem, service
-
-
-@pytest.mark.parametrize("topology", [UNIFIED, SPLIT])
-def test_the_curve_ends_at_the_planned_point(topology: str) -> None:
-    chosen, problem, service = made(topology)
-    column = chosen.instances[0].column
-    assert column.point is not None
-    curve = curve_of(problem, column, service)
-    assert curve.step_s(column.point.batch) == pytest.approx(column.point.itl_s, rel=1e-6)
-    assert curve.step_s(1) < curve.step_s(column.point.batch // 2) < curve.step_s(column.point.batch)
 
 
 def test_one_request_alone_takes_its_prompt_and_its_tokens() -> None:
     chosen, problem, service = made()
     curve = curve_of(problem, chosen.instances[0].column, service)
     got = simulate(chosen, problem, [Arrival(0.0, "chat", 1, 1000, 100)]).services["chat"]
-    first = curve.fixed_s + 1000 * curve.prompt_s + curve.step_s(1)
-    assert got.ttft_s[50] == pytest.approx(first)
-    assert got.itl_s[50] == pytest.approx(curve.step_s(1), rel=0.05)
+    assert got.ttft_s[50] == pytest.approx(curve.fixed_s + 1000 * curve.prompt_s, rel=0.01)
+    assert got.itl_mean_s == pytest.approx(curve.step_s(1), rel=0.01)
+
+
+def test_prompts_that_come_together_wait_for_each_other_and_slow_the_others() -> None:
+    chosen, problem, _ = made()
+    one = replace(chosen, instances=chosen.instances[:1])
+    alone = simulate(one, problem, [Arrival(0.0, "chat", 1, 4000, 50)]).services["chat"]
+    together = simulate(one, problem, [Arrival(0.0, "chat", i, 4000, 50) for i in range(4)]).services["chat"]
+    assert together.ttft_s[99] > 3 * alone.ttft_s[99]
+    assert together.itl_mean_s > 1.2 * alone.itl_mean_s
 
 
 def test_a_planned_load_keeps_its_times_and_twice_of_it_does_not() -> None:
@@ -49,11 +55,55 @@ def test_a_session_returns_to_its_prefix() -> None:
     chosen, problem, service = made()
     got = simulate(chosen, problem, agent_trace(service, 3, 120, seed=2)).services["chat"]
     assert got.prefix_kept > 0.6
-    assert got.requests > 200
+    assert got.requests > 150
 
 
-def test_the_same_trace_gives_the_same_run() -> None:
+def test_the_same_trace_gives_the_same_run_and_a_trace_out_of_order_is_refused() -> None:
     chosen, problem, service = made()
-    trace = agent_trace(service, 5, 60, seed=3)
-    assert simulate(chosen, problem, trace) == simulate(chosen, problem, list(reversed(trace)))
+    first, second = (simulate(chosen, problem, agent_trace(service, 5, 60, seed=3)) for _ in range(2))
+    assert first == second
     assert simulate(chosen, problem, []).services == {}
+    with pytest.raises(InvalidArgumentError, match="back in time"):
+        simulate(chosen, problem, [Arrival(2.0, "chat", 1, 9, 9), Arrival(1.0, "chat", 2, 9, 9)])
+
+
+def test_a_trace_of_any_length_holds_only_what_is_in_flight() -> None:
+    chosen, problem, service = made()
+    alive = itertools.count()
+    told: list[int] = []
+
+    def trace() -> Iterator[Arrival]:
+        for a in agent_trace(service, 400, 30, seed=4, turns=2.0):
+            next(alive)
+            yield a
+
+    got = simulate(chosen, problem, trace(), progress=lambda at, number: told.append(number))
+    assert got.services["chat"].requests == next(alive)
+    assert told == sorted(told)
+    assert told
+
+
+def test_a_replan_on_the_way_costs_moves_and_answers_everything() -> None:
+    chosen, problem, service = made()
+    more = problem_of([replace(service, requests_s=3 * service.requests_s)], problem.classes)
+    change = replan(more, Effort(seconds=None), running(chosen), explain=False)
+    assert change.steps
+    trace = list(agent_trace(service, 20, 100, seed=5))
+    plain = simulate(chosen, problem, trace)
+    got = simulate(chosen, problem, trace, [Change(20.0, change, load_s=15.0)])
+    assert got.moves == sum(s.action == "start" for s in change.steps) > 0
+    assert got.services["chat"].requests == len(trace)
+    assert got.usd > plain.usd
+    assert got.services["chat"].itl_mean_s < plain.services["chat"].itl_mean_s
+
+
+def test_what_a_stopped_instance_held_is_computed_anew_elsewhere() -> None:
+    chosen, problem, service = made(requests_s=30)
+    less = problem_of([replace(service, requests_s=1.0)], problem.classes)
+    change = replan(less, Effort(seconds=None), running(chosen), explain=False)
+    assert any(s.action == "stop" for s in change.steps)
+    trace = list(agent_trace(service, 2, 100, seed=6))
+    got = simulate(chosen, problem, trace, [Change(30.0, change, load_s=5.0)])
+    assert got.rehomed > 0
+    assert got.services["chat"].requests == len(trace)
+    assert got.usd < simulate(chosen, problem, trace).usd

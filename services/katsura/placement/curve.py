@@ -1,0 +1,69 @@
+"""What the cost model says of one instance at every batch: the pace at which `simulate` lets it draw and prefill."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import Final
+
+from katsura.placement.cost import Layout, decode_terms
+from katsura.placement.patterns import Column, pool_of, units_of
+from katsura.placement.problem import UNIFIED, ModelService, Problem
+from katsura.placement.split import prefill_s, step_s
+
+_CHUNK_CPU: Final = 256
+_CHUNK: Final = 2048
+"""Prompt tokens that one step takes on cores (`batch.stepTokens`' default) and on accelerators."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Step time by batch while no prompt is computed, and a prompt's time.
+
+    Attributes:
+        steps: seconds, at each of `batches`. prompt_s: per new token. fixed_s: of every request before its first token.
+        places: sequences at once. chunk: prompt tokens that one step takes besides the running sequences.
+    """
+
+    batches: tuple[int, ...]
+    steps: tuple[float, ...]
+    prompt_s: float
+    fixed_s: float
+    places: int
+    chunk: int
+
+    def step_s(self, running: int) -> float:
+        """Seconds between tokens with `running` sequences and no prompt, interpolated; 0 with none."""
+        if running <= self.batches[0]:
+            return self.steps[0] if running else 0.0
+        i = min(bisect_left(self.batches, running), len(self.batches) - 1)
+        (b0, b1), (s0, s1) = self.batches[i - 1 : i + 1], self.steps[i - 1 : i + 1]
+        return s0 + (s1 - s0) * (running - b0) / (b1 - b0)
+
+
+def curve_of(problem: Problem, column: Column, service: ModelService) -> Curve:
+    """The cost model's answers for `column` at batches up to its planned one."""
+    assert column.point is not None
+    classes = {c.name: c for c in problem.classes}
+    units = []
+    for m in column.members:
+        wanted = m.accelerators or int(m.cores)
+        units.append(next(u for u in units_of(classes[m.node_class]) if u.count == wanted))
+    places = column.point.batch
+    batches = tuple(sorted({1, *(2**i for i in range(1, places.bit_length())), places}))
+    lead = units[0]
+    c = problem.calibration.of(lead.device)
+    card, precision, load = service.card, service.precision, service.load
+    if column.topology == UNIFIED:
+        layout = Layout() if lead.is_cpu else Layout(lead.count, per_node=lead.count)
+        terms = [decode_terms(card, lead.device, precision, layout, b, load) for b in batches]
+        steps = [c.step_s(t.decoding, precision) for t in terms]
+        prompt = (c.step_s(terms[0], precision) - steps[0]) * load.output
+    else:
+        shards, members = (m.count for m in column.members)
+        pool = pool_of(problem, units[0], units[1], shards, members)
+        prompt = prefill_s(card, precision, pool, load) / shards
+        micro = column.point.micro_batches
+        steps = [step_s(card, precision, pool, b, load, min(micro, b)) for b in batches]
+    chunk = _CHUNK_CPU if lead.is_cpu else _CHUNK
+    return Curve(batches, tuple(steps), prompt / load.new_prompt, c.first[0], places, chunk)
