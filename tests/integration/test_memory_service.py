@@ -129,6 +129,14 @@ async def test_blocks_and_bytes_beside_nodes_over_grpc(connection: Connection) -
     tree = await memory.update_tree("t", goal="new", add_pins=["p"], set_labels={"a": "b"})
     assert (tree.goal, list(tree.pins), dict(tree.labels)) == ("new", ["p"], {"a": "b"})
     assert [b.name for b in (await memory.list_branches("t")).branches] == ["main"]
+    await memory.set_slot("t", "city", "Seattle")
+    replaced = await memory.set_slot("t", "city", "Portland", note="cheaper")
+    assert (replaced.slot.relation, replaced.slot.previous) == (tree_pb.RELATION_REPLACE, replaced.node_id - 1)
+    await memory.set_slot("t", "city", relation=tree_pb.RELATION_ROLLBACK)
+    assert await memory.get_slots("t") == {"city": "Seattle"}
+    assert len(await memory.slot_history("t", "city")) == 3
+    context = await memory.assemble_context("t", budget_tokens=500)
+    assert [s.content for s in context.segments if s.kind == pb.SEGMENT_KIND_SLOT] == ["[value of city] Seattle"]
 
 
 async def test_watch_streams_commits_and_heartbeats_over_grpc(connection: Connection) -> None:

@@ -17,9 +17,12 @@ from hypothesis import strategies as st
 from katsura.domain.errors import KatsuraError, NotFoundError
 from katsura.domain.ids import TenantId, TreeId
 from katsura.domain.trees import (
+    REDACTED,
     Attachment,
     Effect,
     Node,
+    Relation,
+    Slot,
     Step,
     Summary,
     SummaryBody,
@@ -28,6 +31,7 @@ from katsura.domain.trees import (
     cover_digest,
 )
 from katsura.memory.core.assemble import SegmentKind
+from katsura.memory.core.slots import SlotWrite
 from katsura.memory.operations import Write
 from katsura.memory.service import Assembled, Memory
 from katsura.state.connect import Store
@@ -49,7 +53,9 @@ operations = st.one_of(
     st.tuples(st.just("revise"), branches, small, st.booleans()),
     st.tuples(st.just("fork"), branches, small, st.booleans()),
     st.tuples(st.just("assemble"), branches, small, st.booleans()),
-    st.tuples(st.sampled_from(["attach", "redact", "search", "switch"]), branches, small, st.booleans()),
+    st.tuples(
+        st.sampled_from(["attach", "redact", "search", "switch", "slot", "rollback"]), branches, small, st.booleans()
+    ),
 )
 lives = st.lists(operations, max_size=30)
 counter = itertools.count()
@@ -65,7 +71,10 @@ class Life:
         self.revision = 1
         self.nodes: dict[int, Node] = {}
         self.redacted: set[int] = set()
+        self.noted: set[int] = set()
         self.beside: dict[int, dict[int, bytes]] = {}
+        self.slots: dict[str, list[tuple[int, dict[str, list[str]]]]] = {"main": [(0, {})]}
+        """By branch: depth and all values of every key, after each write."""
         self.log: list[object] = []
 
     async def begin(self) -> None:
@@ -87,6 +96,8 @@ class Life:
             "attach": lambda: self._attach(number, amount, flag),
             "redact": lambda: self._redact(number, amount),
             "search": lambda: self._search(branch, amount, flag),
+            "slot": lambda: self._slot(number, branch, amount, flag),
+            "rollback": lambda: self._rollback(number, branch, amount),
             "switch": lambda: self.memory.update_tree(self.ref, f"u{number}", TreeChange(default_branch=branch)),
         }
         try:
@@ -110,6 +121,7 @@ class Life:
         for branch in branches:
             path = (await self.memory.get_path(self.ref, branch.name, 0, 500)).nodes
             assert self._said(path) == self.model[branch.name], "I3: nothing of one branch shows in another"
+            await self._check_slots(branch.name)
             assert [n.depth for n in path] == list(range(1, len(path) + 1))
             for node in path:
                 self._check_node(node)
@@ -123,6 +135,13 @@ class Life:
         stranger = TreeRef(TenantId("stranger"), self.ref.tree)
         with pytest.raises(NotFoundError):
             await self.memory.get_nodes(stranger, [1])
+
+    async def _check_slots(self, branch: str) -> None:
+        nodes = await self.memory.get_slots(self.ref, branch)
+        held = {n.body.key: n.body.value for n in nodes if isinstance(n.body, Slot)}
+        wanted = {key: values[-1] for key, values in self.slots[branch][-1][1].items() if values}
+        assert held.keys() == wanted.keys(), "I3: slots are isolated as steps are"
+        assert all(held[key] in (wanted[key], REDACTED) for key in held)
 
     def _check_node(self, node: Node) -> None:
         assert node.redacted == (node.node_id in self.redacted), "Redact erases what was asked for, and no other step"
@@ -199,6 +218,28 @@ class Life:
         assert found == wanted if flag else found >= wanted
         return [(hit.node.node_id, hit.live) for hit in hits]
 
+    async def _slot(self, number: int, branch: str, amount: int, flag: bool) -> object:
+        key, value = f"k{amount % 3}", f"value {number}"
+        relation = Relation.NEW if flag else Relation.UNSPECIFIED
+        made = await self.memory.set_slots(self.ref, f"s{number}", branch, (SlotWrite(key, value, relation),))
+        self._note_slot(branch, number, key, lambda values: [*values, value])
+        return made
+
+    async def _rollback(self, number: int, branch: str, amount: int) -> object:
+        key = f"k{amount % 3}"
+        made = await self.memory.set_slots(self.ref, f"s{number}", branch, (SlotWrite(key, "", Relation.ROLLBACK),))
+        self._note_slot(branch, number, key, lambda values: values[:-1])
+        return made
+
+    def _note_slot(self, branch: str, number: int, key: str, change: Callable[[list[str]], list[str]]) -> None:
+        if number not in self.noted:
+            self.noted.add(number)
+            now = self.slots[branch][-1][1]
+            self.slots[branch].append((len(self.model[branch]), {**now, key: change(now.get(key, []))}))
+
+    def _keep_slots(self, source: str, name: str, depth: int) -> None:
+        self.slots.setdefault(name, [entry for entry in self.slots[source] if entry[0] <= depth])
+
     async def _compress(self, number: int, branch: str, body: SummaryBody | None, proceed: bool) -> object:
         write = Write(f"c{number}", self.ref, branch, None, True)
         written = await self.memory.compress(write, 0, body, "", (), proceed and body is None)
@@ -214,6 +255,7 @@ class Life:
         write = Write(f"v{number}", self.ref, branch, None, True)
         revised = await self.memory.revise(write, restore, "wrong", "", True)
         self.model[revised.branch.name] = self.model[branch][:keep]
+        self._keep_slots(branch, revised.branch.name, keep)
         return revised
 
     async def _fork(self, number: int, branch: str, amount: int) -> object:
@@ -221,7 +263,9 @@ class Life:
         keep = len(path) * amount // 7
         at = path[keep - 1].node_id if keep else -1
         made, position = await self.memory.fork(self.ref, f"f{number}", branch, at, "")
-        self.model.setdefault(made.name, self.model[branch][:keep])
+        if made.name not in self.model:
+            self.model[made.name] = self.model[branch][:keep]
+            self._keep_slots(branch, made.name, keep)
         return made, position
 
     async def _assemble(self, branch: str, amount: int) -> Assembled:

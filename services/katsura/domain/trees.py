@@ -118,6 +118,7 @@ class EventKind(IntEnum):
     TREE_UPDATED = 9
     ATTACHED = 10
     REDACTED = 11
+    SLOTS_SET = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +297,29 @@ class Hint:
     previous_hint: NodeId
 
 
-Body = Step | Summary | Hint
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A write of a named value.
+
+    Attributes:
+        previous: write of the same key before it on the path.
+        restores: of a ROLLBACK, the write whose value is back; ROOT where there was none, and the key is unset.
+    """
+
+    key: str
+    value: str
+    relation: Relation = Relation.NEW
+    note: str = ""
+    previous: NodeId = ROOT
+    restores: NodeId = ROOT
+
+    @property
+    def unset(self) -> bool:
+        """Whether the key has no value from here on."""
+        return self.relation is Relation.ROLLBACK and self.restores == ROOT
+
+
+Body = Step | Summary | Hint | Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +327,7 @@ class Node:
     """A node: immutable but for what is kept beside it (`judgement`, `tokenized_for`, `attachments`) and for Redact.
 
     Attributes:
-        parent_id: the step before it; of a summary or hint, the summary or hint before it.
+        parent_id: the step before it; of a summary, hint or slot, the one of its kind before it.
         depth: steps from the root up to this one; of a summary, up to its last covered step.
         tokens: of a step, its default estimate; of a summary, that of its body.
         path_tokens: `tokens` summed over the path from the root, this node included.
@@ -370,6 +393,7 @@ class Snapshot:
     Attributes:
         steps: raw steps oldest first, without those covered by a VALID summary.
         summaries, hints: the branch's chains, oldest first.
+        slots: the current write of each key, oldest first.
         root_count, root_ids: of the segment that shows goal and pins (attached under node 0).
     """
 
@@ -383,6 +407,7 @@ class Snapshot:
     hints_rest: Rest = Rest()
     root_count: int | None = None
     root_ids: tuple[int, ...] = ()
+    slots: tuple[Shown, ...] = ()
 
 
 def cover_digest(hashes: Iterable[bytes]) -> bytes:

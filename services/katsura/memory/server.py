@@ -10,6 +10,7 @@ import grpc
 from katsura.api.memory.v1 import memory_contents_pb2 as contents_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
 from katsura.api.memory.v1 import memory_service_pb2_grpc
+from katsura.api.memory.v1 import memory_slots_pb2 as slots_pb
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.ids import TreeId
 from katsura.domain.trees import BranchState
@@ -259,6 +260,26 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         """Destroy the content of nodes."""
         ids, revision = await self._memory.redact(_ref(request.tree_id), request.request_id, tuple(request.node_ids))
         return contents_pb.RedactResponse(redacted_node_ids=ids, revision=revision)
+
+    async def SetSlots(self, request: slots_pb.SetSlotsRequest, context: Context) -> slots_pb.SetSlotsResponse:  # noqa: N802
+        """Write named values."""
+        writes = [translate.slot_from(write, f"writes[{i}]") for i, write in enumerate(request.writes)]
+        nodes, revision = await self._memory.set_slots(
+            _ref(request.tree_id), request.request_id, request.branch, writes
+        )
+        return slots_pb.SetSlotsResponse(nodes=map(translate.node_message, nodes), revision=revision)
+
+    async def GetSlots(self, request: slots_pb.GetSlotsRequest, context: Context) -> slots_pb.GetSlotsResponse:  # noqa: N802
+        """Read named values."""
+        nodes = await self._memory.get_slots(_ref(request.tree_id), request.branch)
+        return slots_pb.GetSlotsResponse(nodes=map(translate.node_message, nodes))
+
+    async def GetSlotHistory(  # noqa: N802
+        self, request: slots_pb.GetSlotHistoryRequest, context: Context
+    ) -> slots_pb.GetSlotHistoryResponse:
+        """Read the writes of one named value."""
+        nodes = await self._memory.slot_history(_ref(request.tree_id), request.branch, request.key, request.page_size)
+        return slots_pb.GetSlotHistoryResponse(nodes=map(translate.node_message, nodes))
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:  # noqa: N802
         """Stream every commit after a point."""

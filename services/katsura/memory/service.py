@@ -26,6 +26,7 @@ from katsura.memory.core import limits
 from katsura.memory.core.assemble import Assembly, assemble
 from katsura.memory.core.tokens import estimate, estimate_step
 from katsura.memory.operations import ID_MAX, Write, as_answer, committing
+from katsura.memory.slots import Slots
 from katsura.memory.summaries import Summaries
 from katsura.state.trees import (
     Event,
@@ -55,7 +56,7 @@ class Assembled:
     position: Position
 
 
-class Memory(Summaries, Contents):
+class Memory(Summaries, Contents, Slots):
     """Trees of all tenants. `close` ends validations that still run.
 
     Args:

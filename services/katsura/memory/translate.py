@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from katsura.api.memory.v1 import memory_contents_pb2 as contents_pb
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
+from katsura.api.memory.v1 import memory_slots_pb2 as slots_pb
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.ids import NodeId
 from katsura.domain.trees import (
@@ -24,6 +25,7 @@ from katsura.domain.trees import (
     Node,
     Provenance,
     Relation,
+    Slot,
     StandingEffect,
     Step,
     StepKind,
@@ -36,6 +38,7 @@ from katsura.domain.trees import (
 )
 from katsura.memory.contents import Hit
 from katsura.memory.core.assemble import Dropped, Segment
+from katsura.memory.core.slots import SlotWrite
 from katsura.memory.summaries import Outside
 from katsura.state.contents import TreeChange
 from katsura.state.trees import Event, Position
@@ -99,6 +102,17 @@ def change_from(message: contents_pb.UpdateTreeRequest) -> TreeChange:
         set_labels=dict(message.set_labels),
         remove_labels=tuple(message.remove_labels),
         default_branch=message.default_branch,
+    )
+
+
+def slot_from(message: slots_pb.SlotWrite, at: str) -> SlotWrite:
+    """A slot to be written; `at` is its place in the request."""
+    return SlotWrite(
+        key=message.key,
+        value=message.value,
+        relation=enum_of(Relation, message.relation, f"{at}.relation"),
+        note=message.note,
+        expected_node=message.expected_node if message.HasField("expected_node") else None,
     )
 
 
@@ -199,6 +213,8 @@ def node_message(node: Node) -> tree_pb.Node:
             message.summary.CopyFrom(_summary_message(node.body, node.judgement or Judgement()))
         case Hint():
             message.hint.CopyFrom(_hint_message(node.body))
+        case Slot():
+            message.slot.CopyFrom(_slot_message(node.body))
     return message
 
 
@@ -324,6 +340,17 @@ def _hint_message(hint: Hint) -> tree_pb.Hint:
         reason=hint.reason,
         first_action=hint.first_action,
         previous_hint=hint.previous_hint,
+    )
+
+
+def _slot_message(slot: Slot) -> tree_pb.Slot:
+    return tree_pb.Slot(
+        key=slot.key,
+        value=slot.value,
+        relation=tree_pb.Relation.ValueType(slot.relation),
+        note=slot.note,
+        previous=slot.previous,
+        restores=slot.restores,
     )
 
 

@@ -8,6 +8,7 @@ from typing import cast
 from katsura.api.memory.v1 import memory_contents_pb2 as contents_pb
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
+from katsura.api.memory.v1 import memory_slots_pb2 as slots_pb
 from katsura.api.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
 from katsura.rpc.context import CallContext
 from katsura.sdk.connection import Connection, new_request_id
@@ -337,6 +338,41 @@ class MemoryClient:
             before_node=before_node,
         )
         return cast(contents_pb.SearchResponse, await self._call("Search", request))
+
+    async def set_slots(
+        self, tree_id: str, writes: Sequence[slots_pb.SlotWrite], *, branch: str = "", request_id: str = ""
+    ) -> list[tree_pb.Node]:
+        """Write named values of a branch, all or none; `set_slot` for one."""
+        request = slots_pb.SetSlotsRequest(
+            request_id=request_id or new_request_id(), tree_id=tree_id, branch=branch, writes=writes
+        )
+        return list(cast(slots_pb.SetSlotsResponse, await self._call("SetSlots", request)).nodes)
+
+    async def set_slot(
+        self,
+        tree_id: str,
+        key: str,
+        value: str = "",
+        *,
+        branch: str = "",
+        relation: tree_pb.Relation.ValueType = tree_pb.RELATION_UNSPECIFIED,
+        note: str = "",
+        expected_node: int | None = None,
+    ) -> tree_pb.Node:
+        """Write one named value; `RELATION_ROLLBACK` brings the value before it back."""
+        write = slots_pb.SlotWrite(key=key, value=value, relation=relation, note=note, expected_node=expected_node)
+        return (await self.set_slots(tree_id, [write], branch=branch))[0]
+
+    async def get_slots(self, tree_id: str, *, branch: str = "") -> dict[str, str]:
+        """The named values of a branch."""
+        request = slots_pb.GetSlotsRequest(tree_id=tree_id, branch=branch)
+        nodes = cast(slots_pb.GetSlotsResponse, await self._call("GetSlots", request)).nodes
+        return {node.slot.key: node.slot.value for node in nodes}
+
+    async def slot_history(self, tree_id: str, key: str, *, branch: str = "") -> list[tree_pb.Node]:
+        """The writes of one named value on a branch's path, newest first."""
+        request = slots_pb.GetSlotHistoryRequest(tree_id=tree_id, branch=branch, key=key)
+        return list(cast(slots_pb.GetSlotHistoryResponse, await self._call("GetSlotHistory", request)).nodes)
 
     async def redact(self, tree_id: str, node_ids: Sequence[int], *, request_id: str = "") -> list[int]:
         """Destroy the content of nodes, and of what may quote it; the ids of all that were redacted."""

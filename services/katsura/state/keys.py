@@ -130,6 +130,8 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
     - `blobs` HASH id -> opaque bytes and attachments, sized; never changed.
     - `extras` HASH, bytes put beside nodes: id -> `<count> <bytes>`, `<id>:<k>` -> `<key size> <key><payload>`,
       `<id>=<key>` -> k, where a key is `<index>:<task>`.
+    - `slot_heads` HASH branch -> last slot node of its path. - `slot_maps` HASH slot node -> JSON key -> last node that
+      wrote it (negative where that unset it); never changed.
     - `steps` HASH `<branch> <client step id>` -> `<id> <body digest>`. - `kids` HASH `<parent>:<body digest>` -> id.
     - `verdicts` HASH summary id -> `<status> <version>\\n<JSON>`: the half of a summary that changes.
     - `replays` HASH request id -> digest and answer; `order` LIST of request ids, oldest first: at most Limits.replays.

@@ -39,6 +39,16 @@ class TreeCalls:
         found = [branch_of(json.loads(text)) for text in branches[1::2]]
         return tree_of(ref, meta), tuple(sorted(found, key=lambda b: b.order))
 
+    async def _replayed(self, ref: TreeRef, request: Request) -> dict[str, Any] | None:
+        """What a write answered to this request before."""
+        if not request.request_id:
+            return None
+        answer = await self._call(ref, "replay", self._limits.events, self._limits.replays, *identity(request))
+        if len(answer) == 1:
+            return None
+        said: dict[str, Any] = json.loads(answer[1])
+        return said
+
     async def _write(self, ref: TreeRef, function: str, request: Request, *arguments: Arg) -> dict[str, Any]:
         answer = await self._answer(
             ref, function, self._limits.events, self._limits.replays, *identity(request), *arguments

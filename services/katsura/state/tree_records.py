@@ -29,6 +29,7 @@ from katsura.domain.trees import (
     Node,
     Provenance,
     Relation,
+    Slot,
     Step,
     StepKind,
     Summary,
@@ -133,6 +134,8 @@ def redacted_body(body: Body) -> Body:
             return replace(body, body=SummaryBody(REDACTED))
         case Hint():
             return replace(body, reason=REDACTED, first_action=REDACTED)
+        case Slot():
+            return replace(body, value=REDACTED, note="")
 
 
 def node_of(
@@ -276,6 +279,16 @@ def _hint_fields(hint: Hint) -> dict[str, Any]:
     return {"t": "h", "b": hint.abandoned_branch, "n": nodes, "c": hint.reason, "f": hint.first_action}
 
 
+def _slot_fields(slot: Slot) -> dict[str, Any]:
+    fields = {"t": "v", "k": slot.key, "c": slot.value, "l": int(slot.relation), "n": [slot.previous, slot.restores]}
+    return {**fields, "m": slot.note} if slot.note else fields
+
+
+def _slot_of(fields: Mapping[str, Any], _: bytes) -> Slot:
+    previous, restores = (NodeId(n) for n in fields["n"])
+    return Slot(fields["k"], fields["c"], Relation(fields["l"]), fields.get("m", ""), previous, restores)
+
+
 def _step_of(fields: Mapping[str, Any], blob: bytes) -> Step:
     call, cost = fields.get("f"), fields.get("o")
     opaque, attachments = _unblob(blob)
@@ -340,9 +353,11 @@ _FIELDS_OF: Final[Mapping[type, Callable[[Any], dict[str, Any]]]] = {
     Step: _step_fields,
     Summary: _summary_fields,
     Hint: _hint_fields,
+    Slot: _slot_fields,
 }
 _BODY_OF: Final[Mapping[str, Callable[[Mapping[str, Any], bytes], Body]]] = {
     "s": _step_of,
     "c": _summary_of,
     "h": _hint_of,
+    "v": _slot_of,
 }

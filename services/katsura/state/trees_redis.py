@@ -31,6 +31,7 @@ from katsura.domain.trees import (
 from katsura.state import keys
 from katsura.state.connect import Arg, Store, translated
 from katsura.state.contents_redis import RedisContents
+from katsura.state.slots_redis import RedisSlots
 from katsura.state.tree_calls import MEMORY_FUNCTIONS, NO_LIMIT, identity, said_of
 from katsura.state.tree_records import (
     SALT_BYTES,
@@ -89,7 +90,7 @@ class _Plan:
     head: int
 
 
-class RedisTreeStore(RedisContents, TreeWatch):
+class RedisTreeStore(RedisContents, RedisSlots, TreeWatch):
     """Trees of all tenants in one store."""
 
     def __init__(self, store: Store, limits: Limits) -> None:
@@ -192,12 +193,8 @@ class RedisTreeStore(RedisContents, TreeWatch):
 
     async def replayed(self, ref: TreeRef, request: Request) -> Written | Revised | None:
         """What `summarise`, `judge` or `revise` answered to this request before."""
-        if not request.request_id:
-            return None
-        answer = await self._call(ref, "replay", self._limits.events, self._limits.replays, *identity(request))
-        if len(answer) == 1:
-            return None
-        return await self._written(ref, json.loads(answer[1]))
+        said = await self._replayed(ref, request)
+        return None if said is None else await self._written(ref, said)
 
     async def cover(self, ref: TreeRef, branch: str, expected_head: int | None, last: int) -> Cover:
         """What a summary up to the step `last` (0: the head) would cover."""
@@ -338,7 +335,7 @@ class RedisTreeStore(RedisContents, TreeWatch):
         )
         meta, found, (root_count, root_ids), *units = answer[1:]
         steps, summaries, hints = (tuple(shown_node(unit) for unit in reversed(part)) for part in units[:3])
-        rests = units[3:]
+        *rests, slots = units[3:]
         return Snapshot(
             tree=tree_of(ref, meta),
             branch=branch_of(json.loads(found)),
@@ -350,6 +347,7 @@ class RedisTreeStore(RedisContents, TreeWatch):
             hints_rest=Rest(*rests[2]),
             root_count=None if root_count < 0 else root_count,
             root_ids=unpack_ids(root_ids),
+            slots=tuple(map(shown_node, slots)),
         )
 
     async def note_cut(self, ref: TreeRef, branch: BranchName, cut: int) -> None:

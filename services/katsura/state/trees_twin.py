@@ -22,6 +22,7 @@ from katsura.domain.trees import (
     Request,
     Rest,
     Shown,
+    Slot,
     Snapshot,
     StandingEffect,
     Step,
@@ -48,10 +49,11 @@ from katsura.state.trees import (
     refusal,
 )
 from katsura.state.twin_contents import TwinContents
+from katsura.state.twin_slots import TwinSlots
 from katsura.state.twin_tree import HARMLESS, TwinTree
 
 
-class TwinTreeStore(TwinContents):
+class TwinTreeStore(TwinContents, TwinSlots):
     """Trees of all tenants in one dictionary."""
 
     @property
@@ -277,10 +279,12 @@ class TwinTreeStore(TwinContents):
         steps, steps_rest = newest(state.raw(found), token_limit, 4096)
         summaries, summaries_rest = newest(state.up(found.summary_head), token_limit, 4096)
         hints, hints_rest = newest(state.up(found.hint), token_limit, hint_limit)
+        last = state.last_slots(state.slot_head(found))
+        slots = tuple(shown(node) for node in last if isinstance(node.body, Slot) and not node.body.unset)
         root = attached.get(ROOT)
         return Snapshot(
             state.tree, found, steps, summaries, hints, steps_rest, summaries_rest, hints_rest,
-            None if root is None else len(root), root if with_ids and root is not None else (),
+            None if root is None else len(root), root if with_ids and root is not None else (), slots,
         )  # fmt: skip
 
     async def note_cut(self, ref: TreeRef, branch: BranchName, cut: int) -> None:

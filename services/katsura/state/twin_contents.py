@@ -15,6 +15,7 @@ from katsura.domain.trees import (
     Judgement,
     Node,
     Request,
+    Slot,
     Step,
     Summary,
     SummaryStatus,
@@ -204,7 +205,7 @@ def _searched(state: TwinTree, scope: Scope, branch: str, before: int) -> Iterat
 
 def _held(state: TwinTree, node: Node) -> bool:
     for branch in state.branches.values():
-        heads = {Summary: branch.summary_head, Hint: branch.hint}
+        heads = {Summary: branch.summary_head, Hint: branch.hint, Slot: state.slot_head(branch)}
         head = heads.get(type(node.body), branch.head)
         if branch.state is BranchState.ACTIVE and any(n.node_id == node.node_id for n in state.up(head)):
             return True

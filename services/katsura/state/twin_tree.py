@@ -20,6 +20,7 @@ from katsura.domain.trees import (
     EventKind,
     Node,
     Request,
+    Slot,
     Summary,
     SummaryStatus,
     Tree,
@@ -60,6 +61,7 @@ class TwinTree:
     replays: dict[str, tuple[str, object]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     tokens: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    slot_heads: dict[str, NodeId] = field(default_factory=dict)
     extras: dict[int, dict[str, Attachment]] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -85,6 +87,18 @@ class TwinTree:
     def climb(self, node_id: int, depth: int) -> NodeId:
         """The nearest node at or above `node_id` whose depth is at most `depth`."""
         return next((n.node_id for n in self.up(node_id) if n.depth <= depth), ROOT)
+
+    def slot_head(self, branch: Branch) -> NodeId:
+        """The last slot write on a branch's path."""
+        return self.slot_heads.get(branch.name, ROOT)
+
+    def last_slots(self, head: int) -> list[Node]:
+        """The last write of each key up to a slot write, oldest first, those included that unset theirs."""
+        last: dict[str, Node] = {}
+        for node in self.up(head):
+            if isinstance(node.body, Slot):
+                last.setdefault(node.body.key, node)
+        return sorted(last.values(), key=lambda node: node.node_id)
 
     def shown(self, node_id: int) -> Node:
         """The node with everything kept beside it."""
@@ -249,6 +263,7 @@ class TwinTree:
             number += 1
         depth = self.depth(at)
         summary = self.climb(source.summary_head, depth)
+        self.slot_heads[name] = self.climb(self.slot_head(source), depth)
         body = self.nodes[summary].body if summary else None
         boundary = body.last_covered if isinstance(body, Summary) else ROOT
         now = self.tick()

@@ -1,7 +1,8 @@
 """Assembly: a branch as the messages of a prompt, under a token budget, with a prefix that stays the same.
 
-    goal and pins | summaries, raw steps and hints in the order of the path
-    never dropped | VALID summaries stand for their covers; hints are untrusted and stand where the branch turned
+    goal and pins | summaries, raw steps, slots and hints in the order of the path
+    never dropped | VALID summaries stand for their covers; a slot stands where its value was set; hints are untrusted
+                  | and stand where the branch turned
 
 What is left out is a function of the branch and the budget alone. Old raw steps are cut where the path's token count
 passes a multiple of half the room: the shown part grows to the high-water mark (the room), then the cut moves once,
@@ -10,8 +11,8 @@ each step, and forks of one step share their prefix. A hint never moves either, 
 its answer (docs/adr/0007).
 
 The order of sacrifice: the oldest raw steps, hints, the oldest summaries, all of the newest summary but its open
-obligations. Goal, pins, open obligations and the newest step are never dropped: where they do not fit, the answer is
-OUT_OF_RANGE / BUDGET_TOO_SMALL.
+obligations. Goal, pins, slots, open obligations and the newest step are never dropped: where they do not fit, the
+answer is OUT_OF_RANGE / BUDGET_TOO_SMALL.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from katsura.domain.trees import (
     Hint,
     Judgement,
     Shown,
+    Slot,
     Snapshot,
     Step,
     Summary,
     SummaryStatus,
     ToolCall,
 )
+from katsura.memory.core.slots import slot_text
 from katsura.memory.core.tokens import estimate, estimate_step
 
 LOW_WATER_SHARE: Final = 2
@@ -53,6 +56,10 @@ class SegmentKind(IntEnum):
     SUMMARY = 2
     STEP = 3
     HINT = 4
+    SLOT = 5
+
+
+_AFTER: Final = {SegmentKind.SLOT: 1, SegmentKind.HINT: 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,23 +128,25 @@ def assemble(snapshot: Snapshot, room: int, *, tokenizer: bool) -> Assembly:
         OutOfRangeError: BUDGET_TOO_SMALL.
     """
     pins = _pin_segment(snapshot)
+    slots = [(shown, _slot_segment(shown)) for shown in snapshot.slots]
+    kept = _cost((*pins, *(segment for _, segment in slots)))
     steps = [_step_segment(shown) for shown in snapshot.steps]
     valid = [(shown, summary_segment(shown)) for shown in snapshot.summaries if _is_valid(shown.node.judgement)]
     hints = [(shown, _hint_segment(shown)) for shown in snapshot.hints]
     most_hints = snapshot.tree.policy.hint_limit
-    chosen = _choose(valid, hints[-most_hints:], room - _cost(pins), _cost(steps[-1:]), room)
-    needed = _cost(pins) + chosen.tokens + _cost(steps[-1:])
+    chosen = _choose(valid, hints[-most_hints:], room - kept, _cost(steps[-1:]), room)
+    needed = kept + chosen.tokens + _cost(steps[-1:])
     if needed > room:
         raise OutOfRangeError(
-            f"goal, pins, open obligations and the newest step take {needed} tokens; the budget leaves {room}. Raise "
-            "budget_tokens, lower reserve_tokens, or shorten them",
+            f"goal, pins, slots, open obligations and the newest step take {needed} tokens; the budget leaves {room}. "
+            "Raise budget_tokens, lower reserve_tokens, or shorten them",
             reason=Reason.BUDGET_TOO_SMALL,
             field="budget_tokens",
             metadata={"needed_tokens": str(needed), "room_tokens": str(room)},
         )
-    first = _first_shown(snapshot, steps, room - _cost(pins) - chosen.tokens, room)
+    first = _first_shown(snapshot, steps, room - kept - chosen.tokens, room)
     raw = list(zip(snapshot.steps, steps, strict=True))[first:]
-    segments = (*pins, *_in_path_order((*chosen.summaries, *raw, *chosen.hints)))
+    segments = (*pins, *_in_path_order((*chosen.summaries, *raw, *slots, *chosen.hints)))
     cut = snapshot.steps[first].node.depth - 1 if first < len(steps) else snapshot.branch.depth
     return Assembly(
         segments=segments,
@@ -207,8 +216,8 @@ def _first_shown(snapshot: Snapshot, steps: Sequence[Segment], left: int, room: 
 
 
 def _in_path_order(parts: Iterable[tuple[Shown, Segment]]) -> tuple[Segment, ...]:
-    """By depth; a hint has the depth of the step that it came back to, and follows it."""
-    ordered = sorted(parts, key=lambda part: (part[0].node.depth, part[1].kind is SegmentKind.HINT))
+    """By depth; slots and hints have the depth of the step at which they were made, and follow it in that order."""
+    ordered = sorted(parts, key=lambda part: (part[0].node.depth, _AFTER.get(part[1].kind, 0)))
     return tuple(segment for _, segment in ordered)
 
 
@@ -277,6 +286,11 @@ def _hint_segment(shown: Shown) -> Segment:
         f"{hint.restored_after}]\nReason: {hint.reason}\nIt began with: {hint.first_action}"
     )
     return _segment(SegmentKind.HINT, "user", text, shown)
+
+
+def _slot_segment(shown: Shown) -> Segment:
+    assert isinstance(shown.node.body, Slot), "slots are slots"
+    return _segment(SegmentKind.SLOT, "user", slot_text(shown.node.body), shown)
 
 
 def _obligations_segment(shown: Shown) -> Segment | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from katsura.domain.trees import Body, Hint, Step, Summary
+from katsura.domain.trees import Body, Hint, Slot, Step, Summary
 
 WORDS_MAX: Final = 16
 _EXCERPT_CHARS: Final = 160
@@ -52,3 +52,5 @@ def _texts(body: Body) -> Iterator[str]:
                 yield from items
         case Hint():
             yield from (body.reason, body.first_action)
+        case Slot():
+            yield from (body.key, body.value, body.note)

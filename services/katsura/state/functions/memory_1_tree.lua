@@ -10,10 +10,10 @@ local ROOT = {id = 0, parent = 0, len = 0, jump = 0, depth = 0, tokens = 0, cum 
 local ACTIVE, ABANDONED = 1, 2
 local VALID, FAILED = 2, 3
 local EVENT = {CREATED = 2, GROWN = 3, COMPRESSED = 4, MAINTAINED = 5, REVISED = 6, FORKED = 7, DELETED = 8,
-               UPDATED = 9, ATTACHED = 10, REDACTED = 11}
+               UPDATED = 9, ATTACHED = 10, REDACTED = 11, SLOTS_SET = 12}
 local DELETED_EVENTS_KEPT_MS = 60000
 local SUFFIXES = {'meta', 'branches', 'nodes', 'links', 'blobs', 'steps', 'kids', 'verdicts', 'versions', 'replays',
-                  'order', 'events', 'tokenizers', 'extras'}
+                  'order', 'events', 'tokenizers', 'extras', 'slot_heads', 'slot_maps'}
 
 local function keys_of(meta_key)
   local t = {prefix = string.sub(meta_key, 1, -5), fresh = {}}
@@ -91,6 +91,20 @@ local function on_path(t, head, id)
   if not at then return nil, {'NODE_NOT_FOUND', id} end
   if climb(t, head, at.depth).id ~= id then return nil, {'BAD_BOUNDARY', id} end
   return at
+end
+
+-- The last slot write on a branch's path. A branch without an entry (forked by an older version of us, or in a tree
+-- without slots) has what its parent had at the fork.
+local function slot_head(t, branch)
+  if redis.call('EXISTS', t.slot_heads) == 0 then return 0 end
+  local depth = branch.depth
+  while branch do
+    local own = redis.call('HGET', t.slot_heads, branch.name)
+    if own then return climb(t, tonumber(own), depth).id end
+    depth = math.min(depth, link(t, branch.fork_node).depth)
+    branch = branch.parent_branch ~= '' and load_branch(t, branch.parent_branch) or nil
+  end
+  return 0
 end
 
 local function save_node(t, place, branch, record, now)

@@ -123,9 +123,20 @@ local function chain(t, id, limit, most, tokens_key, with_ids)
   return units, at
 end
 
+-- The last write of each key, in the order they were made; without those that unset theirs unless `all`.
+local function last_slots(t, head, all)
+  local ids = {}
+  if head == 0 then return ids end
+  for _, id in pairs(cjson.decode(redis.call('HGET', t.slot_maps, head))) do
+    if id > 0 or all then ids[#ids + 1] = math.abs(id) end
+  end
+  table.sort(ids)
+  return ids
+end
+
 -- ARGV: branch, token limit, most units, most hints, tokenizer digest ('': none), with ids.
 -- {'OK', meta, branch JSON, revision, root unit, steps, summaries, hints, rest of steps, rest of summaries,
---  rest of hints}; a rest is {id, tokens not returned}.
+--  rest of hints, slots}; a rest is {id, tokens not returned}.
 register('context', function(keys, args)
   local t, missing = open(keys)
   if not t then return missing end
@@ -138,8 +149,10 @@ register('context', function(keys, args)
   local hints, hint_rest = chain(t, branch.hint, limit, tonumber(args[4]), tokens_key, with_ids)
   local root_count = count_tokens(t, tokens_key, 0)
   local root_ids = with_ids and root_count >= 0 and redis.call('HGET', tokens_key, 0) or ''
+  local slots = {}
+  for i, id in ipairs(last_slots(t, slot_head(t, branch), false)) do slots[i] = shown(t, tokens_key, with_ids, link(t, id), false) end
   return {'OK', redis.call('HGETALL', t.meta), cjson.encode(branch), {root_count, root_ids}, steps, summaries, hints,
-          {step_rest.id, step_rest.cum}, {summary_rest.id, summary_rest.cum}, {hint_rest.id, hint_rest.cum}}
+          {step_rest.id, step_rest.cum}, {summary_rest.id, summary_rest.cum}, {hint_rest.id, hint_rest.cum}, slots}
 end, {'no-writes'})
 
 -- ARGV: tokenizer digest, most tokenizers, then id and ids (little-endian u32) by turns. {'OK', ids that stayed...}

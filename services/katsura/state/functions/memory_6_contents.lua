@@ -127,21 +127,28 @@ end, {'no-writes'})
 
 local function is_summary(t, id) return redis.call('HEXISTS', t.verdicts, id) == 1 end
 
--- A hint stands at the depth that it came back to; only at the root is that 0, and only steps have no place beside.
-local function is_hint(t, at) return not is_summary(t, at.id) and (at.b ~= 0 or at.depth == 0) end
+-- What a node is, by its place: steps have no `b`, and only they have a depth without one; slots have 1 for `a`.
+local function kind_of(t, at)
+  if is_summary(t, at.id) then return 'summary_head' end
+  if at.b == 0 and at.depth > 0 then return 'head' end
+  return at.a == 1 and 'slots' or 'hint'
+end
 
 local function active_branches(t)
   local found = {}
   for _, text in ipairs(redis.call('HVALS', t.branches)) do
     local branch = cjson.decode(text)
-    if branch.state == ACTIVE then found[#found + 1] = branch end
+    if branch.state == ACTIVE then
+      branch.slots = slot_head(t, branch)
+      found[#found + 1] = branch
+    end
   end
   return found
 end
 
 -- Whether one of the branches holds the node, on its path or in its chains.
 local function held(t, branches, at)
-  local head = is_summary(t, at.id) and 'summary_head' or is_hint(t, at) and 'hint' or 'head'
+  local head = kind_of(t, at)
   for _, branch in ipairs(branches) do
     local found = climb(t, branch[head], at.depth)
     while found.id ~= at.id and found.id ~= 0 and found.depth == at.depth do found = link(t, found.parent) end

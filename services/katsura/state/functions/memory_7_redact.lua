@@ -47,6 +47,10 @@ local function tombstone(fields)
     return string.format('{"b":"%s","c":"[redacted]","f":"[redacted]","n":[%d,%d,%d],"t":"h","x":1}',
       fields.b, fields.n[1], fields.n[2], fields.n[3])
   end
+  if fields.t == 'v' then
+    return string.format('{"c":"[redacted]","k":%s,"l":%d,"n":[%d,%d],"t":"v","x":1}',
+      cjson.encode(fields.k), fields.l, fields.n[1], fields.n[2])
+  end
   return string.format('{"c":"[redacted]","k":%d,"r":"%s","t":"s","x":1}', fields.k or 0, fields.r)
 end
 
@@ -101,7 +105,7 @@ register('redact', function(keys, args)
     local id = tonumber(args[i])
     local at = link(t, id)
     if not at or id == 0 then return {'NODE_NOT_FOUND', id, (i - 5) / 2} end
-    if not is_summary(t, id) and not is_hint(t, at) then steps[#steps + 1] = at end
+    if kind_of(t, at) == 'head' then steps[#steps + 1] = at end
     if not gone[id] then gone[id], ids[#ids + 1] = true, id end
   end
   for _, list in ipairs({summaries_over(t, steps), hints_over(t, steps)}) do

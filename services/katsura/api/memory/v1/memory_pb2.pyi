@@ -476,6 +476,7 @@ class Node(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
     HINT_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
     TOKENIZED_FOR_FIELD_NUMBER: _builtins.int
     ATTACHMENTS_FIELD_NUMBER: _builtins.int
     REDACTED_FIELD_NUMBER: _builtins.int
@@ -510,6 +511,10 @@ class Node(_message.Message):
         """What a Revise left behind."""
 
     @_builtins.property
+    def slot(self) -> Global___Slot:
+        """A named value that was set."""
+
+    @_builtins.property
     def tokenized_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tokenizer digests for which token ids are attached."""
 
@@ -530,15 +535,16 @@ class Node(_message.Message):
         step: Global___Step | None = ...,
         summary: Global___Summary | None = ...,
         hint: Global___Hint | None = ...,
+        slot: Global___Slot | None = ...,
         tokenized_for: _abc.Iterable[_builtins.str] | None = ...,
         attachments: _abc.Iterable[Global___Attachment] | None = ...,
         redacted: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "create_time", b"create_time", "hint", b"hint", "step", b"step", "summary", b"summary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "create_time", b"create_time", "hint", b"hint", "slot", b"slot", "step", b"step", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "birth_branch", b"birth_branch", "body", b"body", "content_hash", b"content_hash", "create_time", b"create_time", "depth", b"depth", "hint", b"hint", "node_id", b"node_id", "parent_id", b"parent_id", "redacted", b"redacted", "revision", b"revision", "step", b"step", "summary", b"summary", "tokenized_for", b"tokenized_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "birth_branch", b"birth_branch", "body", b"body", "content_hash", b"content_hash", "create_time", b"create_time", "depth", b"depth", "hint", b"hint", "node_id", b"node_id", "parent_id", b"parent_id", "redacted", b"redacted", "revision", b"revision", "slot", b"slot", "step", b"step", "summary", b"summary", "tokenized_for", b"tokenized_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["step", "summary", "hint"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["step", "summary", "hint", "slot"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -917,3 +923,45 @@ class Hint(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hint: _TypeAlias = Hint  # noqa: Y015
+
+@_typing.final
+class Slot(_message.Message):
+    """A write of a named value; its parent is the slot write before it on the path, of any key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    RELATION_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    PREVIOUS_FIELD_NUMBER: _builtins.int
+    RESTORES_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Name."""
+    value: _builtins.str
+    """The value from here on."""
+    relation: Global___Relation.ValueType
+    """How it relates to the value before it."""
+    note: _builtins.str
+    """Why."""
+    previous: _builtins.int
+    """Write of the same key before it on the path; 0 for none."""
+    restores: _builtins.int
+    """Of a ROLLBACK: the write whose value is back; 0 where there was none."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        value: _builtins.str = ...,
+        relation: Global___Relation.ValueType = ...,
+        note: _builtins.str = ...,
+        previous: _builtins.int = ...,
+        restores: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "note", b"note", "previous", b"previous", "relation", b"relation", "restores", b"restores", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Slot: _TypeAlias = Slot  # noqa: Y015

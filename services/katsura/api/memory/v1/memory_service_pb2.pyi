@@ -84,6 +84,8 @@ class _SegmentKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SegmentKi
     """A raw step."""
     SEGMENT_KIND_HINT: _SegmentKind.ValueType  # 4
     """What was tried and abandoned: untrusted."""
+    SEGMENT_KIND_SLOT: _SegmentKind.ValueType  # 5
+    """A named value."""
 
 class SegmentKind(_SegmentKind, metaclass=_SegmentKindEnumTypeWrapper):
     """Part of a context."""
@@ -98,6 +100,8 @@ SEGMENT_KIND_STEP: SegmentKind.ValueType  # 3
 """A raw step."""
 SEGMENT_KIND_HINT: SegmentKind.ValueType  # 4
 """What was tried and abandoned: untrusted."""
+SEGMENT_KIND_SLOT: SegmentKind.ValueType  # 5
+"""A named value."""
 Global___SegmentKind: _TypeAlias = SegmentKind  # noqa: Y015
 
 class _EventKind:
@@ -130,6 +134,8 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """Bytes were put beside a node."""
     EVENT_KIND_REDACTED: _EventKind.ValueType  # 11
     """The content of nodes was destroyed: drop what was derived from it."""
+    EVENT_KIND_SLOTS_SET: _EventKind.ValueType  # 12
+    """Named values were set."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What a commit did."""
@@ -158,6 +164,8 @@ EVENT_KIND_ATTACHED: EventKind.ValueType  # 10
 """Bytes were put beside a node."""
 EVENT_KIND_REDACTED: EventKind.ValueType  # 11
 """The content of nodes was destroyed: drop what was derived from it."""
+EVENT_KIND_SLOTS_SET: EventKind.ValueType  # 12
+"""Named values were set."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final

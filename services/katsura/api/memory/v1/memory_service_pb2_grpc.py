@@ -5,6 +5,7 @@ import warnings
 
 from katsura.api.memory.v1 import memory_contents_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2
 from katsura.api.memory.v1 import memory_service_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2
+from katsura.api.memory.v1 import memory_slots_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2
 
 GRPC_GENERATED_VERSION = '1.80.1'
 GRPC_VERSION = grpc.__version__
@@ -137,6 +138,21 @@ class MemoryServiceStub(object):
                 '/katsura.api.memory.v1.MemoryService/Redact',
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactRequest.SerializeToString,
                 response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactResponse.FromString,
+                _registered_method=True)
+        self.SetSlots = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/SetSlots',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.SetSlotsRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.SetSlotsResponse.FromString,
+                _registered_method=True)
+        self.GetSlots = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/GetSlots',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.GetSlotsRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.GetSlotsResponse.FromString,
+                _registered_method=True)
+        self.GetSlotHistory = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/GetSlotHistory',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.GetSlotHistoryRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.GetSlotHistoryResponse.FromString,
                 _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/katsura.api.memory.v1.MemoryService/Watch',
@@ -291,6 +307,27 @@ class MemoryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetSlots(self, request, context):
+        """Writes named values of a branch, with their relation to the values before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSlots(self, request, context):
+        """Reads the named values of a branch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSlotHistory(self, request, context):
+        """Reads the writes of one named value on a branch's path.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """Streams every commit after a point, once and in order.
         """
@@ -400,6 +437,21 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.Redact,
                     request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactRequest.FromString,
                     response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactResponse.SerializeToString,
+            ),
+            'SetSlots': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetSlots,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.SetSlotsRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.SetSlotsResponse.SerializeToString,
+            ),
+            'GetSlots': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSlots,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.GetSlotsRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.GetSlotsResponse.SerializeToString,
+            ),
+            'GetSlotHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSlotHistory,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.GetSlotHistoryRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.GetSlotHistoryResponse.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -950,6 +1002,87 @@ class MemoryService(object):
             '/katsura.api.memory.v1.MemoryService/Redact',
             katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactRequest.SerializeToString,
             katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetSlots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/SetSlots',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.SetSlotsRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.SetSlotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSlots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/GetSlots',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.GetSlotsRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.GetSlotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSlotHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/GetSlotHistory',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.GetSlotHistoryRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.GetSlotHistoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

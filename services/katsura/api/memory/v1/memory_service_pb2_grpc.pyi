@@ -7,6 +7,7 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from katsura.api.memory.v1 import memory_contents_pb2 as _memory_contents_pb2
 from katsura.api.memory.v1 import memory_service_pb2 as _memory_service_pb2
+from katsura.api.memory.v1 import memory_slots_pb2 as _memory_slots_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -77,6 +78,12 @@ class MemoryServiceStub:
     """Finds nodes by the words that they say."""
     Redact: _grpc.UnaryUnaryMultiCallable[_memory_contents_pb2.RedactRequest, _memory_contents_pb2.RedactResponse]
     """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too."""
+    SetSlots: _grpc.UnaryUnaryMultiCallable[_memory_slots_pb2.SetSlotsRequest, _memory_slots_pb2.SetSlotsResponse]
+    """Writes named values of a branch, with their relation to the values before."""
+    GetSlots: _grpc.UnaryUnaryMultiCallable[_memory_slots_pb2.GetSlotsRequest, _memory_slots_pb2.GetSlotsResponse]
+    """Reads the named values of a branch."""
+    GetSlotHistory: _grpc.UnaryUnaryMultiCallable[_memory_slots_pb2.GetSlotHistoryRequest, _memory_slots_pb2.GetSlotHistoryResponse]
+    """Reads the writes of one named value on a branch's path."""
     Watch: _grpc.UnaryStreamMultiCallable[_memory_service_pb2.WatchRequest, _memory_service_pb2.WatchResponse]
     """Streams every commit after a point, once and in order."""
 
@@ -128,6 +135,12 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """Finds nodes by the words that they say."""
     Redact: _aio.UnaryUnaryMultiCallable[_memory_contents_pb2.RedactRequest, _memory_contents_pb2.RedactResponse]  # type: ignore[assignment]
     """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too."""
+    SetSlots: _aio.UnaryUnaryMultiCallable[_memory_slots_pb2.SetSlotsRequest, _memory_slots_pb2.SetSlotsResponse]  # type: ignore[assignment]
+    """Writes named values of a branch, with their relation to the values before."""
+    GetSlots: _aio.UnaryUnaryMultiCallable[_memory_slots_pb2.GetSlotsRequest, _memory_slots_pb2.GetSlotsResponse]  # type: ignore[assignment]
+    """Reads the named values of a branch."""
+    GetSlotHistory: _aio.UnaryUnaryMultiCallable[_memory_slots_pb2.GetSlotHistoryRequest, _memory_slots_pb2.GetSlotHistoryResponse]  # type: ignore[assignment]
+    """Reads the writes of one named value on a branch's path."""
     Watch: _aio.UnaryStreamMultiCallable[_memory_service_pb2.WatchRequest, _memory_service_pb2.WatchResponse]  # type: ignore[assignment]
     """Streams every commit after a point, once and in order."""
 
@@ -296,6 +309,30 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_memory_contents_pb2.RedactResponse, _abc.Awaitable[_memory_contents_pb2.RedactResponse]]:
         """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too."""
+
+    @_abc_1.abstractmethod
+    def SetSlots(
+        self,
+        request: _memory_slots_pb2.SetSlotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_slots_pb2.SetSlotsResponse, _abc.Awaitable[_memory_slots_pb2.SetSlotsResponse]]:
+        """Writes named values of a branch, with their relation to the values before."""
+
+    @_abc_1.abstractmethod
+    def GetSlots(
+        self,
+        request: _memory_slots_pb2.GetSlotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_slots_pb2.GetSlotsResponse, _abc.Awaitable[_memory_slots_pb2.GetSlotsResponse]]:
+        """Reads the named values of a branch."""
+
+    @_abc_1.abstractmethod
+    def GetSlotHistory(
+        self,
+        request: _memory_slots_pb2.GetSlotHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_slots_pb2.GetSlotHistoryResponse, _abc.Awaitable[_memory_slots_pb2.GetSlotHistoryResponse]]:
+        """Reads the writes of one named value on a branch's path."""
 
     @_abc_1.abstractmethod
     def Watch(

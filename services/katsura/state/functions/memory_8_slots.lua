@@ -1,0 +1,66 @@
+-- Memory trees, part 8: slots. Writes are nodes in a chain of their own, placed at the depth of the branch's head; beside
+-- each stands the whole map of current writes, so that reading costs the same however many there were:
+-- `slot_maps` HASH slot node -> JSON key -> node (negative where that write unset its key), `slot_heads` HASH branch -> id.
+
+-- ARGV: branch. {'OK', branch JSON, slot head, its content hash, node...} the last write of each key, oldest first.
+register('slots', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  local branch, unknown = load_branch(t, args[1])
+  if not branch then return unknown end
+  local head = slot_head(t, branch)
+  local answer = {'OK', cjson.encode(branch), head, link(t, head).hash}
+  for _, id in ipairs(last_slots(t, head, true)) do answer[#answer + 1] = whole(t, link(t, id)) end
+  return answer
+end, {'no-writes'})
+
+-- ARGV: branch, key, most writes. {'OK', node...} newest first.
+register('slot_history', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  local branch, unknown = load_branch(t, args[1])
+  if not branch then return unknown end
+  local answer, head, most = {'OK'}, slot_head(t, branch), tonumber(args[3])
+  local map = head ~= 0 and cjson.decode(redis.call('HGET', t.slot_maps, head)) or {}
+  local id = math.abs(map[args[2]] or 0)
+  while id ~= 0 and #answer <= most do
+    local node = whole(t, link(t, id))
+    answer[#answer + 1] = node
+    id = cjson.decode(string.match(node[3], '\n.*$'):sub(18)).n[1]
+  end
+  return answer
+end, {'no-writes'})
+
+-- ARGV: 1-4, branch, slot head seen, head seen, most keys, then 5 per write: key, unset (1), record, hash, tokens.
+register('set_slots', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  local again = replay(t, args)
+  if again then return again end
+  local branch, unknown = load_branch(t, args[5])
+  if not branch then return unknown end
+  if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
+  local seen = slot_head(t, branch)
+  if seen ~= tonumber(args[6]) or branch.head ~= tonumber(args[7]) then
+    return {'HEAD_MOVED', branch.head, branch.name}
+  end
+  local now, at, ids, count = now_ms(t), link(t, seen), {}, 0
+  local map = seen ~= 0 and cjson.decode(redis.call('HGET', t.slot_maps, seen)) or {}
+  for _ in pairs(map) do count = count + 1 end
+  for i = 9, #args, 5 do
+    if not map[args[i]] then count = count + 1 end
+  end
+  if count > tonumber(args[8]) then return {'TOO_MANY', 'writes', args[8]} end
+  for i = 9, #args, 5 do
+    t.next = t.next + 1
+    at = child_of(t, t.next, at, {depth = branch.depth, tokens = tonumber(args[i + 4]), a = 1, b = branch.head,
+                                  hash = args[i + 3]})
+    save_node(t, at, branch.name, args[i + 2], now)
+    map[args[i]] = args[i + 1] == '0' and at.id or -at.id
+    redis.call('HSET', t.slot_maps, at.id, cjson.encode(map))
+    ids[#ids + 1] = at.id
+  end
+  redis.call('HSET', t.slot_heads, branch.name, at.id)
+  redis.call('HSET', t.meta, 'next', t.next)
+  return commit(t, args, now, EVENT.SLOTS_SET, branch.name, ids, {ids = ids})
+end)
