@@ -196,11 +196,12 @@ def post_delete() -> None:
         ("/apis/apps/v1", "deployments"),
         ("/apis/policy/v1", "poddisruptionbudgets"),
         ("/api/v1", "services"),
-        ("/api/v1", "secrets"),
-        ("/apis/coordination.k8s.io/v1", "leases"),
     ):
         for item in api.items(path, plural, OURS):
             api.delete(path, plural, item["metadata"]["name"])
+    api.delete("/api/v1", "secrets", "katsura-tls")
+    api.delete("/api/v1", "secrets", "katsura-ca")
+    api.delete("/apis/coordination.k8s.io/v1", "leases", "katsura-operator")
 
 
 if __name__ == "__main__":

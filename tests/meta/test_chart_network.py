@@ -1,0 +1,172 @@
+"""A reader of NetworkPolicies: which connections the rendered chart allows. Exactly those that the services make.
+
+The semantics are those of networking.k8s.io/v1: a pod that no policy selects is open; one that some select may do what
+any of them allows, per direction; a connection needs both ends.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from katsura_operator.core import pods
+
+Documents = list[dict[str, Any]]
+Render = Callable[..., Documents]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One end of a connection: a pod with labels in a namespace, or an address outside of the cluster's pods."""
+
+    name: str
+    namespace: str = "ns"
+    labels: tuple[tuple[str, str], ...] = ()
+    address: str = ""
+
+
+def pod(role: str, namespace: str = "ns") -> Peer:
+    return Peer(role, namespace, (("app.kubernetes.io/part-of", "katsura"), ("katsura.dev/role", role)))
+
+
+ROLES = ("gateway", "operator", "memory", "router", "attention", "experts", "unified", "valkey", "test", "cleanup")
+STRANGER = Peer("stranger", "elsewhere", (("app", "x"),))
+NEIGHBOUR = Peer("neighbour", "ns", (("app", "x"),))
+IMPOSTOR = pod("gateway", "elsewhere")
+DNS = Peer("dns", "kube-system", (("k8s-app", "kube-dns"),))
+OUTSIDE = Peer("outside", "", (), "203.0.113.7")
+PEERS = (*map(pod, ROLES), STRANGER, NEIGHBOUR, DNS, OUTSIDE)
+PORTS = (("TCP", 53), ("UDP", 53), *(("TCP", port) for port in (443, 6379, 6443, 8080, 9000, 9001, 9090, 9091)))
+
+CALLS = {
+    *((s, d, pods.GRPC) for s, d in (("gateway", "memory"), ("gateway", "router"))),
+    *((s, d, pods.GRPC) for s in ("gateway", "operator") for d in ("attention", "unified")),
+    ("operator", "experts", pods.GRPC),
+    ("attention", "experts", pods.DATA),
+}
+STORE_USERS = {"gateway", "memory", "router", "attention", "experts", "unified", "test"}
+API_USERS = {"operator", "test", "cleanup"}
+OPEN = {"stranger", "neighbour", "dns", "outside"}
+"""No policy of ours selects them: they may send wherever they are let in."""
+
+
+def expected() -> set[tuple[str, str, str, int]]:
+    """The table of docs/chart.md, written once more by hand."""
+    said = {(s, d, "TCP", port) for s, d, port in CALLS}
+    said |= {(user, "valkey", "TCP", 6379) for user in STORE_USERS}
+    said |= {(s, "gateway", "TCP", 8080) for s in OPEN | {"test"}}
+    said |= {(role, "dns", protocol, 53) for role in set(ROLES) - {"valkey"} for protocol in ("TCP", "UDP")}
+    # The API server has no selector: its ports are open towards everybody who lets them in.
+    return said | {(user, d, "TCP", port) for user in API_USERS for d in OPEN for port in (443, 6443)}
+
+
+def labels_match(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    for expression in selector.get("matchExpressions", ()):
+        assert expression["operator"] == "In", "the reader knows no other"
+        if labels.get(expression["key"]) not in expression["values"]:
+            return False
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+
+
+def peer_matches(rule: dict[str, Any], policy: dict[str, Any], peer: Peer) -> bool:
+    if "ipBlock" in rule:
+        return bool(peer.address) and ipaddress.ip_address(peer.address) in ipaddress.ip_network(
+            rule["ipBlock"]["cidr"]
+        )
+    if peer.address:
+        return False
+    if "namespaceSelector" in rule:
+        if not labels_match(rule["namespaceSelector"], {"kubernetes.io/metadata.name": peer.namespace}):
+            return False
+    elif peer.namespace != policy["metadata"]["namespace"]:
+        return False
+    return labels_match(rule.get("podSelector", {}), dict(peer.labels))
+
+
+def direction_allows(policies: Documents, this: Peer, other: Peer, port: tuple[str, int], way: str, ends: str) -> bool:
+    mine = [
+        policy
+        for policy in policies
+        if not this.address
+        and policy["metadata"]["namespace"] == this.namespace
+        and labels_match(policy["spec"]["podSelector"], dict(this.labels))
+        and way in policy["spec"]["policyTypes"]
+    ]
+    if not mine:
+        return True
+    for policy in mine:
+        for rule in policy["spec"].get(way.lower(), ()):
+            ports = [(p.get("protocol", "TCP"), p["port"]) for p in rule.get("ports", ())]
+            if (not ports or port in ports) and (
+                ends not in rule or any(peer_matches(r, policy, other) for r in rule[ends])
+            ):
+                return True
+    return False
+
+
+def allowed(documents: Documents, peers: tuple[Peer, ...] = PEERS) -> set[tuple[str, str, str, int]]:
+    """Every connection from or to a pod of ours that the policies let through."""
+    policies = [d for d in documents if d["kind"] == "NetworkPolicy"]
+    return {
+        (source.name, target.name, *port)
+        for source in peers
+        for target in peers
+        for port in PORTS
+        if source is not target
+        and (source.name in ROLES or target.name in ROLES)
+        and direction_allows(policies, source, target, port, "Egress", "to")
+        and direction_allows(policies, target, source, port, "Ingress", "from")
+    }
+
+
+def test_every_connection_that_services_need_is_allowed_and_no_other(render: Render) -> None:
+    assert allowed(render()) == expected()
+
+
+def test_without_policies_the_reader_finds_everything_open(render: Render) -> None:
+    found = allowed(render("networkPolicy.enabled=false"))
+    assert ("stranger", "valkey", "TCP", 6379) in found
+    assert len(found) > 5 * len(expected())
+
+
+def test_a_pod_that_calls_itself_ours_in_another_namespace_gets_nowhere(render: Render) -> None:
+    peers = (IMPOSTOR, *(pod(role) for role in ROLES if role != "gateway"))
+    assert not {c for c in allowed(render(), peers) if c[0] == "gateway"}
+
+
+def test_a_store_of_yours_is_the_only_new_way_out(render: Render) -> None:
+    found = allowed(
+        render("store.url=redis://r:6379", "valkey.enabled=false", 'networkPolicy.store.cidrs=["203.0.113.0/24"]')
+    )
+    ports = {(user, "outside", "TCP", port) for user in STORE_USERS for port in (6379, 6380) if ("TCP", port) in PORTS}
+    without_valkey = {c for c in expected() if c[1] != "valkey"}
+    assert {c for c in found if "valkey" not in c[:2]} == without_valkey | ports
+
+
+def test_an_operator_of_another_namespace_is_let_in_from_there_only(render: Render) -> None:
+    documents = render("operator.enabled=false", "operator.namespace=platform")
+    shards = tuple(pod(role) for role in ("attention", "experts", "unified"))
+    calls = {("operator", role, "TCP", pods.GRPC) for role in ("attention", "experts", "unified")}
+    policies = [d for d in documents if d["kind"] == "NetworkPolicy"]
+    inward = {
+        (role.name, namespace)
+        for role in shards
+        for namespace in ("platform", "ns", "elsewhere")
+        if direction_allows(policies, role, pod("operator", namespace), ("TCP", pods.GRPC), "Ingress", "from")
+    }
+    assert inward == {(role, "platform") for _, role, _, _ in calls}
+
+
+@pytest.mark.parametrize(("value", "opened"), [("metricsFrom", 9090), ("gatewayFrom", 8080)])
+def test_who_may_scrape_or_ask_can_be_named(render: Render, value: str, opened: int) -> None:
+    peer = '[{"namespaceSelector":{"matchLabels":{"kubernetes.io/metadata.name":"elsewhere"}}}]'
+    changed = allowed(render(f"networkPolicy.{value}={peer}")) ^ expected()
+    if value == "metricsFrom":
+        scraped = {(role, pods.METRICS) for role in ("memory", "router", "attention", "experts", "unified")}
+        assert changed == {("stranger", role, "TCP", port) for role, port in scraped | {("operator", pods.HEALTH)}}
+    else:
+        assert changed == {(name, "gateway", "TCP", opened) for name in OPEN - {"stranger"}}
