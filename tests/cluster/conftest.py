@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +53,20 @@ async def world(plane: ControlPlane, namespace: str) -> AsyncIterator[World]:
     grant(plane, namespace)
     async with connect(str(plane.kubeconfig(operator=True))) as kube:
         yield World(plane, namespace, kube)
+
+
+@pytest.fixture
+async def make_world(plane: ControlPlane, namespace: str) -> AsyncIterator[Callable[[str], World]]:
+    """Makes further namespaces, each with an operator of its own."""
+    async with connect(str(plane.kubeconfig(operator=True))) as kube:
+
+        def make(suffix: str) -> World:
+            name = f"{suffix}-{namespace[-5:]}"
+            plane.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+            grant(plane, name)
+            return World(plane, name, kube)
+
+        yield make
 
 
 def grant(plane: ControlPlane, namespace: str) -> None:

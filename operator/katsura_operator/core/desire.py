@@ -127,7 +127,7 @@ class _Mind:
         labels = {STORE: name_of(wanted.obj)}
         pool = self._pool(name, "memory", wanted.obj, labels, [(parts, count)], None)
         self._made.keep.append(self._service(name, wanted.obj, pool, GRPC))
-        status, verdict = report.of_store(pool, f"{name}.{namespace_of(wanted.obj)}:{GRPC}")
+        status, verdict = report.of_store(wanted.obj, pool, f"{name}.{namespace_of(wanted.obj)}:{GRPC}")
         self._tell(wanted.obj, status, verdict)
 
     def routers(self, namespace: str) -> None:

@@ -16,6 +16,7 @@ from katsura_operator.core.objects import (
     POOL,
     PROFILE,
     Object,
+    condition_of,
     is_true,
     labels_of,
     name_of,
@@ -44,7 +45,7 @@ def of_deployment(wanted: Wanted, pools: Sequence[Pool], placement: Placement, *
         said += [Said(ConditionType.PROGRESSING, not settled, Why.SCALING if not settled else Why.STABLE)]
         said += [Said(ConditionType.READY, True, Why.IDLE, "zero replicas are asked for")]
     else:
-        said += [_progress(pools, settled, rolling), _ready(planned, pools, settled, serves, external=external)]
+        said += [_progress(pools, settled, rolling), _ready(wanted, planned, pools, serves, external=external)]
     degraded = serves and bool(short) and not idle
     fewer = ", ".join(f"{p.name}: {ready_count(p.workloads)} of {p.wanted}" for p in short)
     why = Why.FEWER_THAN_ASKED if degraded else Why.STABLE
@@ -63,14 +64,15 @@ def of_deployment(wanted: Wanted, pools: Sequence[Pool], placement: Placement, *
     return {k: v for k, v in body.items() if v}, said
 
 
-def of_store(pool: Pool, endpoint: str) -> Report:
+def of_store(obj: Object, pool: Pool, endpoint: str) -> Report:
     """Status and conditions of a MemoryStore."""
-    ready, total = ready_count(pool.workloads), pod_count(pool.workloads)
-    settled = _is_settled(pool)
-    body = {"endpoint": endpoint, "replicas": total, "readyReplicas": ready}
-    why = Why.ALL_ROLES_READY if settled else Why.PODS_NOT_READY
-    message = "" if settled else f"{ready} of {pool.wanted} memory pods are ready"
-    return body, [_ACCEPTED, Said(ConditionType.READY, settled, why, message)]
+    ready = ready_count(pool.workloads)
+    body = {"endpoint": endpoint, "replicas": pod_count(pool.workloads), "readyReplicas": ready}
+    holds = ready > 0 and (_was_ready(obj) or _has_fresh(pool))
+    why = Why.ALL_ROLES_READY if holds else Why.PODS_NOT_READY
+    trouble = trouble_of(pool.pods)
+    message = "" if holds else f"{ready} of {pool.wanted} memory pods are ready" + (f"; {trouble}" if trouble else "")
+    return body, [_ACCEPTED, Said(ConditionType.READY, holds, why, message)]
 
 
 def of_pool(seen: Object, pool: Pool, placement: Placement) -> Report:
@@ -87,12 +89,12 @@ def of_pool(seen: Object, pool: Pool, placement: Placement) -> Report:
         "selector": f"{POOL}={pool.name}",
         "draining": sorted(name_of(p) for p in (*pool.step.mark, *pool.step.drain)),
     }
-    settled = _is_settled(pool)
-    why = Why.ALL_ROLES_READY if settled and pool.wanted else Why.IDLE if settled else Why.PODS_NOT_READY
-    if pool.step.drain or pool.step.mark:
+    holds = ready_count(pool.workloads) >= pool.wanted and (_was_ready(seen) or _has_fresh(pool))
+    why = Why.ALL_ROLES_READY if holds and pool.wanted else Why.IDLE if holds else Why.PODS_NOT_READY
+    trouble = trouble_of(pool.pods) or f"{ready_count(pool.workloads)} of {pool.wanted} pods are ready"
+    if holds and (pool.step.drain or pool.step.mark):
         why = Why.DRAINING
-    missing = f"{ready_count(pool.workloads)} of {pool.wanted} pods are ready"
-    return body, [Said(ConditionType.READY, settled, why, "" if settled else pool.step.waits or missing)]
+    return body, [Said(ConditionType.READY, holds, why, pool.step.waits if holds else trouble)]
 
 
 def of_others(
@@ -193,18 +195,23 @@ def _progress(pools: Sequence[Pool], settled: bool, rolling: bool) -> Said:
     return Said(kind, not settled, Why.STABLE if settled else Why.SCALING)
 
 
-def _ready(planned: Said, pools: Sequence[Pool], settled: bool, serves: bool, *, external: bool) -> Said:
+def _ready(wanted: Wanted, planned: Said, pools: Sequence[Pool], serves: bool, *, external: bool) -> Said:
     """Ready: every role has a ready pod of today's generation. A plan that cannot be followed leaves what serves."""
     kind = ConditionType.READY
     if not planned.holds and not external and not serves:
         return Said(kind, False, planned.why, planned.message)
-    fresh = all(_has_fresh(p) for p in pools)
-    if serves and fresh:
+    if serves and (_was_ready(wanted.obj) or all(_has_fresh(p) for p in pools)):
         return Said(kind, True, Why.ALL_ROLES_READY)
     counts = ", ".join(f"{p.role} {ready_count(p.workloads)}/{p.wanted}" for p in pools)
     why = Why.ROLLOUT_IN_PROGRESS if serves else Why.PODS_NOT_READY
     trouble = next((said for p in pools if (said := trouble_of(p.pods))), "")
     return Said(kind, False, why, f"{counts}; {trouble}" if trouble else counts)
+
+
+def _was_ready(obj: Object) -> bool:
+    """Whether it was ready in this generation already: a count that changes makes nothing stale."""
+    old = condition_of(obj, ConditionType.READY)
+    return old.get("status") == "True" and old.get("observedGeneration") == obj["metadata"].get("generation", 1)
 
 
 def _has_fresh(pool: Pool) -> bool:

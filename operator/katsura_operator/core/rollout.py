@@ -140,14 +140,13 @@ def _shrink(role: str, workload: Object | None, want: int, pods: Sequence[Object
         return _Shrink(want, remove=tuple(marked))
     if role not in NEEDS_DRAIN:
         return _Shrink(want)
-    victims = sorted(pods, key=_rank)[:surplus]
-    victims = [*marked, *(p for p in victims if p not in marked)][:surplus]
-    gone = [p for p in victims if p in marked and _is_drained(p, now, drain_s)]
-    missing = max(0, surplus - len(victims))
+    absent = min(surplus, max(0, have - len(pods)))
+    chosen = [*marked, *(p for p in sorted(pods, key=_rank) if p not in marked)][: surplus - absent]
+    gone = [p for p in chosen if p in marked and _is_drained(p, now, drain_s)]
     return _Shrink(
-        have - len(gone) - missing,
-        mark=tuple(p for p in victims if p not in marked),
-        drain=tuple(p for p in victims if p in marked and p not in gone),
+        have - absent - len(gone),
+        mark=tuple(p for p in chosen if p not in marked),
+        drain=tuple(p for p in chosen if p in marked and p not in gone),
     )
 
 

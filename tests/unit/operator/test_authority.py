@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from katsura.rpc.channel import TLS_NAME
+from katsura_operator.authority import Pair, authorities_of, renew_authorities, renew_leaf, secret_of
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+
+
+def signer_of(leaf: Pair, authorities: tuple[Pair, ...]) -> int:
+    for index, authority in enumerate(authorities):
+        if authority.parsed.subject == leaf.parsed.issuer:
+            key = authority.parsed.public_key()
+            assert isinstance(key, ec.EllipticCurvePublicKey)
+            key.verify(leaf.parsed.signature, leaf.parsed.tbs_certificate_bytes, ec.ECDSA(SHA256()))
+            return index
+    raise AssertionError("signed by nobody we believe")
+
+
+def leaf_of(content: dict[str, bytes]) -> Pair:
+    return Pair(content["tls.crt"], content["tls.key"])
+
+
+def test_a_first_authority_signs_a_certificate_for_the_one_name() -> None:
+    authorities = renew_authorities((), NOW)
+    content = renew_leaf({}, authorities, NOW)
+    names = leaf_of(content).parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [TLS_NAME]
+    assert signer_of(leaf_of(content), authorities) == 0
+
+
+def test_what_is_good_is_kept() -> None:
+    authorities = renew_authorities((), NOW)
+    content = renew_leaf({}, authorities, NOW)
+    later = NOW + timedelta(days=200)
+    assert renew_authorities(authorities, later) == authorities
+    assert renew_leaf(content, authorities, later) == content
+
+
+def test_a_certificate_is_renewed_four_months_before_its_end() -> None:
+    authorities = renew_authorities((), NOW)
+    content = renew_leaf({}, authorities, NOW)
+    assert renew_leaf(content, authorities, NOW + timedelta(days=246)) != content
+
+
+def test_a_new_authority_is_believed_before_it_signs_and_the_old_one_until_its_end() -> None:
+    first = renew_authorities((), NOW)
+    content = renew_leaf({}, first, NOW)
+    late = NOW + timedelta(days=3650 - 700)
+    both = renew_authorities(first, late)
+    assert both[1:] == first
+    rotated = renew_leaf(content, both, late)
+    assert rotated["ca.crt"] == both[0].certificate + both[1].certificate
+    assert signer_of(leaf_of(rotated), both) == 1, "pods that know only the old authority still understand"
+    month = late + timedelta(days=300)
+    assert signer_of(leaf_of(renew_leaf(rotated, both, month)), both) == 0
+    assert renew_authorities(both, NOW + timedelta(days=3700)) == both[:1]
+
+
+def test_the_secret_reads_back_as_it_was_written() -> None:
+    import base64
+
+    pairs = renew_authorities((), NOW)
+    data = {k: base64.b64encode(v).decode() for k, v in secret_of(pairs).items()}
+    assert authorities_of({"data": data}) == pairs
+    assert authorities_of(None) == ()

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from katsura.domain.errors import InvalidArgumentError
+from katsura_operator.config import OperatorConfig
+
+LEAST = {
+    "KATSURA_OPERATOR_NAMESPACE": "k",
+    "KATSURA_OPERATOR_SERVICES_IMAGE": "s",
+    "KATSURA_OPERATOR_ENGINE_IMAGE": "e",
+}
+
+
+def test_it_serves_its_own_namespace_from_declared_nodes_unless_told_otherwise() -> None:
+    made = OperatorConfig.from_env(LEAST)
+    assert made.namespaces == ("k",)
+    assert not made.settings.nodes_observed
+
+
+def test_a_star_is_every_namespace() -> None:
+    assert OperatorConfig.from_env({**LEAST, "KATSURA_OPERATOR_NAMESPACES": "*"}).namespaces == ()
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    wrong = {"KATSURA_OPERATOR_INVENTORY": "guess", "KATSURA_OPERATOR_NAMESPASES": "a"}
+    with pytest.raises(InvalidArgumentError) as caught:
+        OperatorConfig.from_env(wrong)
+    for word in ("NAMESPACE: required", "SERVICES_IMAGE", "nodes, declared", "did you mean"):
+        assert word in caught.value.message
+
+
+def test_an_address_without_a_port_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="host:port"):
+        OperatorConfig.from_env({**LEAST, "KATSURA_OPERATOR_LISTEN": "here"})

