@@ -1,9 +1,8 @@
 """How well the planner predicts and how well it places. `--quick` takes about a minute; `--setup` gets the data.
 
 Prediction: the measured serving points inside the PyPI package aiconfigurator-core (`placing/points.py` says how they
-are split). Placement: made-up clusters (synthetic), against greedy, fastest-first and a type-per-model program in the
-manner of Melange (re-implemented in `placing/rivals.py`). AIConfigurator itself is not run by this script and reported
-as missing.
+are split), beside AIConfigurator on a sample of them. Placement: made-up clusters (synthetic), against greedy,
+fastest-first and the programs of Melange and Helix, re-implemented in `placing/` and priced by our cost model.
 """
 
 from __future__ import annotations
@@ -17,9 +16,12 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from placing import aiconfigurator
+from placing.helix import Helix, stage_of
 from placing.points import SYSTEMS, Row, read_rows, train, twins, unseen
 from placing.prediction import (
     TENTH,
+    Fits,
     choose,
     choose_by_chance,
     choose_by_running,
@@ -29,23 +31,21 @@ from placing.prediction import (
     few_shot,
     learn,
     leave_out,
-    predict,
     repeated,
 )
 from placing.report import Report
 from placing.rivals import cost_of, fastest_first, melange
 
-from katsura.placement import calibration
-from katsura.placement.cost import Coefficients
+from katsura.placement import calibration, catalogue
 from katsura.placement.greedy import greedy
 from katsura.placement.patterns import enumerate_patterns
 from katsura.placement.planner import plan
-from katsura.placement.problem import Effort
-from katsura.testing.clusters import synthetic_problem
+from katsura.placement.problem import SPLIT, UNIFIED, Effort, Objective
+from katsura.testing.clusters import cards, model_service, node_class, problem_of, synthetic_problem
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".bench" / "aiconfigurator-core"
-VERSION = "0.12.0"
+PEER = ROOT / ".bench" / "aiconfigurator"
 
 
 def prediction(rows: Sequence[Row], report: Report) -> None:
@@ -69,19 +69,44 @@ def prediction(rows: Sequence[Row], report: Report) -> None:
     c = learn(train(rows))
     apart = [r for r in rows if r.mode == "disagg"]
     for known_workers, what in ((True, "that say how many decode workers"), (False, "that do not say it")):
-        mine = [(predict(c, r), r.point.seconds) for r in apart if r.workers_known is known_workers]
+        mine = [(c.step_s(r), r.point.seconds) for r in apart if r.workers_known is known_workers]
         report.errors(f"TPOT, disaggregated rows {what}", errors(mine))
-    # The load generators keep a fixed number of requests open, so nobody waits for a place in the batch.
-    first = [(c.first_s(r.prefill_floor_s, predict(c, r), r.batch), r.ttft_s) for r in unseen(rows)]
+    first = [(c.first_s(r), r.ttft_s) for r in unseen(rows)]
     report.errors("TTFT, held and pledged rows", errors(first))
-    choice(by_model, known.median, known.bound, fits, c.quantile_90, report)
+    beside_aiconfigurator(rows, by_model, known.median, report)
+    choice(by_model, known.median, known.bound, fits, c.every.quantile_90, report)
+
+
+def beside_aiconfigurator(
+    rows: Sequence[Row], by_model: Sequence[tuple[Row, float]], known: Sequence[tuple[Row, float]], report: Report
+) -> None:
+    """AIConfigurator on a sample of the measurements: coverage beside error, and ours on the rows that it answers."""
+    if not (PEER / "bin" / "aiconfigurator").exists():
+        report.missing("TPOT on the rows that AIConfigurator answers", "AIConfigurator", "run with --setup")
+        return
+    drawn = aiconfigurator.sample(rows, aiconfigurator.SAMPLE)
+    answers = aiconfigurator.ask(drawn, PEER)
+    alone, five = ({r.id: p for r, p in pairs} for pairs in (by_model, known))
+    for hows, what in ((("measured",), "its measured mode"), (("measured", "hybrid"), "with its hybrid mode")):
+        mine = [r for r in drawn if answers[r.id].get("how") in hows]
+        share = len(mine) / len(drawn)
+        report.add(f"coverage of {len(drawn)} measurements, {what}", 1.0, "share", 1.0, True, share, "AIConfigurator")
+        theirs = errors([(answers[r.id]["tpot_s"], r.point.seconds) for r in mine])
+        ours = errors([(alone[r.id], r.point.seconds) for r in mine])
+        report.errors(f"TPOT where AIConfigurator answers, {what}; ours: model unseen", ours, None, theirs)
+        both = [r for r in mine if r.id in five]
+        theirs = errors([(answers[r.id]["tpot_s"], r.point.seconds) for r in both])
+        ours = errors([(five[r.id], r.point.seconds) for r in both])
+        report.errors(f"TPOT where AIConfigurator answers, {what}; ours: five points known", ours, None, theirs)
+        theirs = errors([(answers[r.id]["ttft_s"], r.ttft_s) for r in mine])
+        report.errors(f"TTFT where AIConfigurator answers, {what}: AIConfigurator's own", theirs)
 
 
 def choice(
     by_model: Sequence[tuple[Row, float]],
     known: Sequence[tuple[Row, float]],
     bound: Sequence[tuple[Row, float]],
-    fits: Mapping[str, Coefficients],
+    fits: Mapping[str, Fits],
     quantile_90: float,
     report: Report,
 ) -> None:
@@ -131,16 +156,38 @@ def placement(sizes: Sequence[tuple[int, int, float, float]], seeds: int, report
                 report.add(f"dollars per hour, {label}", made.hourly_usd, "$/h", None, False, usd, said)
 
 
+CLUSTERS = {
+    "24 nodes of one GPU (4 A100-40, 8 L4, 12 T4)": (("A100-40", 4, 1), ("L4", 8, 1), ("T4", 12, 1)),
+    "10 nodes (2 of 8 A100-80, 4 of 8 L40S, 4 of 4 L4)": (("A100-80", 2, 8), ("L40S", 4, 8), ("L4", 4, 4)),
+}
+
+
+def beside_helix(seconds: float, report: Report) -> None:
+    """One model on all of a small cluster, for the most tokens per second: what Helix is made for."""
+    for label, mix in CLUSTERS.items():
+        for card, name in ((cards()[1], "32B"), (cards()[2], "70B")):
+            service = model_service("model", card, 0.05, itl_ms=None, topologies=(UNIFIED, SPLIT))
+            classes = [node_class(device, n, per_node=each) for device, n, each in mix]
+            made = plan(
+                problem_of([service], classes, Objective.THROUGHPUT), Effort(0.01, None, seconds), explain=False
+            )
+            ours = made.services[0].capacity * service.load.output
+            named = catalogue.built_in().named
+            stages = [stage_of(f"{d}-{i}", named(d), each, service) for d, n, each in mix for i in range(n)]
+            helix = Helix(stages, card.layers)
+            found = helix.solve(seconds)
+            theirs, bound = -found.objective * helix.unit, -found.bound * helix.unit
+            what = f"output tokens/s, {name} on {label} (gap {made.gap:.1%})"
+            rival = f"Helix's program (gap {bound / theirs - 1:.0%} after {seconds:.0f} s)"
+            report.add(what, ours, "tokens/s", None, True, theirs, rival)
+
+
 def write_coefficients(rows: Sequence[Row]) -> None:
     path = Path(calibration.__file__).with_name("coefficients.json")
     data = json.loads(path.read_text())
-    known = train(rows)
-    data["kinds"]["gpu"] = calibration.coefficients_as_json(learn(known))
-    data["devices"] = {}
-    for system, (device, _) in SYSTEMS.items():
-        mine = [r for r in known if r.system == system]
-        if len(mine) >= 300:
-            data["devices"][device] = calibration.coefficients_as_json(learn(mine))
+    found = learn(train(rows))
+    data["kinds"]["gpu"] = calibration.coefficients_as_json(found.every)
+    data["devices"] = {SYSTEMS[name][0]: calibration.coefficients_as_json(c) for name, c in found.systems.items()}
     path.write_text(json.dumps(data, indent=1) + "\n")
     print(f"wrote {path}")
 
@@ -148,17 +195,18 @@ def write_coefficients(rows: Sequence[Row]) -> None:
 def setup() -> None:
     HOME.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(HOME)]
-    subprocess.run([*command, f"aiconfigurator-core=={VERSION}"], check=True)
+    subprocess.run([*command, f"aiconfigurator-core=={aiconfigurator.VERSION}"], check=True)
     wheel = next(HOME.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
         wanted = [n for n in archive.namelist() if n.endswith(("silicon_sample.csv", "_config.json"))]
         archive.extractall(HOME, wanted)
+    aiconfigurator.setup(PEER)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one seed, up to 100 nodes")
-    parser.add_argument("--setup", action="store_true", help="get the measured points (82 MB, once)")
+    parser.add_argument("--setup", action="store_true", help="get the points and AIConfigurator (82 MB each, once)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
     parser.add_argument("--write-coefficients", action="store_true", help="fit on the training rows and store")
     parser.add_argument("--only", choices=("prediction", "placement"), help="one half of it")
@@ -180,6 +228,7 @@ def main() -> None:
         sizes += [(1000, 24, 60.0, 0.01), (5000, 24, 120.0, 0.05)]
     if arguments.only != "prediction":
         placement(sizes, 1 if arguments.quick else 3, report)
+        beside_helix(10.0 if arguments.quick else 60.0, report)
     if arguments.json:
         arguments.json.write_text(json.dumps(report.rows, indent=1) + "\n")
 

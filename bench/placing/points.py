@@ -47,17 +47,20 @@ class Row:
     """One published point. `measured` is equal for rows that publish the same measurement."""
 
     id: str
+    model_path: str
     model: str
     system: str
     backend: str
     version: str
     precision: str
+    modes: tuple[str, str]
     mode: str
     load: Load
     batch: float
     layout: Layout
     ttft_s: float
     point: Point
+    step_precision: Precision
     prefill_floor_s: float
     workers_known: bool
     pledged: bool
@@ -146,17 +149,20 @@ def row_of(entry: dict[str, str], folder: Path, cards: dict[str, tuple[ModelCard
     shown = (f"{float(entry[f'silicon_{name}_ms']):.6g}" for name in ("tpot", "ttft"))
     return Row(
         id=entry["id"],
+        model_path=entry["model_path"],
         model=f"{card.family}-{card.layers}",
         system=entry["system"],
         backend=entry["backend"],
         version=entry["backend_version"],
         precision=entry["precision"],
+        modes=(entry["gemm_quant_mode"], entry["moe_quant_mode"]),
         mode=entry["mode"],
         load=load,
         batch=batch,
         layout=layout,
         ttft_s=float(entry["silicon_ttft_ms"]) / 1e3,
-        point=Point(terms.decoding if side else terms, precision, seconds, batch, load.context),
+        point=Point(terms.decoding if side else terms, seconds, batch, load.context),
+        step_precision=precision,
         prefill_floor_s=prefill_floor_s(card, device, precision, layout, load),
         workers_known=bool(entry["decode_num_workers"]),
         pledged=entry["silicon_data_source"].startswith(PLEDGED),

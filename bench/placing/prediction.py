@@ -20,18 +20,41 @@ from katsura.placement.trials import Candidate, next_trial, settle
 PRIOR = Coefficients()
 SLOS_S = (0.020, 0.030, 0.050)
 GRACE = 1.05
+OWN_ROWS = 100
+OWN_PULL = 100.0
+"""Points that the fit of all systems is worth to the fit of one (chosen on training rows, the model left out)."""
 TENTH = 1.2816
 """Standard deviations that nine of ten draws stay below."""
 
 
-def learn(rows: Sequence[Row]) -> Coefficients:
-    c = fit([r.point for r in rows], PRIOR, ErrorClass.CALIBRATED, "2026-04")
-    first = fit_first([(r.prefill_floor_s, predict(c, r), r.batch, r.ttft_s) for r in rows], PRIOR)
-    return replace(c, first=first)
+@dataclass(frozen=True)
+class Fits:
+    """Coefficients from all systems, and those of a system with enough rows, drawn towards them."""
+
+    every: Coefficients
+    systems: Mapping[str, Coefficients]
+
+    def of(self, r: Row) -> Coefficients:
+        return self.systems.get(r.system, self.every)
+
+    def step_s(self, r: Row) -> float:
+        return self.of(r).step_s(r.point.terms, r.step_precision)
+
+    def first_s(self, r: Row) -> float:
+        """The load generators keep a fixed number of requests open, so nobody waits for a place in the batch."""
+        return self.of(r).first_s(r.prefill_floor_s, self.step_s(r), r.batch)
 
 
-def predict(c: Coefficients, r: Row) -> float:
-    return c.step_s(r.point.terms, r.point.precision)
+def learn(rows: Sequence[Row]) -> Fits:
+    every = _learn(rows, PRIOR, 1.0)
+    own = {name: [r for r in rows if r.system == name] for name in sorted({r.system for r in rows})}
+    return Fits(every, {name: _learn(mine, every, OWN_PULL) for name, mine in own.items() if len(mine) >= OWN_ROWS})
+
+
+def _learn(rows: Sequence[Row], prior: Coefficients, pull: float) -> Coefficients:
+    c = fit([r.point for r in rows], prior, ErrorClass.CALIBRATED, "2026-04", pull)
+    steps = [(r.prefill_floor_s, c.step_s(r.point.terms, r.step_precision), r.batch, r.ttft_s) for r in rows]
+    return replace(c, first=fit_first(steps, prior))
 
 
 def errors(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
@@ -56,13 +79,11 @@ def spearman(pairs: Sequence[tuple[float, float]]) -> float:
     return statistics.correlation(ranks([p for p, _ in pairs]), ranks([m for _, m in pairs])) if len(pairs) > 2 else 1.0
 
 
-def leave_out(
-    rows: Sequence[Row], key: Callable[[Row], str]
-) -> tuple[list[tuple[Row, float]], dict[str, Coefficients]]:
+def leave_out(rows: Sequence[Row], key: Callable[[Row], str]) -> tuple[list[tuple[Row, float]], dict[str, Fits]]:
     """Every aggregated row, predicted by a fit that saw neither its group nor any held or pledged row; and the fits."""
     agg, known = [r for r in rows if r.mode == "agg"], train(rows)
     fits = {group: learn([r for r in known if key(r) != group]) for group in sorted({key(r) for r in agg})}
-    return [(r, predict(fits[key(r)], r)) for r in agg], fits
+    return [(r, fits[key(r)].step_s(r)) for r in agg], fits
 
 
 @dataclass(frozen=True)
@@ -74,7 +95,7 @@ class Shots:
     shown: set[tuple[str, ...]]
 
 
-def few_shot(rows: Sequence[Row], by_model: Mapping[str, Coefficients], shots: int = 5) -> Shots:
+def few_shot(rows: Sequence[Row], by_model: Mapping[str, Fits], shots: int = 5) -> Shots:
     """What the fit without the model believes once `shots` training rows of the row's own group are shown to it."""
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for r in rows:
@@ -86,8 +107,9 @@ def few_shot(rows: Sequence[Row], by_model: Mapping[str, Coefficients], shots: i
         seen = [r for r in ordered if not r.pledged and not r.held][:shots]
         if len(seen) < shots:
             continue
-        asked = [(r.point.terms, r.point.precision) for r in members]
-        found = believe([r.point for r in seen], by_model[members[0].model], asked)
+        found = believe(
+            [r.point for r in seen], by_model[members[0].model].of(members[0]), [r.point.terms for r in members]
+        )
         shown |= {r.measured for r in seen}
         median += [(r, b.seconds) for r, b in zip(members, found, strict=True)]
         bound += [(r, b.seconds * math.exp(TENTH * b.spread)) for r, b in zip(members, found, strict=True)]
@@ -140,16 +162,14 @@ def choose(made: Sequence[Decision], predicted: Mapping[str, float], bound: Mapp
     return summed(scores)
 
 
-def choose_by_running(
-    made: Sequence[Decision], by_model: Mapping[str, Coefficients], runs: int
-) -> tuple[float, float, float]:
+def choose_by_running(made: Sequence[Decision], by_model: Mapping[str, Fits], runs: int) -> tuple[float, float, float]:
     """As `choose`, but up to `runs` proposals are run and the best of those is kept; also: the mean number of runs."""
     scores, used = [], []
     for d in made:
-        candidates = [Candidate(r.point.terms, r.point.precision, r.batch / r.devices) for r in d.rows]
+        candidates = [Candidate(r.point.terms, r.batch / r.devices) for r in d.rows]
         tried: dict[int, float] = {}
         while len(tried) < runs:
-            i = next_trial(candidates, tried, by_model[d.rows[0].model], d.limit_s)
+            i = next_trial(candidates, tried, by_model[d.rows[0].model].of(d.rows[0]), d.limit_s)
             if i is None:
                 break
             tried[i] = d.rows[i].point.seconds
@@ -186,6 +206,6 @@ def repeated(rows: Iterable[Row]) -> dict[str, float]:
     times: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     keys = {}
     for r in rows:
-        keys[r.id] = (*r.group, r.load, r.layout, r.batch, r.point.precision)
+        keys[r.id] = (*r.group, r.load, r.layout, r.batch, r.modes)
         times[keys[r.id]].append(r.point.seconds)
     return {row_id: statistics.median(times[key]) for row_id, key in keys.items()}

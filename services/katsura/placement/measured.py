@@ -73,7 +73,7 @@ def learn(
         load = Load(m.prompt, m.output)
         terms = decode_terms(card, device, precision, layout, m.batch, load)
         # All requests begin together: their prefill is over when the tokens that are timed begin.
-        points.append(Point(terms.decoding, precision, m.itl_s, m.batch, load.context))
+        points.append(Point(terms.decoding, m.itl_s, m.batch, load.context))
     found = fit(points, prior, ErrorClass.MEASURED, date)
     for m, point in zip(measurements, points, strict=True):
         floor = prefill_floor_s(card, device, precision, layout, Load(m.prompt, m.output))

@@ -174,6 +174,20 @@ def _sequence_bytes(card: ModelCard, precision: Precision, devices: int, load: L
     return total
 
 
+def _batches(pool: Pool) -> tuple[float, float]:
+    """The batches that both sides answer for."""
+    a, e = pool.attention, pool.experts
+    ours, theirs = a.coefficients.batches, e.coefficients.batches
+    return max(ours[0] * a.members, theirs[0]), min(ours[1] * a.members, theirs[1])
+
+
+def _trust(pool: Pool, batch: float, context: float) -> ErrorClass:
+    """That of the less trusted side."""
+    a, e = pool.attention, pool.experts
+    sides = (a.coefficients.trust(batch / a.members, context), e.coefficients.trust(batch, context))
+    return max(sides, key=list(ErrorClass).index)
+
+
 def pool_point(
     card: ModelCard,
     precision: Precision,
@@ -190,13 +204,12 @@ def pool_point(
 
     Args:
         kv_bytes: bounds the arena of one shard.
-        known: steps by batch that were asked before of this model, load and pool; grows (objectives do not change them).
+        known: steps by batch asked before of this model, load and pool; grows (objectives do not change them).
     """
     a, e = pool.attention, pool.experts
     if (why := a.coefficients.beyond(load.context) or e.coefficients.beyond(load.context)) is not None:
         return Refusal("extrapolation", why)
-    smallest = max(a.coefficients.batches[0] * a.members, e.coefficients.batches[0])
-    largest = min(a.coefficients.batches[1] * a.members, e.coefficients.batches[1])
+    smallest, largest = _batches(pool)
     held, pooled = attention_bytes(card, precision, a.devices), member_bytes(card, precision, e.members, e.devices)
     if pooled > e.device.usable_bytes:
         return Refusal("memory", f"a member needs {pooled / 2**30:.1f} GiB, {e.device.usable_bytes / 2**30:.1f} usable")
@@ -238,11 +251,7 @@ def pool_point(
         ttft_s=ttft,
         requests_s=UTILISATION * batch / (load.output * itl),
         limit=stopped,
-        error_class=max(
-            a.coefficients.trust(batch / a.members, load.context),
-            e.coefficients.trust(batch, load.context),
-            key=list(ErrorClass).index,
-        ),
+        error_class=_trust(pool, batch, load.context),
         memory_bytes=held + batch / a.members * per_sequence,
         expert_memory_bytes=pooled,
         link_bytes_s=moved / itl,

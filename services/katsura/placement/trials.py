@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from katsura.placement.cost import Coefficients, Precision, Terms
+from katsura.placement.cost import Coefficients, Terms
 from katsura.placement.fit import Belief, Point, believe
 
 _WORTH_TRYING: Final = 0.01
@@ -25,7 +25,6 @@ class Candidate:
     """One configuration of a service: its step, and the sequences at once per device (or per dollar)."""
 
     terms: Terms
-    precision: Precision
     sequences: float
 
     def rate(self, step_s: float) -> float:
@@ -35,11 +34,8 @@ class Candidate:
 
 def beliefs(candidates: Sequence[Candidate], tried: Mapping[int, float], prior: Coefficients) -> list[Belief]:
     """What every candidate's step is thought to last, given the seconds of those that ran (by index)."""
-    seen = [
-        Point(candidates[i].terms, candidates[i].precision, seconds, candidates[i].sequences, 1.0)
-        for i, seconds in tried.items()
-    ]
-    return believe(seen, prior, [(c.terms, c.precision) for c in candidates])
+    seen = [Point(candidates[i].terms, seconds, candidates[i].sequences, 1.0) for i, seconds in tried.items()]
+    return believe(seen, prior, [c.terms for c in candidates])
 
 
 def next_trial(

@@ -17,14 +17,14 @@ def points(truth: Coefficients) -> list[Point]:
                 for tensor in (1, 4):
                     load = Load(500 * tensor, 100)
                     terms = decode_terms(card, built_in().named(device), BF16, Layout(tensor), batch, load)
-                    made.append(Point(terms, BF16, truth.step_s(terms, BF16), batch, load.context))
+                    made.append(Point(terms, truth.step_s(terms, BF16), batch, load.context))
     return made
 
 
 def test_known_coefficients_are_found_again_despite_outliers() -> None:
     truth = Coefficients(weights=1.5, kv=2.0, layers=1e-4, linked_layers=3e-5, prefill=1.8, moe_layers=1e-5)
     made = points(truth)
-    spoiled = [Point(p.terms, p.precision, p.seconds * 10, p.batch, p.context) for p in made[:4]]
+    spoiled = [Point(p.terms, p.seconds * 10, p.batch, p.context) for p in made[:4]]
     found = fit([*spoiled, *made[4:]], Coefficients(moe_layers=1e-5), ErrorClass.MEASURED, "2026-01-01")
     errors = sorted(abs(found.step_s(p.terms, BF16) / p.seconds - 1) for p in made[4:])
     assert errors[len(errors) // 2] < 0.02
@@ -42,7 +42,7 @@ def test_a_few_points_of_an_unknown_engine_move_what_is_thought_of_its_other_ste
     prior, truth = Coefficients(), Coefficients(weights=2.2, kv=2.4, layers=1.4e-4)
     made = points(truth)
     shown, asked = made[:40:8], made[1:40:8]
-    before, after = (believe(seen, prior, [(p.terms, p.precision) for p in asked]) for seen in ([], shown))
+    before, after = (believe(seen, prior, [p.terms for p in asked]) for seen in ([], shown))
     for point, thought, known in zip(asked, before, after, strict=True):
         assert thought.seconds == pytest.approx(prior.step_s(point.terms, BF16))
         assert abs(known.seconds / point.seconds - 1) < abs(thought.seconds / point.seconds - 1)

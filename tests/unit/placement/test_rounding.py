@@ -32,7 +32,7 @@ def test_rounded_rows_raise_the_bound_and_never_above_the_best_plan(effort: Effo
 
 def test_a_demand_that_needs_a_second_instance_pays_for_it(effort: Effort) -> None:
     service = model_service("chat", cards()[0], 1.0)
-    problem = problem_of([service], [node_class("L4", 40, per_node=1)])
+    problem = problem_of([service], [node_class("L40S", 40, per_node=1)])
     one = enumerate_patterns(problem).columns(problem.classes)[0].requests_s
     problem = problem_of([model_service("chat", cards()[0], 1.2 * one)], problem.classes)
     plain, rounded = bounds(problem)

@@ -16,7 +16,7 @@ def candidates() -> list[Candidate]:
     for tensor in (1, 2, 4, 8):
         for batch in (4, 8, 16, 32, 64, 128, 256):
             terms = decode_terms(cards()[0], H100, BF16, Layout(tensor), batch, LOAD)
-            made.append(Candidate(terms, BF16, batch / tensor))
+            made.append(Candidate(terms, batch / tensor))
     return made
 
 
