@@ -79,7 +79,7 @@ class Life:
 
     async def begin(self) -> None:
         await self.memory.create_tree(
-            self.ref.tenant, "", self.ref.tree, "the goal", ("a pin",), TreePolicy(hint_limit=2), {}
+            self.ref.tenant, "", self.ref.tree, "the goal", ("a pin",), TreePolicy(hint_limit=2, rollup_fanout=2), {}
         )
 
     async def do(self, number: int, operation: tuple[str, str, int, bool]) -> None:
@@ -96,6 +96,7 @@ class Life:
             "attach": lambda: self._attach(number, amount, flag),
             "redact": lambda: self._redact(number, amount),
             "search": lambda: self._search(branch, amount, flag),
+            "subgoals": lambda: self._subgoals(number, branch, amount),
             "slot": lambda: self._slot(number, branch, amount, flag),
             "rollback": lambda: self._rollback(number, branch, amount),
             "switch": lambda: self.memory.update_tree(self.ref, f"u{number}", TreeChange(default_branch=branch)),
@@ -106,7 +107,7 @@ class Life:
             self.log.append((kind, type(error).__name__, error.reason))
             return
         before = (await self.memory.get_tree(self.ref))[0].revision
-        if kind not in ("assemble", "attach"):
+        if kind not in ("assemble", "attach", "subgoals"):
             assert await act[kind]() == first, "I10: the same request answers the same"
         await self.memory.close()
         tree, _ = await self.memory.get_tree(self.ref)
@@ -126,6 +127,7 @@ class Life:
             for node in path:
                 self._check_node(node)
             await self._check_covers(branch.summary_head, path)
+            await self._check_rolled(branch.name, path)
         events = []
         async for event in self.memory.watch(self.ref, "", 0):
             events.append(event.position.revision)
@@ -169,6 +171,22 @@ class Life:
             assert cover_digest(n.content_hash for n in path[first : last + 1]) == node.body.cover_digest
             end, summary_id = first, node.parent_id
         assert end in (None, 0), "I6: the first cover begins at the root"
+
+    async def _check_rolled(self, branch: str, path: tuple[Node, ...]) -> None:
+        """I5 and I6 with roll-ups: what a context would show covers the compressed prefix once, in few pieces."""
+        shown = [node for node, _ in await self.memory.trees.summaries(self.ref, branch, 500)]
+        ends = [node.depth for node in reversed(shown)]
+        assert ends == sorted(set(ends)), "each ends further on than the one before"
+        if all(n.judgement is not None and n.judgement.status is SummaryStatus.VALID for n in shown):
+            levels = [node.body.level for node in shown if isinstance(node.body, Summary)]
+            assert levels == sorted(levels)
+            assert all(levels.count(level) <= 3 for level in levels), "fewer than twice the fanout of each level"
+        for node in shown:
+            assert isinstance(node.body, Summary)
+            parts = await self.memory.get_nodes(self.ref, node.body.parts)
+            assert all(part.judgement is not None and part.judgement.status is SummaryStatus.VALID for part in parts)
+            if parts:
+                assert cover_digest(part.content_hash for part in parts) == node.body.cover_digest
 
     async def _grow(self, number: int, branch: str, amount: int, merge: bool, effect: Effect) -> object:
         steps = [Step(f"does {i}" + " and more" * amount, effect=effect) for i in range(amount % 3 + 1)]
@@ -247,6 +265,12 @@ class Life:
             assert written.node.judgement is not None
             assert written.node.judgement.status is SummaryStatus.FAILED
         return written
+
+    async def _subgoals(self, number: int, branch: str, amount: int) -> object:
+        for i in range(amount):
+            await self._grow(number * 100 + i, branch, 1, False, Effect.NONE)
+            await self._compress(number * 100 + i, branch, None, False)
+        return None
 
     async def _revise(self, number: int, branch: str, amount: int) -> object:
         path = (await self.memory.get_path(self.ref, branch, 0, 500)).nodes

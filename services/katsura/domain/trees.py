@@ -131,6 +131,7 @@ class TreePolicy:
     hint_limit: int = 0
     durability: Durability = Durability.UNSPECIFIED
     ttl_s: int = 0
+    rollup_fanout: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,10 +244,11 @@ class Summary:
     """The digest of a segment: the immutable half. What is known about its truth is a `Judgement`.
 
     Attributes:
-        level: 0 covers steps; 1 and more cover summaries of the level below.
+        level: 0 covers steps; 1 and more (a roll-up) cover summaries, `first_covered` to `last_covered`.
         cover_digest: hash over the content hashes of the cover, in order.
         version: counts the summaries made of this segment.
         covered_tokens, body_tokens: by the default estimate.
+        parts: of a roll-up, the summaries that it covers, oldest first.
     """
 
     level: int
@@ -259,6 +261,7 @@ class Summary:
     version: int
     covered_tokens: int
     body_tokens: int
+    parts: tuple[NodeId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,11 @@ class Operations:
         self._trees = trees
         self._late: set[asyncio.Task[None]] = set()
 
+    @property
+    def trees(self) -> TreeStore:
+        """The store."""
+        return self._trees
+
     async def close(self) -> None:
         """Wait for validations that still run."""
         await asyncio.gather(*self._late)

@@ -111,6 +111,21 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             position=translate.position_message(written.position),
         )
 
+    async def RollUp(self, request: pb.RollUpRequest, context: Context) -> pb.RollUpResponse:  # noqa: N802
+        """Roll up summaries into one of the next level."""
+        written = await self._memory.roll_up(
+            _ref(request.tree_id),
+            request.request_id,
+            request.branch,
+            translate.body_from(request.summary_body) if request.HasField("summary_body") else None,
+            tuple(request.summary_ids),
+        )
+        return pb.RollUpResponse(
+            summary=translate.node_message(written.node),
+            checks=translate.check_messages(written.node.judgement),
+            position=translate.position_message(written.position),
+        )
+
     async def Revise(self, request: pb.ReviseRequest, context: Context) -> pb.ReviseResponse:  # noqa: N802
         """Go back to a boundary on a new branch."""
         move_default = request.keep_default if request.HasField("keep_default") else True

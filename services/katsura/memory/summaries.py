@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from katsura.domain.errors import ConflictError, NotFoundError, OutOfRangeError, Reason
+from katsura.domain.errors import ConflictError, FailedPreconditionError, NotFoundError, OutOfRangeError, Reason
 from katsura.domain.ids import NodeId, checked_name
 from katsura.domain.trees import (
     ROOT,
     Check,
     Judgement,
     Node,
+    Request,
     Summary,
     SummaryBody,
     TreePolicy,
@@ -22,7 +23,8 @@ from katsura.domain.trees import (
 )
 from katsura.memory.core import limits
 from katsura.memory.core.compress import COMPRESSORS, body_tokens
-from katsura.memory.core.validate import EXTERNAL, OUTCOME, VALIDATORS, Evidence, judge
+from katsura.memory.core.rollup import DEFAULT_FANOUT, NEVER, due, rolled_body
+from katsura.memory.core.validate import EXTERNAL, FIDELITY, OUTCOME, VALIDATORS, Evidence, judge
 from katsura.memory.operations import ID_MAX, Operations, Write, as_answer, committing, thread_if
 from katsura.state.trees import (
     Cover,
@@ -33,6 +35,8 @@ from katsura.telemetry import log
 
 _LOG = log.get(__name__)
 _BY_AGENT: Final = "agent"
+_BY_ROLL_UP: Final = "roll-up"
+_CHAIN_MAX: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,74 @@ class Summaries(Operations):
             written = await self._until_it_holds(write, attempt)
         if proceed:
             self._validate_later(write.tree, written)
+        else:
+            await self._roll_up_due(write.tree, written.branch.name, policy)
         return written
+
+    async def roll_up(
+        self, ref: TreeRef, request_id: str, branch: str, body: SummaryBody | None, summary_ids: Sequence[int]
+    ) -> Written:
+        """Roll up the summaries named, or those that are due."""
+        limits.check_text(request_id, "request_id")
+        if len(summary_ids) not in (0, *range(2, limits.FANOUT_MAX + 1)):
+            raise limits.refuse("summary_ids", f"{len(summary_ids)}; none, or from 2 to {limits.FANOUT_MAX} are taken")
+        for i, node_id in enumerate(summary_ids):
+            limits.check_range(node_id, f"summary_ids[{i}]", 1, ID_MAX)
+        if body is not None:
+            limits.check_body(body, "summary_body")
+        request = request_of(request_id, "roll_up", branch, body, tuple(summary_ids))
+        if (done := await self._trees.replayed(ref, request)) is not None:
+            return as_answer(Written, done)
+        if summary_ids:
+            cover = await self._trees.nodes(ref, summary_ids, limits.ANSWER_BYTES_MAX)
+            wrong = [i for i, node in enumerate(cover) if not isinstance(node.body, Summary)]
+            if wrong:
+                raise limits.refuse(f"summary_ids[{wrong[0]}]", f"node {summary_ids[wrong[0]]} is not a summary")
+        else:
+            policy = await self._policy(ref, branch)
+            cover = due(await self._trees.summaries(ref, branch, _CHAIN_MAX), policy.rollup_fanout or DEFAULT_FANOUT)
+        if not cover:
+            raise FailedPreconditionError(
+                "no roll-up is due: name the summaries in summary_ids, or wait for more of them",
+                reason=Reason.BAD_BOUNDARY,
+                field="summary_ids",
+            )
+        with committing("roll_up"):
+            return await self._write_roll_up(ref, branch, cover, body, request)
+
+    async def _roll_up_due(self, ref: TreeRef, branch: str, policy: TreePolicy) -> None:
+        """Roll up until nothing is due. Somebody else's change in between is left to the next Compress."""
+        fanout = policy.rollup_fanout or DEFAULT_FANOUT
+        if fanout == NEVER:
+            return
+        try:
+            while cover := due(await self._trees.summaries(ref, branch, _CHAIN_MAX), fanout):
+                with committing("roll_up"):
+                    await self._write_roll_up(ref, branch, cover, None, request_of("", "roll_up"))
+        except (ConflictError, FailedPreconditionError, NotFoundError):
+            return
+
+    async def _write_roll_up(
+        self, ref: TreeRef, branch: str, cover: Sequence[Node], body: SummaryBody | None, request: Request
+    ) -> Written:
+        made = body if body is not None else rolled_body(cover)
+        levels = [node.body.level for node in cover if isinstance(node.body, Summary)]
+        summary = Summary(
+            level=max(levels) + 1,
+            first_covered=cover[0].node_id,
+            last_covered=cover[-1].node_id,
+            covered_count=len(cover),
+            cover_digest=cover_digest(node.content_hash for node in cover),
+            body=made,
+            made_by=_BY_AGENT if body is not None else _BY_ROLL_UP,
+            version=1,
+            covered_tokens=sum(node.tokens for node in cover),
+            body_tokens=body_tokens(made),
+            parts=tuple(node.node_id for node in cover),
+        )
+        evidence = Evidence(summary, cover, _said(cover[-1]))
+        judgement = await thread_if(len(cover), lambda: _checked(evidence, (FIDELITY,), ROOT))
+        return await self._trees.roll_up(ref, branch, cover, summary, judgement, request)
 
     async def maintain(
         self,
@@ -124,7 +195,7 @@ class Summaries(Operations):
             else:
                 evidence = await self._evidence_of(ref, node)
                 required = tuple(validators) or before.required
-                boundary = evidence.cover[0].parent_id
+                boundary = ROOT if evidence.summary.level else evidence.cover[0].parent_id
                 judgement = await thread_if(
                     len(evidence.cover), lambda: _checked(evidence, required, boundary, before.checks)
                 )
@@ -173,6 +244,9 @@ class Summaries(Operations):
     async def _evidence_of(self, ref: TreeRef, node: Node) -> Evidence:
         assert isinstance(node.body, Summary)
         count = node.body.covered_count
+        if node.body.level:
+            rolled = await self._trees.nodes(ref, node.body.parts, limits.ANSWER_BYTES_MAX)
+            return Evidence(node.body, rolled, _said(rolled[-1]))
         cover = await self._steps_up_to(ref, node.birth_branch, node.body.last_covered, count)
         previous = None
         if node.parent_id:
@@ -190,6 +264,10 @@ class Summaries(Operations):
                 _LOG.error("a late validation failed; the summary stays pending", exc=error)
 
         self._spawn(validate())
+
+
+def _said(node: Node) -> SummaryBody | None:
+    return node.body.body if isinstance(node.body, Summary) else None
 
 
 def _evidence(cover: Cover, nodes: Sequence[Node], body: SummaryBody | None, compressor: str) -> Evidence:

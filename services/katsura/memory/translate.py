@@ -63,6 +63,7 @@ def policy_from(message: tree_pb.TreePolicy) -> TreePolicy:
         hint_limit=message.hint_limit,
         durability=enum_of(Durability, message.durability, "policy.durability"),
         ttl_s=message.ttl_s,
+        rollup_fanout=message.rollup_fanout,
     )
 
 
@@ -157,6 +158,7 @@ def tree_message(tree: Tree) -> tree_pb.Tree:
             hint_limit=policy.hint_limit,
             durability=tree_pb.Durability.ValueType(policy.durability),
             ttl_s=policy.ttl_s,
+            rollup_fanout=policy.rollup_fanout,
         ),
         labels=dict(tree.labels),
         revision=tree.revision,
@@ -329,6 +331,7 @@ def _summary_message(summary: Summary, judgement: Judgement) -> tree_pb.Summary:
         version=summary.version,
         covered_tokens=summary.covered_tokens,
         body_tokens=summary.body_tokens,
+        parts=summary.parts,
     )
 
 

@@ -149,6 +149,25 @@ class MemoryClient:
         )
         return cast(pb.MaintainResponse, await self._call("Maintain", request))
 
+    async def roll_up(
+        self,
+        tree_id: str,
+        *,
+        branch: str = "",
+        summary: tree_pb.SummaryBody | None = None,
+        summary_ids: Sequence[int] = (),
+        request_id: str = "",
+    ) -> pb.RollUpResponse:
+        """Roll up summaries (none named: those that are due) into one of the next level."""
+        request = pb.RollUpRequest(
+            request_id=request_id or new_request_id(),
+            tree_id=tree_id,
+            branch=branch,
+            summary_body=summary,
+            summary_ids=summary_ids,
+        )
+        return cast(pb.RollUpResponse, await self._call("RollUp", request))
+
     async def revise(
         self,
         tree_id: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 
@@ -50,7 +51,7 @@ class RedisContents(TreeCalls):
             tree_id=ref.tree,
             goal=said["goal"],
             pins=tuple(json.loads(said["pins"])),
-            policy=policy_of(said["policy"]),
+            policy=dataclasses.replace(policy_of(said["policy"]), rollup_fanout=int(said["rollup"])),
             labels=json.loads(said["labels"]),
             revision=said["revision"],
             incarnation=said["incarnation"],

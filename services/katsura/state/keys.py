@@ -123,13 +123,14 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
     """A key of one tree. Parts, where `id` is a node's number in decimal:
 
     - `meta` HASH: goal, pins, policy, labels (JSON); revision, next (last node id), branch_count, default, created,
-      updated (ms), ttl_ms, raw_limit, incarnation, create (replay record), replayed.
+      updated (ms), ttl_ms, raw_limit, rollup, incarnation, create (replay record), replayed.
     - `branches` HASH name -> JSON of heads. - `versions` HASH `<chain parent>:<base>:<last>` -> summaries made of it.
     - `nodes` HASH id -> `<ms> <revision> <birth branch>\\n<salt 16 bytes><JSON>`; changed by Redact only.
     - `links` HASH id -> `parent len jump depth tokens cum a b hash` (memory_1_tree.lua); never changed.
     - `blobs` HASH id -> opaque bytes and attachments, sized; never changed.
     - `extras` HASH, bytes put beside nodes: id -> `<count> <bytes>`, `<id>:<k>` -> `<key size> <key><payload>`,
       `<id>=<key>` -> k, where a key is `<index>:<task>`.
+    - `rollups` HASH summary id -> the roll-up over it, the newest one made.
     - `slot_heads` HASH branch -> last slot node of its path. - `slot_maps` HASH slot node -> JSON key -> last node that
       wrote it (negative where that unset it); never changed.
     - `steps` HASH `<branch> <client step id>` -> `<id> <body digest>`. - `kids` HASH `<parent>:<body digest>` -> id.

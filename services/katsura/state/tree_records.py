@@ -260,7 +260,7 @@ def _step_fields(step: Step) -> dict[str, Any]:
 
 def _summary_fields(summary: Summary) -> dict[str, Any]:
     body = summary.body
-    lists = {"f": body.facts, "d": body.decisions, "o": body.open_obligations, "a": body.artifacts}
+    lists = {"f": body.facts, "d": body.decisions, "o": body.open_obligations, "a": body.artifacts, "s": summary.parts}
     return {
         "t": "c",
         "c": body.text,
@@ -341,6 +341,7 @@ def _summary_of(fields: Mapping[str, Any], _: bytes) -> Summary:
         version=fields["v"],
         covered_tokens=fields["k"][0],
         body_tokens=fields["k"][1],
+        parts=tuple(NodeId(part) for part in fields.get("s", ())),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from katsura.domain.ids import BranchName, NodeId
@@ -46,7 +47,7 @@ def tree_of(ref: TreeRef, flat: Sequence[bytes]) -> Tree:
         tree_id=ref.tree,
         goal=meta[b"goal"].decode(),
         pins=tuple(json.loads(meta[b"pins"])),
-        policy=policy_of(meta[b"policy"]),
+        policy=replace(policy_of(meta[b"policy"]), rollup_fanout=int(meta.get(b"rollup", 0))),
         labels=json.loads(meta[b"labels"]),
         revision=int(meta[b"revision"]),
         incarnation=meta[b"incarnation"].decode(),

@@ -237,6 +237,18 @@ class TreeStore(TreeContents, TreeSlots, Protocol):
         VALID and continues the branch's chain becomes its summary."""
         ...
 
+    async def summaries(self, ref: TreeRef, branch: str, most: int) -> tuple[tuple[Node, bool], ...]:
+        """The branch's summaries, newest first, VALID roll-ups standing for their covers; and whether each has a
+        roll-up over it, of whatever status."""
+        ...
+
+    async def roll_up(
+        self, ref: TreeRef, branch: str, cover: Sequence[Node], summary: Summary, judgement: Judgement, request: Request
+    ) -> Written:
+        """Write a roll-up over summaries that are VALID and follow each other (else BAD_BOUNDARY). It stands for them
+        on every branch that has them all."""
+        ...
+
     async def retreat(self, ref: TreeRef, branch: str, expected_head: int | None, restore_after: int) -> Retreat:
         """What a Revise to `restore_after` (0: keep nothing) would leave behind."""
         ...

@@ -15,6 +15,7 @@ from katsura.domain.errors import ConflictError, NotFoundError
 from katsura.domain.ids import DEFAULT_BRANCH, BranchName, NodeId, TenantId, TreeId
 from katsura.domain.trees import (
     ROOT,
+    ROOT_HASH,
     Branch,
     Durability,
     Effect,
@@ -117,6 +118,7 @@ class RedisTreeStore(RedisContents, RedisSlots, TreeWatch):
             new.policy.ttl_s * 1000,
             DEFAULT_BRANCH,
             new.policy.raw_token_limit,
+            new.policy.rollup_fanout,
         )
         branch = branch_of(said["branch"])
         now = said["now"]
@@ -259,6 +261,35 @@ class RedisTreeStore(RedisContents, RedisSlots, TreeWatch):
             summary.judgement.version,
             int(judgement.status),
             judgement_json(judgement),
+        )
+        written = await self._written(ref, said)
+        assert isinstance(written, Written)
+        return written
+
+    async def summaries(self, ref: TreeRef, branch: str, most: int) -> tuple[tuple[Node, bool], ...]:
+        """The branch's summaries, newest first, roll-ups standing for their covers."""
+        answer = await self._call(ref, "summaries", branch, most, read_only=True)
+        pairs = zip(answer[3::2], answer[2::2], strict=True)
+        return tuple((stored_node(node), bool(covered)) for node, covered in pairs)
+
+    async def roll_up(
+        self, ref: TreeRef, branch: str, cover: Sequence[Node], summary: Summary, judgement: Judgement, request: Request
+    ) -> Written:
+        """Write a roll-up over summaries that follow each other."""
+        record = record_of(summary, secrets.token_bytes(SALT_BYTES))
+        parent = cover[0].parent_id
+        before = (await self.nodes(ref, [parent], NO_LIMIT))[0].content_hash if parent else ROOT_HASH
+        said = await self._write(
+            ref,
+            "roll_up",
+            request,
+            branch,
+            int(judgement.status),
+            record,
+            content_hash(before, record).hex(),
+            summary.body_tokens,
+            judgement_json(judgement),
+            *(node.node_id for node in cover),
         )
         written = await self._written(ref, said)
         assert isinstance(written, Written)

@@ -127,7 +127,7 @@ class TwinTreeStore(TwinContents, TwinSlots):
         state.compare(found, expected_head)
         end = state.on_path(found.head, last or found.head)
         previous = state.standing(found)
-        base = previous.body.last_covered if previous and isinstance(previous.body, Summary) else ROOT
+        base = state.span(previous.node_id)[1] if previous else ROOT
         if state.depth(end) <= state.depth(base):
             raise refusal(ref, "BAD_BOUNDARY", str(end))
         parent = previous.node_id if previous else ROOT
@@ -185,14 +185,43 @@ class TwinTreeStore(TwinContents, TwinSlots):
                 raise refusal(ref, "HEAD_MOVED", str(found.head), found.name)
             node = replace(node, judgement=replace(judgement, version=node.judgement.version + 1))
             state.nodes[node.node_id] = node
-            assert isinstance(node.body, Summary)
+            failed = state.fail(node.node_id) if judgement.status is SummaryStatus.FAILED else []
             previous = state.standing(found)
             continues = (previous.node_id if previous else ROOT) == node.parent_id != node.node_id
-            on_path = state.climb(found.head, node.depth) == node.body.last_covered
+            on_path = state.climb(found.head, node.depth) == state.span(node.node_id)[1]
             fresh = judgement.status is SummaryStatus.VALID and found.state is BranchState.ACTIVE
             if fresh and continues and on_path and found.summary_head != node.node_id:
                 found = state.adopt(found, node)
-            return Written(node, found, state.commit(EventKind.MAINTAINED, found.name, (node.node_id,)))
+            return Written(node, found, state.commit(EventKind.MAINTAINED, found.name, (node.node_id, *failed)))
+
+        return state.once(request, write)
+
+    async def summaries(self, ref: TreeRef, branch: str, most: int) -> tuple[tuple[Node, bool], ...]:
+        """The branch's summaries, newest first, roll-ups standing for their covers."""
+        state = self._state(ref)
+        nodes = list(state.summaries(state.branch(branch)))[:most]
+        return tuple((state.shown(node.node_id), node.node_id in state.rollups) for node in nodes)
+
+    async def roll_up(
+        self, ref: TreeRef, branch: str, cover: Sequence[Node], summary: Summary, judgement: Judgement, request: Request
+    ) -> Written:
+        """Write a roll-up over summaries that follow each other."""
+        state = self._state(ref)
+
+        def write() -> Written:
+            found = state.branch(branch)
+            before: NodeId | None = None
+            for child in cover:
+                at = state.nodes[child.node_id]
+                follows = before is None or state.rolled(at.parent_id) == before
+                if not state.valid(at.node_id) or not follows or state.rolled(at.node_id) != at.node_id:
+                    raise refusal(ref, "BAD_BOUNDARY", str(at.node_id))
+                before = at.node_id
+            parent, depth = state.nodes[cover[0].node_id].parent_id, state.nodes[cover[-1].node_id].depth
+            node = state.add(parent, found.name, summary, summary.body_tokens, depth)
+            node = state.nodes[node.node_id] = replace(node, judgement=replace(judgement, version=1))
+            state.rollups.update({child.node_id: node.node_id for child in cover})
+            return Written(node, found, state.commit(EventKind.COMPRESSED, found.name, (node.node_id,)))
 
         return state.once(request, write)
 
@@ -277,7 +306,7 @@ class TwinTreeStore(TwinContents, TwinSlots):
             return tuple(reversed(taken)), Rest()
 
         steps, steps_rest = newest(state.raw(found), token_limit, 4096)
-        summaries, summaries_rest = newest(state.up(found.summary_head), token_limit, 4096)
+        summaries, summaries_rest = newest(state.summaries(found), token_limit, 4096)
         hints, hints_rest = newest(state.up(found.hint), token_limit, hint_limit)
         last = state.last_slots(state.slot_head(found))
         slots = tuple(shown(node) for node in last if isinstance(node.body, Slot) and not node.body.unset)

@@ -179,7 +179,12 @@ class TwinContents(TwinForest):
             steps = {node.node_id for node in asked if isinstance(node.body, Step)}
             quoting = [node for node in state.nodes.values() if _quotes(state, node, steps)]
             quoting.sort(key=lambda node: (isinstance(node.body, Hint), node.node_id))
-            gone = tuple(dict.fromkeys(node.node_id for node in (*asked, *quoting)))
+            found = list(dict.fromkeys(node.node_id for node in (*asked, *quoting)))
+            for node_id in found:  # a roll-up may quote what it covers
+                over = state.rollups.get(node_id)
+                if over is not None and over not in found:
+                    found.append(over)
+            gone = tuple(found)
             for node_id in gone:
                 _erase(state, state.nodes[node_id])
             _scrub_replays(state, gone)
@@ -207,16 +212,23 @@ def _held(state: TwinTree, node: Node) -> bool:
     for branch in state.branches.values():
         heads = {Summary: branch.summary_head, Hint: branch.hint, Slot: state.slot_head(branch)}
         head = heads.get(type(node.body), branch.head)
-        if branch.state is BranchState.ACTIVE and any(n.node_id == node.node_id for n in state.up(head)):
-            return True
+        if branch.state is not BranchState.ACTIVE:
+            continue
+        last = state.span(node.node_id)[1] if isinstance(node.body, Summary) else ROOT
+        for at in state.up(head):
+            found: NodeId | None = at.node_id
+            while found is not None and found != node.node_id and last and state.span(found)[1] == last:
+                found = state.rollups.get(found)
+            if found == node.node_id:
+                return True
     return False
 
 
 def _quotes(state: TwinTree, node: Node, steps: set[NodeId]) -> bool:
     match node.body:
         case Summary():
-            base = state.depth(state.nodes[node.body.first_covered].parent_id)
-            return any(n.node_id in steps for n in state.up(node.body.last_covered) if n.depth > base)
+            before, last = state.span(node.node_id)
+            return any(n.node_id in steps for n in state.up(last) if n.depth > state.depth(before))
         case Hint():
             return state.climb(node.body.abandoned_head, node.depth + 1) in steps
     return False
@@ -230,6 +242,8 @@ def _erase(state: TwinTree, node: Node) -> None:
             state.steps[node.birth_branch, node.body.client_step_id] = (node.node_id, "-")
     judgement = node.judgement and replace(_REDACTED, version=node.judgement.version + 1)
     state.nodes[node.node_id] = replace(node, body=redacted_body(node.body), redacted=True, judgement=judgement)
+    if judgement:
+        state.fail(node.node_id)
     state.extras.pop(node.node_id, None)
     for ids in state.tokens.values():
         ids.pop(node.node_id, None)

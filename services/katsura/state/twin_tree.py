@@ -18,12 +18,14 @@ from katsura.domain.trees import (
     Durability,
     Effect,
     EventKind,
+    Judgement,
     Node,
     Request,
     Slot,
     Summary,
     SummaryStatus,
     Tree,
+    Verdict,
 )
 from katsura.state.tree_records import SALT_BYTES, body_digest, content_hash, record_of
 from katsura.state.trees import (
@@ -61,6 +63,7 @@ class TwinTree:
     replays: dict[str, tuple[str, object]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     tokens: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    rollups: dict[int, NodeId] = field(default_factory=dict)
     slot_heads: dict[str, NodeId] = field(default_factory=dict)
     extras: dict[int, dict[str, Attachment]] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -223,15 +226,55 @@ class TwinTree:
         self.tree = replace(self.tree, node_count=node_id)
         return node
 
+    def span(self, node_id: int) -> tuple[NodeId, NodeId]:
+        """The step before the cover of a summary, and its last step."""
+        body = self.nodes[node_id].body
+        assert isinstance(body, Summary), "summaries span"
+        if body.level == 0:
+            return self.nodes[body.first_covered].parent_id, body.last_covered
+        return self.span(body.first_covered)[0], self.span(body.last_covered)[1]
+
+    def valid(self, node_id: int) -> bool:
+        """Whether a summary may be relied on."""
+        judgement = self.nodes[node_id].judgement
+        return judgement is not None and judgement.status is SummaryStatus.VALID
+
+    def rolled(self, summary: NodeId) -> NodeId:
+        """The highest VALID roll-up that ends with a summary, or the summary itself."""
+        over = self.rollups.get(summary)
+        if over is None or self.span(over)[1] != self.span(summary)[1] or not self.valid(over):
+            return summary
+        return self.rolled(over)
+
+    def summaries(self, branch: Branch) -> Iterator[Node]:
+        """Summaries of a branch, newest first, VALID roll-ups standing for their covers."""
+        at = self.rolled(branch.summary_head)
+        while at:
+            yield self.nodes[at]
+            at = self.rolled(self.nodes[at].parent_id)
+
+    def fail(self, node_id: NodeId) -> list[NodeId]:
+        """Mark the roll-ups over a summary that failed; their ids."""
+        failed: list[NodeId] = []
+        over = self.rollups.get(node_id)
+        while over is not None:
+            before = self.nodes[over].judgement
+            if before is not None and before.status is not SummaryStatus.FAILED:
+                text = f"summary {node_id}, which it covers, failed"
+                judgement = Judgement(SummaryStatus.FAILED, Verdict.FAIL, Verdict.UNKNOWN, text)
+                self.nodes[over] = replace(self.nodes[over], judgement=replace(judgement, version=before.version + 1))
+                failed.append(over)
+            node_id, over = over, self.rollups.get(over)
+        return failed
+
     def raw(self, branch: Branch) -> Iterator[Node]:
         """Raw steps, newest first, passing over the covers of VALID summaries."""
-        at, summary = branch.head, branch.summary_head
+        at, summary = branch.head, self.rolled(branch.summary_head)
         while at:
-            node = self.nodes[summary] if summary else None
-            if node is not None and isinstance(node.body, Summary) and node.body.last_covered == at:
-                if node.judgement is not None and node.judgement.status is SummaryStatus.VALID:
-                    at = self.nodes[node.body.first_covered].parent_id
-                summary = node.parent_id
+            if summary and self.span(summary)[1] == at:
+                if self.valid(summary):
+                    at = self.span(summary)[0]
+                summary = self.rolled(self.nodes[summary].parent_id)
                 continue
             yield self.nodes[at]
             at = self.nodes[at].parent_id
@@ -245,8 +288,7 @@ class TwinTree:
 
     def adopt(self, branch: Branch, node: Node) -> Branch:
         """Make a summary the branch's."""
-        assert isinstance(node.body, Summary)
-        last = node.body.last_covered
+        last = self.span(node.node_id)[1]
         raw = self.path_tokens(branch.head) - self.path_tokens(last)
         branch = replace(branch, summary_head=node.node_id, boundary=last, raw_tokens=raw)
         self.branches[branch.name] = branch
@@ -264,8 +306,7 @@ class TwinTree:
         depth = self.depth(at)
         summary = self.climb(source.summary_head, depth)
         self.slot_heads[name] = self.climb(self.slot_head(source), depth)
-        body = self.nodes[summary].body if summary else None
-        boundary = body.last_covered if isinstance(body, Summary) else ROOT
+        boundary = self.span(summary)[1] if summary else ROOT
         now = self.tick()
         self.tree = replace(self.tree, branch_count=order)
         return Branch(

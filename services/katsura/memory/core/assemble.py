@@ -167,7 +167,7 @@ def summary_segment(shown: Shown) -> Segment:
         ("Open obligations", body.open_obligations),
         ("Artifacts", body.artifacts),
     )
-    lines = [f"[summary {shown.node.node_id} of steps {summary.first_covered} to {summary.last_covered}]", body.text]
+    lines = [f"[{_title(shown)}]", body.text]
     lines += [line for title, items in lists for line in _listed(title, items)]
     return _segment(SegmentKind.SUMMARY, "user", "\n".join(lines), shown)
 
@@ -236,7 +236,8 @@ def _dropped(
         node_id = summary.node.node_id
         if node_id in shown:
             covered = _summary(summary)
-            yield Dropped(SegmentKind.STEP, covered.last_covered, COVERED, covered.covered_tokens)
+            what = SegmentKind.SUMMARY if covered.level else SegmentKind.STEP
+            yield Dropped(what, covered.last_covered, COVERED, covered.covered_tokens)
         saved = segment.token_count - (shown[node_id].token_count if node_id in shown else 0)
         if saved:
             yield Dropped(SegmentKind.SUMMARY, node_id, OVER_BUDGET, saved)
@@ -298,10 +299,16 @@ def _obligations_segment(shown: Shown) -> Segment | None:
     summary = _summary(shown)
     if not summary.body.open_obligations:
         return None
-    head = f"[summary {shown.node.node_id} of steps {summary.first_covered} to {summary.last_covered}, shortened]"
+    head = f"[{_title(shown)}, shortened]"
     text = "\n".join((head, *_listed("Open obligations", summary.body.open_obligations)))
     bare = Segment(SegmentKind.SUMMARY, "user", text, shown.node.node_id, estimate(text), estimated=True)
     return replace(bare, shortened=True)
+
+
+def _title(shown: Shown) -> str:
+    summary = _summary(shown)
+    covered = "summaries" if summary.level else "steps"
+    return f"summary {shown.node.node_id} of {covered} {summary.first_covered} to {summary.last_covered}"
 
 
 def _segment(kind: SegmentKind, role: str, text: str, shown: Shown) -> Segment:

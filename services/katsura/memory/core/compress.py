@@ -39,7 +39,7 @@ def extractive(cover: Sequence[Node], previous: SummaryBody | None) -> SummaryBo
     steps = _steps(cover)
     edges = [steps[0]] if len(steps) == 1 else [steps[0], steps[-1]]
     text = "\n".join(f"{step.role}: {shorten(_said(step), _EDGE_CHARS)}" for step in edges)
-    return _bounded(SummaryBody(text, *_extracted(steps, previous)), cover)
+    return bounded(SummaryBody(text, *_extracted(steps, previous)), cover)
 
 
 def mask_observations(cover: Sequence[Node], previous: SummaryBody | None) -> SummaryBody:
@@ -54,7 +54,7 @@ def mask_observations(cover: Sequence[Node], previous: SummaryBody | None) -> Su
         shown = "(observation masked)" if step.role == "tool" else shorten(_said(step), _LINE_CHARS)
         lines.append(f"step {node.node_id}: {step.role}: {shown}")
     steps = _steps(cover)
-    return _bounded(SummaryBody("\n".join(lines), *_extracted(steps, previous)), cover)
+    return bounded(SummaryBody("\n".join(lines), *_extracted(steps, previous)), cover)
 
 
 COMPRESSORS: Final[Mapping[str, Compressor]] = {"extractive": extractive, "mask-observations": mask_observations}
@@ -99,7 +99,7 @@ def _extracted(
     return newest, decisions, open_obligations(steps, previous), tuple(artifacts)[-_FACTS_MAX:]
 
 
-def _bounded(body: SummaryBody, cover: Sequence[Node]) -> SummaryBody:
+def bounded(body: SummaryBody, cover: Sequence[Node]) -> SummaryBody:
     """`body` without what does not fit the limit: artifacts go first, then the oldest facts, then text."""
     limit = summary_token_limit(sum(node.tokens for node in cover))
     text, facts, decisions, artifacts = body.text, body.facts, body.decisions, body.artifacts

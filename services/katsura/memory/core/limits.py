@@ -11,6 +11,7 @@ from katsura.domain.ids import checked_name
 from katsura.domain.trees import Durability, Effect, Provenance, Relation, Step, StepKind, SummaryBody, TreePolicy
 from katsura.domain.units import KIB, MIB, human_bytes
 from katsura.memory.core.compress import COMPRESSORS, DEFAULT_COMPRESSOR
+from katsura.memory.core.rollup import DEFAULT_FANOUT
 from katsura.memory.core.validate import DEFAULT_VALIDATORS, EXTERNAL, VALIDATORS
 
 STEPS_MAX: Final = 256
@@ -33,6 +34,7 @@ PAGE_DEFAULT: Final = 100
 PAGE_MAX: Final = 500
 COVER_STEPS_MAX: Final = 4096
 HINTS_MAX: Final = 16
+FANOUT_MAX: Final = 64
 TOKEN_IDS_MAX: Final = 512 * KIB
 BUDGET_TOKENS_MAX: Final = 4 * MIB
 TTL_S_MAX: Final = 10 * 365 * 86400
@@ -91,6 +93,7 @@ def complete_policy(policy: TreePolicy, offered: Durability) -> TreePolicy:
     check_range(policy.raw_token_limit, "policy.raw_token_limit", 0, BUDGET_TOKENS_MAX)
     check_range(policy.hint_limit, "policy.hint_limit", 0, HINTS_MAX)
     check_range(policy.ttl_s, "policy.ttl_s", 0, TTL_S_MAX)
+    check_range(policy.rollup_fanout, "policy.rollup_fanout", 0, FANOUT_MAX)
     if policy.compressor:
         check_compressor(policy.compressor, "policy.compressor")
     check_validators(policy.validators, "policy.validators")
@@ -107,6 +110,7 @@ def complete_policy(policy: TreePolicy, offered: Durability) -> TreePolicy:
         compressor=policy.compressor or DEFAULT_COMPRESSOR,
         validators=policy.validators or DEFAULT_VALIDATORS,
         hint_limit=policy.hint_limit or DEFAULT_HINTS,
+        rollup_fanout=policy.rollup_fanout or DEFAULT_FANOUT,
         durability=policy.durability or offered,
     )
 

@@ -41,7 +41,8 @@ _SPOKEN: Final = (Verdict.PASS, Verdict.FAIL)
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a validator looks at: a summary, the steps it covers in order, and the summary before it."""
+    """What a validator looks at: a summary, what it covers in order (steps, or the summaries of a roll-up), and the
+    summary that says what was owed before (of a roll-up: the last one it covers)."""
 
     summary: Summary
     cover: Sequence[Node]
@@ -56,6 +57,8 @@ def fidelity(evidence: Evidence) -> Check:
         findings.append("the cover is not the one that was summarised")
     ids = {int(node.node_id) for node in evidence.cover}
     sources = [quotes_of(text) for node in evidence.cover for text in _texts(node)]
+    if summary.level:
+        ids.update(reference for source in sources for reference in source.references)
     if evidence.previous is not None:
         sources += [quotes_of(text) for text in evidence.previous.open_obligations]
     for text in (body.text, *body.facts, *body.decisions, *body.open_obligations, *body.artifacts):
@@ -120,6 +123,9 @@ def judge(checks: Iterable[Check], required: Sequence[str], boundary: NodeId = R
 
 def _texts(node: Node) -> Iterable[str]:
     step = node.body
+    if isinstance(step, Summary):
+        said = step.body
+        yield from (said.text, *said.facts, *said.decisions, *said.open_obligations, *said.artifacts)
     if isinstance(step, Step):
         yield step.content
         yield from step.attributes.values()

@@ -13,7 +13,8 @@ local EVENT = {CREATED = 2, GROWN = 3, COMPRESSED = 4, MAINTAINED = 5, REVISED =
                UPDATED = 9, ATTACHED = 10, REDACTED = 11, SLOTS_SET = 12}
 local DELETED_EVENTS_KEPT_MS = 60000
 local SUFFIXES = {'meta', 'branches', 'nodes', 'links', 'blobs', 'steps', 'kids', 'verdicts', 'versions', 'replays',
-                  'order', 'events', 'tokenizers', 'extras', 'slot_heads', 'slot_maps'}
+                  'order', 'events', 'tokenizers', 'extras', 'slot_heads', 'slot_maps',
+                  'rollups'}
 
 local function keys_of(meta_key)
   local t = {prefix = string.sub(meta_key, 1, -5), fresh = {}}
@@ -154,7 +155,7 @@ local function commit(t, args, now, event, branch_name, ids, answer)
   return {'OK', text}
 end
 
--- ARGV: 1-4, incarnation, goal, pins, policy, labels, ttl_ms, branch name, raw token limit.
+-- ARGV: 1-4, incarnation, goal, pins, policy, labels, ttl_ms, branch name, raw token limit, roll-up fanout.
 register('create', function(keys, args)
   local t = keys_of(keys[1])
   local made = redis.call('HGET', t.meta, 'create')
@@ -172,7 +173,7 @@ register('create', function(keys, args)
   redis.call('UNLINK', t.events)
   redis.call('HSET', t.meta, 'next', 0, 'incarnation', args[5], 'goal', args[6], 'pins', args[7], 'policy', args[8],
              'labels', args[9], 'ttl_ms', args[10], 'default', args[11], 'branch_count', 1, 'created', now,
-             'raw_limit', args[12])
+             'raw_limit', args[12], 'rollup', args[13])
   save_branch(t, branch)
   local request = args[3]
   args[3] = ''  -- kept in `meta` instead: this record is never dropped for newer ones

@@ -6,8 +6,35 @@ local function verdict(t, id)
   return tonumber(status), tonumber(version), text
 end
 
+-- A summary that fails takes the roll-ups over it along; their ids are answered.
 local function save_verdict(t, id, status, version, text)
   redis.call('HSET', t.verdicts, id, string.format('%d %d\n', status, version) .. text)
+  local failed = {}
+  local over = status == FAILED and redis.call('HGET', t.rollups, id)
+  while over do
+    over = tonumber(over)
+    local was, seen = verdict(t, over)
+    if was ~= FAILED then
+      local note = string.format('[3,2,3,"summary %d, which it covers, failed",0,[],[]]', id)
+      redis.call('HSET', t.verdicts, over, string.format('%d %d\n', FAILED, seen + 1) .. note)
+      failed[#failed + 1] = over
+    end
+    id, over = over, redis.call('HGET', t.rollups, over)
+  end
+  return failed
+end
+
+-- The highest VALID roll-up that ends with the summary at a place, or the place itself. `rollups` HASH holds for each
+-- covered summary the roll-up over it; it belongs to the summaries, so every branch that has them all shares it, and one
+-- that was revised into its middle has them one by one again.
+local function rolled(t, at)
+  while at.id ~= 0 do
+    local over = redis.call('HGET', t.rollups, at.id)
+    local place = over and link(t, tonumber(over))
+    if not place or place.b ~= at.b or verdict(t, place.id) ~= VALID then return at end
+    at = place
+  end
+  return at
 end
 
 -- The last summary of the branch that did not fail: what a new one continues.
@@ -96,12 +123,42 @@ register('judge', function(keys, args)
   if redis.call('HEXISTS', t.verdicts, id) == 0 then return {'NODE_NOT_FOUND', id} end
   local _, seen = verdict(t, id)
   if seen ~= version then return {'HEAD_MOVED', branch.head, branch.name} end
-  save_verdict(t, id, status, version + 1, args[9])
+  local changed = save_verdict(t, id, status, version + 1, args[9])
+  table.insert(changed, 1, id)
   local place = link(t, id)
   if status == VALID and branch.state == ACTIVE and id ~= branch.summary_head and standing_summary(t, branch).id == place.parent
     and on_path(t, branch.head, place.b) then
     adopt(t, branch, place)
   end
-  return commit(t, args, now_ms(t), EVENT.MAINTAINED, branch.name, {id},
+  return commit(t, args, now_ms(t), EVENT.MAINTAINED, branch.name, changed,
                 {ids = {id}, branch = branch, judgement = args[9]})
+end)
+
+-- ARGV: 1-4, branch, status, record, hash, tokens, judgement JSON, then the summaries, oldest first.
+register('roll_up', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  local again = replay(t, args)
+  if again then return again end
+  local branch, unknown = load_branch(t, args[5])
+  if not branch then return unknown end
+  local status, children = tonumber(args[6]), {}
+  for i = 11, #args do
+    local id = tonumber(args[i])
+    if redis.call('HEXISTS', t.verdicts, id) == 0 then return {'NODE_NOT_FOUND', id, i - 11} end
+    local at, before = link(t, id), children[#children]
+    local follows = not before or rolled(t, link(t, at.parent)).id == before.id
+    if verdict(t, id) ~= VALID or not follows or rolled(t, at).id ~= id then return {'BAD_BOUNDARY', id} end
+    children[#children + 1] = at
+  end
+  local now, first, last = now_ms(t), children[1], children[#children]
+  t.next = t.next + 1
+  local place = child_of(t, t.next, link(t, first.parent), {depth = last.depth, tokens = tonumber(args[9]), a = first.a,
+                                                            b = last.b, hash = args[8]})
+  save_node(t, place, branch.name, args[7], now)
+  save_verdict(t, place.id, status, 1, args[10])
+  for _, child in ipairs(children) do redis.call('HSET', t.rollups, child.id, place.id) end
+  redis.call('HSET', t.meta, 'next', t.next)
+  return commit(t, args, now, EVENT.COMPRESSED, branch.name, {place.id},
+                {ids = {place.id}, branch = branch, judgement = args[10]})
 end)

@@ -96,11 +96,11 @@ end
 
 -- Raw steps, newest first, passing over the covers of VALID summaries, until they cost more than `limit`.
 local function raw_steps(t, branch, limit, most, tokens_key, with_ids)
-  local units, spent, at, summary = {}, 0, link(t, branch.head), link(t, branch.summary_head)
+  local units, spent, at, summary = {}, 0, link(t, branch.head), rolled(t, link(t, branch.summary_head))
   while at.id ~= 0 and spent <= limit and #units < most do
     if summary.id ~= 0 and summary.b == at.id then
       if verdict(t, summary.id) == VALID then at = link(t, summary.a) end
-      summary = link(t, summary.parent)
+      summary = rolled(t, link(t, summary.parent))
     else
       local unit = shown(t, tokens_key, with_ids, at, false)
       spent = spent + cost_of(unit, at)
@@ -111,17 +111,34 @@ local function raw_steps(t, branch, limit, most, tokens_key, with_ids)
   return units, at
 end
 
--- A chain of summaries or hints, newest first, until it costs more than `limit`.
-local function chain(t, id, limit, most, tokens_key, with_ids)
-  local units, spent, at = {}, 0, link(t, id)
+-- A chain of hints, or of summaries where `next_of` is `rolled`, newest first, until it costs more than `limit`.
+local function chain(t, id, limit, most, tokens_key, with_ids, next_of)
+  local units, spent, at = {}, 0, next_of(t, link(t, id))
   while at.id ~= 0 and spent <= limit and #units < most do
     local unit = shown(t, tokens_key, with_ids, at, true)
     spent = spent + cost_of(unit, at)
     units[#units + 1] = unit
-    at = link(t, at.parent)
+    at = next_of(t, link(t, at.parent))
   end
   return units, at
 end
+
+local function itself(_, at) return at end
+
+-- ARGV: branch, most summaries. {'OK', branch JSON, then covered by a roll-up (1) and node by turns} newest first.
+register('summaries', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  local branch, unknown = load_branch(t, args[1])
+  if not branch then return unknown end
+  local answer, at = {'OK', cjson.encode(branch)}, rolled(t, link(t, branch.summary_head))
+  while at.id ~= 0 and (#answer - 2) / 2 < tonumber(args[2]) do
+    answer[#answer + 1] = redis.call('HEXISTS', t.rollups, at.id)
+    answer[#answer + 1] = whole(t, at)
+    at = rolled(t, link(t, at.parent))
+  end
+  return answer
+end, {'no-writes'})
 
 -- The last write of each key, in the order they were made; without those that unset theirs unless `all`.
 local function last_slots(t, head, all)
@@ -145,8 +162,9 @@ register('context', function(keys, args)
   local limit, most, with_ids = tonumber(args[2]), tonumber(args[3]), args[6] == '1'
   local tokens_key = args[5] ~= '' and t.prefix .. 'tokens:' .. args[5] or nil
   local steps, step_rest = raw_steps(t, branch, limit, most, tokens_key, with_ids)
-  local summaries, summary_rest = chain(t, branch.summary_head, limit, most, tokens_key, with_ids)
-  local hints, hint_rest = chain(t, branch.hint, limit, tonumber(args[4]), tokens_key, with_ids)
+  local summaries, summary_rest = chain(t, branch.summary_head, limit, most, tokens_key, with_ids, rolled)
+  local hints, hint_rest = chain(t, branch.hint, limit, tonumber(args[4]), tokens_key, with_ids,
+                                  itself)
   local root_count = count_tokens(t, tokens_key, 0)
   local root_ids = with_ids and root_count >= 0 and redis.call('HGET', tokens_key, 0) or ''
   local slots = {}

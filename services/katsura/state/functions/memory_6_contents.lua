@@ -7,7 +7,7 @@ register('update', function(keys, args)
   if not t then return missing end
   local again = replay(t, args)
   if again then return again end
-  local m = redis.call('HMGET', t.meta, 'goal', 'pins', 'labels', 'policy', 'created')
+  local m = redis.call('HMGET', t.meta, 'goal', 'pins', 'labels', 'policy', 'created', 'rollup')
   local goal = args[5] == '1' and args[6] or m[1]
   local gone, there, pins = {}, {}, {}
   for _, pin in ipairs(cjson.decode(args[8])) do gone[pin] = true end
@@ -33,7 +33,7 @@ register('update', function(keys, args)
   redis.call('HSET', t.meta, 'goal', goal, 'pins', pins_text, 'labels', labels_text, 'default', t.default)
   return commit(t, args, now_ms(t), EVENT.UPDATED, '', {},
                 {goal = goal, pins = pins_text, labels = labels_text, policy = m[4], default = t.default,
-                 next = t.next, branch_count = t.branch_count, created = tonumber(m[5])})
+                 next = t.next, branch_count = t.branch_count, created = tonumber(m[5]), rollup = m[6] or '0'})
 end)
 
 -- `extras` HASH: `<id>` -> `<count> <bytes>`, `<id>:<k>` -> `<key size> <key><payload>`, `<id>=<key>` -> k.
@@ -151,7 +151,13 @@ local function held(t, branches, at)
   local head = kind_of(t, at)
   for _, branch in ipairs(branches) do
     local found = climb(t, branch[head], at.depth)
-    while found.id ~= at.id and found.id ~= 0 and found.depth == at.depth do found = link(t, found.parent) end
+    if head == 'summary_head' then  -- a roll-up is held by whoever holds the last summary it covers
+      while found.id ~= 0 and found.id ~= at.id and found.b == at.b do
+        found = link(t, tonumber(redis.call('HGET', t.rollups, found.id) or 0))
+      end
+    else
+      while found.id ~= 0 and found.id ~= at.id and found.depth == at.depth do found = link(t, found.parent) end
+    end
     if found.id == at.id then return true end
   end
   return false

@@ -41,8 +41,9 @@ end
 -- What is left of a record: role and kind of a step, cover of a summary, place of a hint.
 local function tombstone(fields)
   if fields.t == 'c' then
-    return string.format('{"c":"[redacted]","h":"%s","k":[%d,%d],"l":%d,"m":"%s","t":"c","v":%d,"w":[%d,%d,%d],"x":1}',
-      fields.h, fields.k[1], fields.k[2], fields.l, fields.m, fields.v, fields.w[1], fields.w[2], fields.w[3])
+    local parts = fields.s and '"s":' .. cjson.encode(fields.s) .. ',' or ''
+    return string.format('{"c":"[redacted]","h":"%s","k":[%d,%d],"l":%d,"m":"%s",%s"t":"c","v":%d,"w":[%d,%d,%d],"x":1}',
+      fields.h, fields.k[1], fields.k[2], fields.l, fields.m, parts, fields.v, fields.w[1], fields.w[2], fields.w[3])
   elseif fields.t == 'h' then
     return string.format('{"b":"%s","c":"[redacted]","f":"[redacted]","n":[%d,%d,%d],"t":"h","x":1}',
       fields.b, fields.n[1], fields.n[2], fields.n[3])
@@ -113,6 +114,12 @@ register('redact', function(keys, args)
     for _, id in ipairs(list) do
       if not gone[id] then gone[id], ids[#ids + 1] = true, id end
     end
+  end
+  local at = 1
+  while ids[at] do  -- a roll-up may quote what it covers
+    local over = tonumber(redis.call('HGET', t.rollups, ids[at]) or 0)
+    if over ~= 0 and not gone[over] then gone[over], ids[#ids + 1] = true, over end
+    at = at + 1
   end
   for i = 5, #args, 2 do
     if args[i + 1] ~= '' then redis.call('HDEL', t.kids, link(t, tonumber(args[i])).parent .. ':' .. args[i + 1]) end

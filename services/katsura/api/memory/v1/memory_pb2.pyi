@@ -360,6 +360,7 @@ class TreePolicy(_message.Message):
     HINT_LIMIT_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
     TTL_S_FIELD_NUMBER: _builtins.int
+    ROLLUP_FANOUT_FIELD_NUMBER: _builtins.int
     raw_token_limit: _builtins.int
     """Raw tokens after the last boundary at which Grow says that a compression is due."""
     compressor: _builtins.str
@@ -370,6 +371,10 @@ class TreePolicy(_message.Message):
     """Least durability that the tree accepts."""
     ttl_s: _builtins.int
     """Dropped this long after its last commit, in seconds; 0 keeps it."""
+    rollup_fanout: _builtins.int
+    """Summaries of one level that one roll-up covers: it is made once there are twice as many in a row, so that a context
+    is bounded in subgoals too. 1 never rolls up.
+    """
     @_builtins.property
     def validators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the validators that run before a summary is trusted."""
@@ -383,10 +388,11 @@ class TreePolicy(_message.Message):
         hint_limit: _builtins.int = ...,
         durability: Global___Durability.ValueType = ...,
         ttl_s: _builtins.int = ...,
+        rollup_fanout: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compressor", b"compressor", "durability", b"durability", "hint_limit", b"hint_limit", "raw_token_limit", b"raw_token_limit", "ttl_s", b"ttl_s", "validators", b"validators"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compressor", b"compressor", "durability", b"durability", "hint_limit", b"hint_limit", "raw_token_limit", b"raw_token_limit", "rollup_fanout", b"rollup_fanout", "ttl_s", b"ttl_s", "validators", b"validators"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -777,8 +783,9 @@ class Summary(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     COVERED_TOKENS_FIELD_NUMBER: _builtins.int
     BODY_TOKENS_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     level: _builtins.int
-    """0 covers steps; 1 and more cover summaries of the level below."""
+    """0 covers steps; 1 and more (a roll-up) cover summaries."""
     first_covered: _builtins.int
     """First node covered."""
     last_covered: _builtins.int
@@ -809,6 +816,10 @@ class Summary(_message.Message):
     def summary_body(self) -> Global___SummaryBody:
         """What it says."""
 
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of a roll-up: the summaries that it covers, oldest first."""
+
     def __init__(
         self,
         *,
@@ -827,10 +838,11 @@ class Summary(_message.Message):
         version: _builtins.int = ...,
         covered_tokens: _builtins.int = ...,
         body_tokens: _builtins.int = ...,
+        parts: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["summary_body", b"summary_body"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_tokens", b"body_tokens", "cover_digest", b"cover_digest", "covered_count", b"covered_count", "covered_tokens", b"covered_tokens", "fidelity", b"fidelity", "first_covered", b"first_covered", "last_covered", b"last_covered", "level", b"level", "made_by", b"made_by", "note", b"note", "outcome", b"outcome", "status", b"status", "suggested_restore", b"suggested_restore", "summary_body", b"summary_body", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_tokens", b"body_tokens", "cover_digest", b"cover_digest", "covered_count", b"covered_count", "covered_tokens", b"covered_tokens", "fidelity", b"fidelity", "first_covered", b"first_covered", "last_covered", b"last_covered", "level", b"level", "made_by", b"made_by", "note", b"note", "outcome", b"outcome", "parts", b"parts", "status", b"status", "suggested_restore", b"suggested_restore", "summary_body", b"summary_body", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

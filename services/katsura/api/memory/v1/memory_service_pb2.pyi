@@ -792,6 +792,84 @@ class MaintainResponse(_message.Message):
 Global___MaintainResponse: _TypeAlias = MaintainResponse  # noqa: Y015
 
 @_typing.final
+class RollUpRequest(_message.Message):
+    """Rolls up summaries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TREE_ID_FIELD_NUMBER: _builtins.int
+    BRANCH_FIELD_NUMBER: _builtins.int
+    SUMMARY_BODY_FIELD_NUMBER: _builtins.int
+    SUMMARY_IDS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes a repeated call answer the same result."""
+    tree_id: _builtins.str
+    """The tree."""
+    branch: _builtins.str
+    """The branch; empty means the default branch."""
+    @_builtins.property
+    def summary_body(self) -> _memory_pb2.SummaryBody:
+        """What it says; absent quotes the summaries."""
+
+    @_builtins.property
+    def summary_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The summaries, oldest first, as they follow each other on the branch; none means those that are due."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        tree_id: _builtins.str = ...,
+        branch: _builtins.str = ...,
+        summary_body: _memory_pb2.SummaryBody | None = ...,
+        summary_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["summary_body", b"summary_body"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "request_id", b"request_id", "summary_body", b"summary_body", "summary_ids", b"summary_ids", "tree_id", b"tree_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollUpRequest: _TypeAlias = RollUpRequest  # noqa: Y015
+
+@_typing.final
+class RollUpResponse(_message.Message):
+    """The roll-up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def summary(self) -> _memory_pb2.Node:
+        """The summary node, one level above its cover."""
+
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckResult]:
+        """Every check that ran."""
+
+    @_builtins.property
+    def position(self) -> Global___Position:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        summary: _memory_pb2.Node | None = ...,
+        checks: _abc.Iterable[Global___CheckResult] | None = ...,
+        position: Global___Position | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "position", b"position", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollUpResponse: _TypeAlias = RollUpResponse  # noqa: Y015
+
+@_typing.final
 class ReviseRequest(_message.Message):
     """Goes back."""
 

@@ -79,6 +79,11 @@ class MemoryServiceStub(object):
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.MaintainRequest.SerializeToString,
                 response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.MaintainResponse.FromString,
                 _registered_method=True)
+        self.RollUp = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/RollUp',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.RollUpRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.RollUpResponse.FromString,
+                _registered_method=True)
         self.Revise = channel.unary_unary(
                 '/katsura.api.memory.v1.MemoryService/Revise',
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.ReviseRequest.SerializeToString,
@@ -218,6 +223,14 @@ class MemoryServiceServicer(object):
 
     def Maintain(self, request, context):
         """Validates a summary again, or records the verdict of a validator outside.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollUp(self, request, context):
+        """Rolls up the oldest summaries of a level into one of the next level. Compress does it by itself where it is due; this
+        takes the words of an agent, or of a model outside.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -377,6 +390,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.Maintain,
                     request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.MaintainRequest.FromString,
                     response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.MaintainResponse.SerializeToString,
+            ),
+            'RollUp': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollUp,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.RollUpRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.RollUpResponse.SerializeToString,
             ),
             'Revise': grpc.unary_unary_rpc_method_handler(
                     servicer.Revise,
@@ -678,6 +696,33 @@ class MemoryService(object):
             '/katsura.api.memory.v1.MemoryService/Maintain',
             katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.MaintainRequest.SerializeToString,
             katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.MaintainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/RollUp',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.RollUpRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.RollUpResponse.FromString,
             options,
             channel_credentials,
             insecure,

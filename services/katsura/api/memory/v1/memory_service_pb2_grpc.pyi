@@ -54,6 +54,10 @@ class MemoryServiceStub:
     """Closes the raw segment with a summary and, by default, validates it before answering."""
     Maintain: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.MaintainRequest, _memory_service_pb2.MaintainResponse]
     """Validates a summary again, or records the verdict of a validator outside."""
+    RollUp: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.RollUpRequest, _memory_service_pb2.RollUpResponse]
+    """Rolls up the oldest summaries of a level into one of the next level. Compress does it by itself where it is due; this
+    takes the words of an agent, or of a model outside.
+    """
     Revise: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ReviseRequest, _memory_service_pb2.ReviseResponse]
     """Goes back to a boundary on a new branch; the old one is abandoned and leaves a hint."""
     Fork: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ForkRequest, _memory_service_pb2.ForkResponse]
@@ -111,6 +115,10 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """Closes the raw segment with a summary and, by default, validates it before answering."""
     Maintain: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.MaintainRequest, _memory_service_pb2.MaintainResponse]  # type: ignore[assignment]
     """Validates a summary again, or records the verdict of a validator outside."""
+    RollUp: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.RollUpRequest, _memory_service_pb2.RollUpResponse]  # type: ignore[assignment]
+    """Rolls up the oldest summaries of a level into one of the next level. Compress does it by itself where it is due; this
+    takes the words of an agent, or of a model outside.
+    """
     Revise: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ReviseRequest, _memory_service_pb2.ReviseResponse]  # type: ignore[assignment]
     """Goes back to a boundary on a new branch; the old one is abandoned and leaves a hint."""
     Fork: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ForkRequest, _memory_service_pb2.ForkResponse]  # type: ignore[assignment]
@@ -213,6 +221,16 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.MaintainResponse, _abc.Awaitable[_memory_service_pb2.MaintainResponse]]:
         """Validates a summary again, or records the verdict of a validator outside."""
+
+    @_abc_1.abstractmethod
+    def RollUp(
+        self,
+        request: _memory_service_pb2.RollUpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.RollUpResponse, _abc.Awaitable[_memory_service_pb2.RollUpResponse]]:
+        """Rolls up the oldest summaries of a level into one of the next level. Compress does it by itself where it is due; this
+        takes the words of an agent, or of a model outside.
+        """
 
     @_abc_1.abstractmethod
     def Revise(

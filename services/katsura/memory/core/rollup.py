@@ -1,0 +1,56 @@
+"""Roll-ups: summaries of summaries, so that a context is bounded in subgoals as it is in steps.
+
+Of `fanout * 2` summaries of one level in a row the oldest `fanout` become one of the next level. A branch of n subgoals
+then shows fewer than `fanout * 2` summaries of each of log(n) levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Final
+
+from katsura.domain.trees import Node, Summary, SummaryBody, SummaryStatus
+from katsura.memory.core.compress import bounded, shorten
+
+DEFAULT_FANOUT: Final = 8
+NEVER: Final = 1
+_LINE_CHARS: Final = 160
+
+
+def due(newest_first: Sequence[tuple[Node, bool]], fanout: int) -> tuple[Node, ...]:
+    """The summaries to roll up next, oldest first; none where nothing is due.
+
+    Args:
+        newest_first: the branch's summaries, and whether each has a roll-up over it already (one that failed).
+    """
+    if fanout <= NEVER:
+        return ()
+
+    def run(entry: tuple[Node, bool]) -> int:
+        node, covered = entry
+        sound = node.judgement is not None and node.judgement.status is SummaryStatus.VALID
+        return _summary(node).level if sound and not covered else -1
+
+    for level, entries in groupby(newest_first, run):
+        nodes = [node for node, _ in entries]
+        if level >= 0 and len(nodes) >= 2 * fanout:
+            return tuple(reversed(nodes[-fanout:]))
+    return ()
+
+
+def rolled_body(cover: Sequence[Node]) -> SummaryBody:
+    """A line of each summary, and the newest of what they list; obligations are those of the last one, which carries
+    what is still owed."""
+    bodies = [_summary(node).body for node in cover]
+    text = "\n".join(shorten(body.text, _LINE_CHARS) for body in bodies)
+    facts, decisions, artifacts = (
+        tuple(dict.fromkeys(item for body in bodies for item in getattr(body, name)))
+        for name in ("facts", "decisions", "artifacts")
+    )
+    return bounded(SummaryBody(text, facts, decisions, bodies[-1].open_obligations, artifacts), cover)
+
+
+def _summary(node: Node) -> Summary:
+    assert isinstance(node.body, Summary), "the summary chain holds summaries"
+    return node.body
