@@ -231,12 +231,17 @@ def _add_plan(commands: Any) -> None:
     parser.add_argument(
         "--confidence", type=float, choices=(0.5, 0.9), default=0.9, help="of times against objectives (default: 0.9)"
     )
-    parser.add_argument("--gap", type=float, default=0.005, help="stop when this close to the bound (default: 0.005)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="stop after this long (default: 10)")
+    parser.add_argument(
+        "--gap", type=float, help="stop when this close to the bound (default: 0.005; 0.01 with --against)"
+    )
+    parser.add_argument("--seconds", type=float, help="stop after this long (default: 10; 4 with --against)")
     parser.add_argument("--seed", type=int, default=1, help="of the search (default: 1)")
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="coefficients that `katsura calibrate` wrote")
     parser.add_argument(
         "--extrapolate", action="store_true", help="guess, and say so, more than 4x beyond what was measured"
+    )
+    parser.add_argument(
+        "--pairs", action="store_true", help="also plan prefill and decode apart, which our engine does not run yet"
     )
     parser.add_argument(
         "--what-if",
@@ -416,11 +421,12 @@ def _plan(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Ex
         objective=a.objective,
         budget_usd=a.budget,
         confidence=a.confidence,
-        gap=a.gap,
-        seconds=a.seconds,
+        gap=a.gap if a.gap is not None else 0.005 if a.against is None else 0.01,
+        seconds=a.seconds if a.seconds is not None else 10.0 if a.against is None else 4.0,
         seed=a.seed,
         calibration=a.calibration,
         extrapolate=a.extrapolate,
+        pairs=a.pairs,
         configs=tuple(a.config),
         what_if=tuple(a.what_if),
         against=a.against,

@@ -43,6 +43,7 @@ class PlanOptions:
     seed: int = 1
     calibration: Path | None = None
     extrapolate: bool = False
+    pairs: bool = False
     configs: tuple[str, ...] = ()
     what_if: tuple[str, ...] = ()
     against: Path | None = None
@@ -102,7 +103,7 @@ def read_problem(options: PlanOptions, environ: Mapping[str, str]) -> Problem:
         known = known.merged(calibration.read_devices(read_text(options.calibration)))
     if options.extrapolate:
         known = known.extrapolating()
-    asked = Options(Objective(options.objective), options.budget_usd, options.confidence)
+    asked = Options(Objective(options.objective), options.budget_usd, options.confidence, pairs=options.pairs)
     return build_problem(cluster, configs_of(cluster, options.configs, environ), catalogue.built_in(), known, asked)
 
 

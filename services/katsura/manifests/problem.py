@@ -21,6 +21,7 @@ from katsura.placement.catalogue import Catalogue, Device
 from katsura.placement.cost import BF16, F32, Load
 from katsura.placement.operate import Slo
 from katsura.placement.problem import (
+    PAIR,
     SPLIT,
     UNIFIED,
     HelperService,
@@ -46,6 +47,8 @@ class Options:
     budget_usd: float | None = None
     confidence: float = 0.9
     helpers: bool = True
+    pairs: bool = False
+    """Whether prefill and decode may get replicas of their own, although no engine of ours runs them yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ def build_problem(
     quotas = {
         kinds[p.metadata.name].device.name: float(p.spec.quota) for p in bundle.profiles if p.spec.quota is not None
     }
-    models = [_model(d, configs[d.metadata.name]) for d in bundle.deployments]
+    models = [_model(d, configs[d.metadata.name], options.pairs) for d in bundle.deployments]
     helpers = _helpers(bundle.deployments, bundle.memory_stores, calibration) if options.helpers else []
     return Problem(
         services=(*models, *helpers),
@@ -105,7 +108,7 @@ def build_problem(
     )
 
 
-def _model(deployment: ModelDeployment, config: Mapping[str, Any]) -> ModelService:
+def _model(deployment: ModelDeployment, config: Mapping[str, Any], pairs: bool) -> ModelService:
     spec, traffic = deployment.spec, deployment.spec.traffic
     precision = BF16 if spec.dtype is DType.BF16 else F32
     roles = {role: getattr(spec.roles, role) for role in ("unified", "attention", "experts")}
@@ -117,7 +120,10 @@ def _model(deployment: ModelDeployment, config: Mapping[str, Any]) -> ModelServi
         load=Load(traffic.prompt_tokens, traffic.output_tokens, traffic.cached_share) if traffic else Load(1024, 256),
         requests_s=traffic.requests_per_second if traffic else 0.0,
         slo=Slo(*(None if ms is None else ms / 1e3 for ms in milliseconds)),
-        topologies=tuple(_TOPOLOGY[t] for t in spec.placement.topologies or (spec.topology,)),
+        topologies=(
+            *(_TOPOLOGY[t] for t in spec.placement.topologies or (spec.topology,)),
+            *((PAIR,) if pairs else ()),
+        ),
         replicas=MappingProxyType({r: said.replicas for r, said in roles.items() if said and said.replicas}),
         devices=tuple(sorted(spec.placement.devices)),
         units=spec.ffn.groups,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from katsura.placement.cost import Layout, decode_terms
-from katsura.placement.patterns import Column, pool_of, units_of
-from katsura.placement.problem import UNIFIED, ModelService, Problem
+from katsura.placement.pairs import decode_s, moved_bytes, prompt_s
+from katsura.placement.patterns import Column, Unit, half_of, link_of, pool_of, units_of
+from katsura.placement.problem import PAIR, UNIFIED, ModelService, Problem
 from katsura.placement.split import prefill_s, step_s
 
 _CHUNK_CPU: Final = 256
@@ -23,6 +25,7 @@ class Curve:
     Attributes:
         steps: seconds, at each of `batches`. prompt_s: per new token. fixed_s: of every request before its first token.
         places: sequences at once. chunk: prompt tokens that one step takes besides the running sequences.
+        aside: whether prompts are computed elsewhere and slow no running sequence.
     """
 
     batches: tuple[int, ...]
@@ -31,6 +34,7 @@ class Curve:
     fixed_s: float
     places: int
     chunk: int
+    aside: bool = False
 
     def step_s(self, running: int) -> float:
         """Seconds between tokens with `running` sequences and no prompt, interpolated; 0 with none."""
@@ -49,9 +53,10 @@ def curve_of(problem: Problem, column: Column, service: ModelService) -> Curve:
     for m in column.members:
         wanted = m.accelerators or int(m.cores)
         units.append(next(u for u in units_of(classes[m.node_class]) if u.count == wanted))
-    places = column.point.batch
+    lead, places = units[0], column.point.batch
+    if column.topology == PAIR:
+        return _pair(problem, column, service, units)
     batches = tuple(sorted({1, *(2**i for i in range(1, places.bit_length())), places}))
-    lead = units[0]
     c = problem.calibration.of(lead.device)
     card, precision, load = service.card, service.precision, service.load
     if column.topology == UNIFIED:
@@ -67,3 +72,21 @@ def curve_of(problem: Problem, column: Column, service: ModelService) -> Curve:
         steps = [step_s(card, precision, pool, b, load, min(micro, b)) for b in batches]
     chunk = _CHUNK_CPU if lead.is_cpu else _CHUNK
     return Curve(batches, tuple(steps), prompt / load.new_prompt, c.first[0], places, chunk)
+
+
+def _pair(problem: Problem, column: Column, service: ModelService, units: Sequence[Unit]) -> Curve:
+    assert column.point is not None
+    card, precision, load = service.card, service.precision, service.load
+    prefill, decode = (half_of(problem, u, m.count) for u, m in zip(units, column.members, strict=True))
+    each = column.point.batch // decode.replicas
+    batches = tuple(sorted({1, *(2**i for i in range(1, each.bit_length())), each}))
+    moved = moved_bytes(card, precision, load) / link_of(*units)
+    return Curve(
+        batches=tuple(b * decode.replicas for b in batches),
+        steps=tuple(decode_s(card, precision, decode, b, load) for b in batches),
+        prompt_s=max(prompt_s(card, precision, prefill, load), moved) / load.new_prompt / prefill.replicas,
+        fixed_s=prefill.coefficients.first[0] + moved,
+        places=column.point.batch,
+        chunk=_CHUNK,
+        aside=True,
+    )

@@ -109,6 +109,8 @@ def placement_lines(instances: tuple[Instance, ...], problem: Problem) -> Iterat
         )
         micro = column.point.micro_batches if column.point else 1
         extra = f", {micro} micro-batches" if micro > 1 else ""
+        if column.point and column.point.link_bytes_s:
+            extra += f", {_rate(column.point.link_bytes_s)} between them"
         yield f"{column.service}: {len(members)} x {column.topology} ({shape}{extra})"
         nodes: Mapping[str, Counter[str]] = defaultdict(Counter)
         for place in (p for i in members for p in i.places):
@@ -118,6 +120,10 @@ def placement_lines(instances: tuple[Instance, ...], problem: Problem) -> Iterat
             more = f" and {len(shown) - _NODES_SHOWN} more" if len(shown) > _NODES_SHOWN else ""
             yield f"    {role}: {', '.join(shown[:_NODES_SHOWN])}{more}"
         assert key == column.key
+
+
+def _rate(bytes_s: float) -> str:
+    return f"{bytes_s / 1e9:.1f} GB/s" if bytes_s >= 1e8 else f"{bytes_s / 1e6:.1f} MB/s"
 
 
 def _slice(accelerators: int, cores: float, kind: str) -> str:

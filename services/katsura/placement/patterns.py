@@ -15,7 +15,8 @@ from typing import Final
 from katsura.placement.catalogue import Device, cores_of
 from katsura.placement.cost import Layout
 from katsura.placement.operate import Point, Refusal, replica_point
-from katsura.placement.problem import SPLIT, UNIFIED, HelperService, ModelService, NodeClass, Problem
+from katsura.placement.pairs import Half, pair_point
+from katsura.placement.problem import PAIR, ROLES, SPLIT, UNIFIED, HelperService, ModelService, NodeClass, Problem
 from katsura.placement.split import Pool, Side, member_bytes, pool_point
 
 _TENSOR: Final = (1, 2, 4, 8)
@@ -25,6 +26,8 @@ _MEMBER_SIZES: Final = 5
 """Sizes of a pool that are tried, from the smallest that holds the weights."""
 _KEPT_PER_PAIR: Final = 6
 _CPU_BATCH_MAX: Final = 64
+_RATIOS: Final = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 3), (3, 1), (3, 2), (4, 1))
+"""Prefill and decode replicas of one pair."""
 _Steps = dict[tuple[int, str, int, str, int, int, int], dict[int, tuple[float, int]]]
 """Steps by batch of each (model and load, attention, experts, shards, members): services that differ in their
 objectives share them."""
@@ -166,13 +169,17 @@ def _shapes(service: ModelService, problem: Problem, refused: list[Refused], ste
     if UNIFIED in service.topologies:
         for name in units:
             shapes += _unified(service, problem, name, units[name], refused)
-    if SPLIT in service.topologies:
-        for first, second in product(units, units):
-            pair = _split(service, problem, units[first], units[second], steps)
-            if not pair:
-                why = "no split of it fits and keeps its times"
-                refused.append(Refused(service.name, SPLIT, f"{first} + {second}", "split", why))
-            shapes += _best(pair, price)
+    for first, second in product(units, units) if SPLIT in service.topologies else ():
+        made = _split(service, problem, units[first], units[second], steps)
+        if not made:
+            why = "no split of it fits and keeps its times"
+            refused.append(Refused(service.name, SPLIT, f"{first} + {second}", "split", why))
+        shapes += _best(made, price)
+    for first, second in product(units, units) if PAIR in service.topologies else ():
+        paired, last = _paired(service, problem, units[first], units[second])
+        if not paired and last is not None:
+            refused.append(Refused(service.name, PAIR, f"{first} + {second}", last.reason, last.detail))
+        shapes += _best(paired, price)
     return shapes
 
 
@@ -247,21 +254,62 @@ def _split(
     return shapes
 
 
+def _paired(
+    service: ModelService, problem: Problem, prefill: Sequence[Unit], decode: Sequence[Unit]
+) -> tuple[list[_Shape], Refusal | None]:
+    """Prefill and decode replicas in every ratio; replicas that are fixed for other roles leave no room for pairs."""
+    shapes: list[_Shape] = []
+    last: Refusal | None = None
+    for p, d in product(prefill, decode) if not service.replicas else ():
+        if p.is_cpu != d.is_cpu:
+            continue
+        for ratio in _RATIOS:
+            first, second = (half_of(problem, unit, count) for unit, count in zip((p, d), ratio, strict=True))
+            point = pair_point(
+                service.card,
+                service.precision,
+                first,
+                second,
+                link_of(p, d),
+                service.load,
+                service.slo,
+                max(_margin(problem, p.device), _margin(problem, d.device)),
+                _CPU_BATCH_MAX if d.is_cpu else 1024,
+            )
+            if isinstance(point, Point):
+                shapes.append(_Shape(PAIR, p, d, *ratio, point))
+            else:
+                last = point
+                break
+    return shapes, last
+
+
+def half_of(problem: Problem, unit: Unit, replicas: int) -> Half:
+    """One side of a pair."""
+    layout = Layout() if unit.is_cpu else Layout(unit.count, per_node=unit.count)
+    return Half(unit.device, layout, replicas, problem.calibration.of(unit.device))
+
+
+def link_of(first: Unit, second: Unit) -> float:
+    """Bytes per second between processes on two units: equal accelerators share a fast domain, others the network."""
+    near = first.device.name == second.device.name
+    return min(x.device.intra_bytes_s if near and not x.is_cpu else x.device.inter_bytes_s for x in (first, second))
+
+
 def _holds(service: ModelService, e: Unit, members: int) -> bool:
     held = member_bytes(service.card, service.precision, members, 1 if e.is_cpu else e.count)
     return held <= e.device.usable_bytes
 
 
 def pool_of(problem: Problem, a: Unit, e: Unit, shards: int, members: int) -> Pool:
-    """The pool of one pair of units: equal accelerators share a fast domain, others meet on the network."""
+    """The pool of one pair of units."""
     of, hop = problem.calibration.of, problem.calibration.hop_s
     near = a.device.name == e.device.name
-    link = min(x.device.intra_bytes_s if near and not x.is_cpu else x.device.inter_bytes_s for x in (a, e))
     kind = "cpu" if a.is_cpu or e.is_cpu else "gpu"
     return Pool(
         Side(a.device, shards, 1 if a.is_cpu else a.count, of(a.device)),
         Side(e.device, members, 1 if e.is_cpu else e.count, of(e.device)),
-        link,
+        link_of(a, e),
         hop[kind if near else f"{kind}_remote"],
     )
 
@@ -276,7 +324,7 @@ def _best(shapes: list[_Shape], price: dict[str, float]) -> list[_Shape]:
 
 def _spread(service: ModelService, shape: _Shape, problem: Problem, classes: Sequence[NodeClass]) -> Iterator[Column]:
     point, experts = shape.point, shape.experts
-    lead = "attention" if experts else "unified"
+    lead, *others = ROLES[shape.topology]
     for first in classes:
         if not _right_kind(service, shape.attention, first):
             continue
@@ -289,10 +337,10 @@ def _spread(service: ModelService, shape: _Shape, problem: Problem, classes: Seq
         for second in classes:
             if second.domain != first.domain or not _right_kind(service, experts, second):
                 continue
-            member = _member(problem, "experts", second, experts, shape.members, point.expert_memory_bytes)
+            member = _member(problem, others[0], second, experts, shape.members, point.expert_memory_bytes)
             if _fits(member, second):
-                spot = first.spot or second.spot
-                yield Column(service.name, SPLIT, (leader, member), point.requests_s, point, first.domain, spot)
+                both, spot = (leader, member), first.spot or second.spot
+                yield Column(service.name, shape.topology, both, point.requests_s, point, first.domain, spot)
 
 
 def _right_kind(service: ModelService, unit: Unit, c: NodeClass) -> bool:

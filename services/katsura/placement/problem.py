@@ -19,6 +19,10 @@ from katsura.placement.operate import Slo
 
 UNIFIED: Final = "Unified"
 SPLIT: Final = "Split"
+PAIR: Final = "PrefillDecode"
+"""Prefill and decode on replicas of their own; planned only where it is asked for (`pairs`)."""
+ROLES: Final = MappingProxyType({UNIFIED: ("unified",), SPLIT: ("attention", "experts"), PAIR: ("prefill", "decode")})
+"""Roles of the processes of one instance, the leading one first."""
 ANYWHERE: Final = "*"
 """Domain of a class that stands for all domains."""
 
@@ -68,7 +72,7 @@ class ModelService:
 
     Attributes:
         requests_s: demand; 0 asks for one instance of any capacity.
-        topologies: which of `UNIFIED`, `SPLIT` may be chosen.
+        topologies: which of `UNIFIED`, `SPLIT`, `PAIR` may be chosen.
         replicas: fixed counts by role (`unified`, `attention`, `experts`); empty where the planner decides.
         devices: names it may use; empty: any.
         units: FFN units that members share (no more members than units).

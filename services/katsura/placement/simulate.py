@@ -157,7 +157,7 @@ class _Request:
 @dataclass(slots=True)
 class _Server:
     """One instance: `drawn` counts the tokens that a sequence present since ever would have drawn, `taken` those of
-    prompts that were computed."""
+    prompts that were computed, `asked` those that came; `chunk` is where this step's prompt tokens begin and end."""
 
     curve: Curve
     number: int
@@ -170,6 +170,7 @@ class _Server:
     prompts: deque[tuple[float, _Request]] = field(default_factory=deque)
     queue: deque[_Request] = field(default_factory=deque)
     asked: float = 0.0
+    chunk: tuple[float, float] = (0.0, 0.0)
     version: int = 0
     serial: int = 0
 
@@ -182,8 +183,11 @@ class _Server:
         step = self.curve.step_s(len(self.running))
         if not self.prompts:
             return (1 / step if step else 0.0), 0.0
-        step += self.curve.prompt_s * self.curve.chunk
-        return 1 / step, self.curve.chunk / step
+        if self.curve.aside:
+            return (1 / step if step else 0.0), 1 / self.curve.prompt_s
+        size = self.chunk[1] - self.chunk[0]
+        step += self.curve.prompt_s * size
+        return 1 / step, size / step
 
     def advance(self, to: float) -> None:
         draw, take = self._pace()
@@ -196,7 +200,7 @@ class _Server:
         draw, take = self._pace()
         times = []
         if self.prompts:
-            times.append((self.prompts[0][0] - self.taken) / take)
+            times.append((self.chunk[1] - self.taken) / take)
         if self.running:
             times.append((self.running[0][0] - self.drawn) / draw)
         return self.now + max(0.0, min(times)) if times else None
@@ -205,12 +209,15 @@ class _Server:
         while self.queue and len(self.running) + len(self.prompts) < self.curve.places:
             request = self.queue.popleft()
             new = max(1, request.arrival.prompt - (request.arrival.shared if request.held else 0))
-            self.asked = max(self.asked, self.taken) + new
+            self.asked += new
             self.prompts.append((self.asked, request))
+        if self.prompts and self.taken >= self.chunk[1] - 1e-6:
+            self.taken = self.chunk[1]
+            self.chunk = (self.taken, min(self.asked, self.taken + self.curve.chunk))
 
     def ended(self) -> Iterator[_Request]:
-        """Take out what is through; prompts become running sequences."""
-        while self.prompts and self.prompts[0][0] <= self.taken + 1e-6:
+        """Take out what is through; prompts become running sequences at the end of a step."""
+        while self.prompts and self.taken >= self.chunk[1] - 1e-6 and self.prompts[0][0] <= self.chunk[1] + 1e-6:
             request = self.prompts.popleft()[1]
             request.first = self.now
             self.serial += 1

@@ -20,6 +20,7 @@ _LIMITS = {
     "itl": "its time between tokens bounds the batch",
     "ttft": "its time to the first token bounds the batch",
     "kv": "KV memory bounds the batch",
+    "prefill": "its prefill replicas bound the rate",
 }
 
 
