@@ -6,6 +6,7 @@ import ssl
 import time
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from katsura.attention.core.dispatch import suspicion_s
@@ -13,17 +14,9 @@ from katsura.domain.cost import FrameCost
 from katsura.domain.errors import InternalError, KatsuraError
 from katsura.domain.tables import Assignment
 from katsura.wire.connect import connect
-from katsura.wire.frame import (
-    TRACE_BYTES,
-    FrameId,
-    GroupSums,
-    Routes,
-    SlotMemo,
-    decode_partial,
-    dispatch_bytes,
-    encode_dispatch,
-)
+from katsura.wire.frame import TRACE_BYTES, FrameId, GroupSums, Routes, decode_partial, dispatch_bytes, encode_dispatch
 from katsura.wire.header import BadFrameError, Kind, NackReason, read_control, read_header
+from katsura.wire.repeat import DispatchWriter, PartialReader
 from katsura.wire.transport import Channel, Limits, Slot
 
 _CONNECT_S = 0.5
@@ -69,13 +62,32 @@ class Ask:
 
     id: FrameId
     groups: tuple[int, ...]
-    shape: tuple[int, int]
+    shape: torch.Size
     slot: Slot
     patience_s: float
     predicted_s: float
     posted_s: float
     answered_s: float = 0.0
     member_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Ends:
+    """What repeats in one slot: requests that we write, replies that we read."""
+
+    request: DispatchWriter
+    reply: PartialReader
+
+
+@dataclass(slots=True)
+class _Form:
+    """What all frames of one form cost: groups, rows, columns, dtype, routes and whether a trace goes with it."""
+
+    key: tuple[object, ...]
+    nbytes: int
+    units: int
+    token_units: int
+    predicted_s: float
 
 
 class Link:
@@ -94,7 +106,8 @@ class Link:
         self._paused_until_s = 0.0
         self._barred = False
         self._held: list[Slot] = []
-        self._memos: list[tuple[SlotMemo, SlotMemo]] = []
+        self._ends: dict[int, _Ends] = {}
+        self._form = _Form((), 0, 0, 0, 0.0)
 
     @property
     def is_open(self) -> bool:
@@ -125,7 +138,8 @@ class Link:
         self._cost = FrameCost(float(welcome.get("unit_cost_s", 0.0)), float(welcome.get("token_cost_s", 0.0)))
         self._pause_s = _PAUSE_FIRST_S
         self._held = []
-        self._memos = [(SlotMemo(), SlotMemo()) for _ in range(settings.limits.credits)]
+        self._ends = {}
+        self._form = _Form((), 0, 0, 0, 0.0)
 
     def close(self, why: str) -> None:
         """Let go of the member."""
@@ -148,35 +162,31 @@ class Link:
             self.open()
         channel = self._channel
         assert channel is not None
-        n_tokens, width = hidden.shape
-        n_routes = 0 if routes is None else len(routes.rows)
-        units = len(groups) * self._settings.units_per_group
-        token_units = n_routes or units * n_tokens
+        form = self._form_of(groups, hidden, 0 if routes is None else len(routes.rows), len(trace) > 0)
         now_s = time.monotonic()
-        patience_s = suspicion_s(
-            self._cost, units, token_units, self._queue_s, self._strikes, self._settings.frame_timeout_s
-        )
-        patience_s = min(patience_s, max(0.001, deadline_s - now_s))
+        left_s = max(0.001, deadline_s - now_s)
+        patience_s = min(left_s, self._patience_s(form))
+        deadline_us = int(left_s * 1e6)
         try:
-            slot = channel.reserve(dispatch_bytes(n_tokens, width, hidden.dtype, len(groups), n_routes, bool(trace)))
-            nbytes = encode_dispatch(
-                slot.request,
-                id,
-                groups,
-                hidden,
-                routes,
-                digest=self._settings.weights_digest,
-                epoch=epoch,
-                deadline_us=int((deadline_s - now_s) * 1e6),
-                trace=trace[:TRACE_BYTES],
-                replay=replay,
-                memo=self._memos[slot.index][0],
-            )
+            slot = channel.reserve(form.nbytes)
+            ends = self._ends.get(slot.index)
+            if ends is None:
+                ends = self._ends[slot.index] = _Ends(DispatchWriter(slot.request), PartialReader())
+            digest, trace = self._settings.weights_digest, trace[:TRACE_BYTES]
+            if routes is None and not replay:
+                nbytes = ends.request.write(
+                    id, groups, hidden, digest=digest, epoch=epoch, deadline_us=deadline_us, trace=trace
+                )
+            else:
+                ends.request.forget()
+                nbytes = encode_dispatch(
+                    slot.request, id, groups, hidden, routes,
+                    digest=digest, epoch=epoch, deadline_us=deadline_us, trace=trace, replay=replay,
+                )  # fmt: skip
             channel.post(slot, nbytes, patience_s)
         except KatsuraError as error:
             raise self._lost(error) from error
-        predicted_s = self._cost.predict_s(units, token_units)
-        return Ask(id, groups, (n_tokens, width), slot, patience_s, predicted_s, now_s)
+        return Ask(id, groups, hidden.shape, slot, patience_s, form.predicted_s, now_s)
 
     def answer(self, ask: Ask) -> tuple[GroupSums, ...]:
         """Wait for a frame's partial sums: views that hold until `release`. Raises LostError."""
@@ -185,24 +195,52 @@ class Link:
         try:
             reply = channel.wait(ask.slot, ask.patience_s)
             ask.answered_s = time.monotonic()
-            header = read_header(reply)
-            if header.kind is Kind.NACK:
-                refusal = read_control(reply, header)
-                channel.release(ask.slot)
-                raise self._refused(refusal)
-            if header.kind is not Kind.PARTIAL:
-                raise BadFrameError(f"a member answers by PARTIAL or NACK, not {header.kind.name}")
-            partial = decode_partial(reply, header, self._memos[ask.slot.index][1])
-            if (partial.id, partial.groups, header.n_tokens, header.width) != (ask.id, ask.groups, *ask.shape):
-                raise BadFrameError("the answer is to another question")
+            again = self._ends[ask.slot.index].reply
+            numbers = again.read(reply)
+            if numbers is None:
+                parts, time_us = self._read(channel, ask, reply)
+            else:
+                layer, ubatch, incarnation, step, _, time_us = numbers
+                parts = again.parts
+                if (incarnation, step, layer, ubatch) != ask.id or again.asked != (ask.groups, ask.shape):
+                    raise BadFrameError("the answer is to another question")
         except KatsuraError as error:
             ask.answered_s = time.monotonic()
             raise self._lost(error) from error
         self._held.append(ask.slot)
         self._strikes = 0
-        ask.member_s = header.time_us / 1e6
+        ask.member_s = time_us / 1e6
         self._queue_s = max(0.0, ask.member_s - ask.predicted_s)
-        return partial.parts
+        return parts
+
+    def _read(self, channel: Channel, ask: Ask, reply: memoryview) -> tuple[tuple[GroupSums, ...], int]:
+        """The sums in a reply of a new form, and how long the member had the frame in us."""
+        header = read_header(reply)
+        if header.kind is Kind.NACK:
+            refusal = read_control(reply, header)
+            channel.release(ask.slot)
+            raise self._refused(refusal)
+        if header.kind is not Kind.PARTIAL:
+            raise BadFrameError(f"a member answers by PARTIAL or NACK, not {header.kind.name}")
+        partial = decode_partial(reply, header)
+        if (partial.id, partial.groups, header.n_tokens, header.width) != (ask.id, ask.groups, *ask.shape):
+            raise BadFrameError("the answer is to another question")
+        self._ends[ask.slot.index].reply.learn(reply, partial)
+        return partial.parts, header.time_us
+
+    def _form_of(self, groups: tuple[int, ...], hidden: Tensor, n_routes: int, traced: bool) -> _Form:
+        key = (groups, hidden.shape, hidden.dtype, n_routes, traced)
+        if self._form.key != key:
+            n_tokens, width = hidden.shape
+            units = len(groups) * self._settings.units_per_group
+            token_units = n_routes or units * n_tokens
+            nbytes = dispatch_bytes(n_tokens, width, hidden.dtype, len(groups), n_routes, traced)
+            self._form = _Form(key, nbytes, units, token_units, self._cost.predict_s(units, token_units))
+        return self._form
+
+    def _patience_s(self, form: _Form) -> float:
+        most_s = self._settings.frame_timeout_s
+        return suspicion_s(self._cost, form.units, form.token_units, self._queue_s, self._strikes, most_s)
 
     def release(self) -> None:
         """Give back the slots of all answers read so far."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -65,8 +65,8 @@ class _Batch:
     hidden: Tensor
     routing: Routing | None
     group_of: Tensor | None
-    skipped: set[int] = field(default_factory=set)
-    replay: bool = False
+    skipped: set[int]
+    replay: bool
 
 
 class Pool:
@@ -160,9 +160,42 @@ class Pool:
             outputs.append(self._apply(layer, ubatch, hidden[rows], of_rows))
         return torch.cat(outputs)
 
+    def _at_once(self, id: FrameId, hidden: Tensor) -> Tensor | set[int]:
+        """The way of a dense decode loop: a frame to every member, and their sum; ranks that failed where one did."""
+        asked: list[tuple[Link, Ask]] = []
+        parts: list[GroupSums] = []
+        failed: set[int] = set()
+        for link, groups in self._all[id.layer]:
+            try:
+                ask = link.post(id, groups, hidden, None, self._epoch, self._deadline_s, self._trace, False)
+                asked.append((link, ask))
+            except LostError as lost:
+                _note_lost(link, lost, failed)
+        # The last one first: on a shared core the others answer meanwhile, without waking us each time.
+        for link, ask in reversed(asked):
+            try:
+                parts.extend(link.answer(ask))
+            except LostError as lost:
+                _note_lost(link, lost, failed)
+        total = _sum(parts) if not failed else None
+        for link, _ in asked:
+            link.release()
+        if total is None:
+            return failed
+        slowest_s = max([ask.member_s for _, ask in asked])
+        self.transport_s[id.layer] += max(0.0, asked[0][1].answered_s - asked[0][1].posted_s - slowest_s)
+        return total
+
     def _apply(self, layer: int, ubatch: int, hidden: Tensor, routing: Routing | None) -> Tensor:
         id = FrameId(self._incarnation, self._step, layer, ubatch)
-        batch = _Batch(id, hidden, routing, None if routing is None else routing.ids // self._layout.units_per_group)
+        failed: set[int] = set()
+        if routing is None and self._all_open(layer) and time.monotonic() < self._deadline_s:
+            total = self._at_once(id, hidden)
+            if isinstance(total, Tensor):
+                return total
+            failed = total
+        group_of = None if routing is None else routing.ids // self._layout.units_per_group
+        batch = _Batch(id, hidden, routing, group_of, failed, replay=bool(failed))
         partials = self._unused(batch)
         missing = [group for group in self._groups if group not in partials]
         held: list[Link] = []
@@ -205,7 +238,7 @@ class Pool:
                         batch.replay,
                     )  # fmt: skip
                 except LostError as lost:
-                    self._lose(link, lost, batch)
+                    _note_lost(link, lost, batch.skipped)
                     continue
                 asked.append((link, ask, share))
         return asked
@@ -230,19 +263,15 @@ class Pool:
         return [(self._links[rank], of_rank) for rank, of_rank in sending.by_rank.items()]
 
     def _all_open(self, layer: int) -> bool:
-        links = self._all[layer]
+        links = self._all[layer] if self._all else ()
         return bool(links) and all(link.is_open for link, _ in links)
 
     def _answer(self, link: Link, ask: Ask, batch: _Batch) -> tuple[GroupSums, ...] | None:
         try:
             return link.answer(ask)
         except LostError as lost:
-            self._lose(link, lost, batch)
+            _note_lost(link, lost, batch.skipped)
             return None
-
-    def _lose(self, link: Link, lost: LostError, batch: _Batch) -> None:
-        batch.skipped.add(link.assignment.rank)
-        _LOG.warning("a member did not serve a frame", member=link.assignment.member_id, why=lost.why)
 
     def _share(self, groups: Sequence[int], batch: _Batch) -> _Share:
         routing, group_of = batch.routing, batch.group_of
@@ -300,6 +329,26 @@ class Pool:
                     link.open()
                 except LostError as lost:
                     _LOG.warning("cannot reach a member", member=link.assignment.member_id, why=lost.why)
+
+
+def _note_lost(link: Link, lost: LostError, failed: set[int]) -> None:
+    failed.add(link.assignment.rank)
+    _LOG.warning("a member did not serve a frame", member=link.assignment.member_id, why=lost.why)
+
+
+def _sum(parts: list[GroupSums]) -> Tensor:
+    """`sum_groups` of partials of all rows, in memory of its own."""
+    parts.sort(key=_group_of)
+    if len(parts) == 1:
+        return parts[0].sums.clone()
+    total = parts[0].sums + parts[1].sums
+    for part in parts[2:]:
+        total += part.sums
+    return total
+
+
+def _group_of(part: GroupSums) -> int:
+    return part.group
 
 
 def _no_copy(why: str) -> UnavailableError:

@@ -43,9 +43,9 @@ class Holdings:
 class Groups:
     """Loaded groups by (layer, group).
 
-    Dense groups of a layer that frames ask for together are fused (`model.ffn.GroupSet`): the same bits in fewer
-    products. It takes milliseconds, so it is done ahead where the table tells, else at first use. A fused group cannot
-    be taken apart again; where one of a set is freed, the others are read anew.
+    Dense groups of a layer that the table makes us primary of are fused (`model.ffn.GroupSet`): the same bits in fewer
+    products. A fused set cannot be taken apart; where one of it is freed, or another table names other groups, its
+    groups are read anew.
     """
 
     def __init__(self, holdings: Holdings, checkpoint: Checkpoint) -> None:
@@ -54,6 +54,7 @@ class Groups:
         self._keys: set[Key] = set()
         self._singles: dict[Key, GroupWeights] = {}
         self._sets: dict[int, list[tuple[tuple[int, ...], GroupSet]]] = {}
+        self._ready: dict[tuple[int, tuple[int, ...]], GroupSet] = {}
         self._group_bytes = group_bytes(holdings.config.shape, holdings.layout, holdings.kernels)
         self._fuses = holdings.kernels.fuse_groups and not holdings.config.shape.is_moe
 
@@ -98,22 +99,28 @@ class Groups:
     def free(self, key: Key) -> None:
         """Let go of one group."""
         self._keys.discard(key)
+        self._ready.clear()
         if self._singles.pop(key, None) is not None:
             return
         layer, group = key
-        sets = self._sets.get(layer, [])
-        for fused in [each for each in sets if group in each[0]]:
-            sets.remove(fused)
-            for other in fused[0]:
-                if other != group:
-                    self._read((layer, other))
+        for fused in [each for each in self._sets.get(layer, ()) if group in each[0]]:
+            self._take_apart(layer, fused)
 
     def fuse(self, layer: int, groups: Sequence[int]) -> None:
-        """Prepare for frames that ask for `groups` together; what is not loaded, or fused already, is left alone."""
-        loose = tuple(group for group in groups if (layer, group) in self._singles)
-        if len(loose) > 1 and self._fuses:
+        """Prepare for frames that ask for just these `groups` together; what is not loaded is left alone."""
+        wanted = tuple(group for group in groups if (layer, group) in self._keys)
+        sets = self._sets.get(layer, [])
+        for fused in [each for each in sets if each[0] != wanted and not set(wanted).isdisjoint(each[0])]:
+            self._take_apart(layer, fused)
+        if len(wanted) > 1 and self._fuses and all((layer, group) in self._singles for group in wanted):
             with torch.inference_mode():
-                self._fuse(layer, loose)
+                fused_set = GroupSet([self._singles.pop((layer, group)) for group in wanted], self.holdings.kernels)
+            self._sets.setdefault(layer, []).append((wanted, fused_set))
+            self._ready.clear()
+
+    def ready(self, layer: int, groups: tuple[int, ...]) -> GroupSet | None:
+        """Exactly these dense groups as one set; None where they are not loaded, or not held together."""
+        return self._ready.get((layer, groups))
 
     def compute(self, frames: Sequence[Dispatch]) -> list[list[GroupSums]]:
         """Partial sums of every frame, which are of one layer; groups that several ask for read their weights once."""
@@ -151,19 +158,25 @@ class Groups:
     def _partials(self, layer: int, groups: tuple[int, ...], hidden: Tensor) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
         for of, fused in self._sets.get(layer, ()):
-            if any(group in groups for group in of):
+            if not set(groups).isdisjoint(of):
                 found |= fused.partials(hidden, None)
-        rest = tuple(group for group in groups if group not in found)
-        if len(rest) > 1 and self._fuses:
-            return found | self._fuse(layer, rest).partials(hidden, None)
-        for group in rest:
-            found[group] = group_partial(self._singles[layer, group], hidden, None)
+                if of == groups:
+                    self._ready[layer, groups] = fused
+        for group in groups:
+            if group not in found:
+                single = GroupSet([self._singles[layer, group]], self.holdings.kernels)
+                found |= single.partials(hidden, None)
+                if groups == (group,):
+                    self._ready[layer, groups] = single
         return found
 
-    def _fuse(self, layer: int, groups: tuple[int, ...]) -> GroupSet:
-        fused = GroupSet([self._singles.pop((layer, group)) for group in groups], self.holdings.kernels)
-        self._sets.setdefault(layer, []).append((groups, fused))
-        return fused
+    def _take_apart(self, layer: int, fused: tuple[tuple[int, ...], GroupSet]) -> None:
+        """Read what is still ours of a set anew."""
+        self._sets[layer].remove(fused)
+        self._ready.clear()
+        for group in fused[0]:
+            if (layer, group) in self._keys:
+                self._read((layer, group))
 
     def _read(self, key: Key) -> None:
         h = self.holdings

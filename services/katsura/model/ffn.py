@@ -84,23 +84,41 @@ class GroupSet:
         self._gate_up: PackedLinear | None = None
         self._downs: list[tuple[int, PackedLinear]] = []
         dense = all(not held.expert_ids for held in self._groups)
-        if not dense or not kernels.fuse_groups or len(self._groups) < 2:
+        if not dense or (len(self._groups) > 1 and not kernels.fuse_groups):
             return
         first = self._groups[0].blocks[0].gate_up
-        parts = [held.blocks[0].gate_up.dense().chunk(2) for held in self._groups]
-        stacked = torch.cat([gate for gate, _ in parts] + [up for _, up in parts])
-        self._gate_up = PackedLinear(stacked, kernels.linear_for(first.in_width, first.out_width))
+        self._gate_up = first
+        if len(self._groups) > 1:
+            parts = [held.blocks[0].gate_up.dense().chunk(2) for held in self._groups]
+            stacked = torch.cat([gate for gate, _ in parts] + [up for _, up in parts])
+            self._gate_up = PackedLinear(stacked, kernels.linear_for(first.in_width, first.out_width))
         self._downs = [(held.group, held.blocks[0].down) for held in self._groups]
         self._groups = []
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether `write_partials` may be called."""
+        return self._gate_up is not None
 
     def partials(self, hidden: Tensor, routing: Routing | None) -> dict[int, Tensor]:
         """f32 `[tokens, width]` by group id."""
         if self._gate_up is None:
             return {held.group: group_partial(held, hidden, routing) for held in self._groups}
-        pieces = torch.chunk(_activated(self._gate_up(hidden)), len(self._downs), 1)
-        return {
-            group: down(piece.contiguous()).float() for (group, down), piece in zip(self._downs, pieces, strict=True)
-        }
+        pieces = self._pieces(self._gate_up, hidden)
+        return {group: down(piece).float() for (group, down), piece in zip(self._downs, pieces, strict=True)}
+
+    def write_partials(self, hidden: Tensor, sums: Sequence[Tensor]) -> None:
+        """The partials of dense groups by ascending group id, into f32 `[tokens, width]` each."""
+        assert self._gate_up is not None, "an expert's partials need its routes"
+        for (_, down), piece, into in zip(self._downs, self._pieces(self._gate_up, hidden), sums, strict=True):
+            into.copy_(down(piece))
+
+    def _pieces(self, gate_up: PackedLinear, hidden: Tensor) -> Sequence[Tensor]:
+        """What each group's `down` takes."""
+        activated = _activated(gate_up(hidden))
+        if len(self._downs) == 1:
+            return (activated,)
+        return [piece.contiguous() for piece in torch.chunk(activated, len(self._downs), 1)]
 
 
 class LocalFfn:

@@ -67,5 +67,6 @@ def _prepared(backend: LinearBackend, weight: Tensor) -> tuple[Tensor, Callable[
     if backend is LinearBackend.PLAIN:
         return weight, lambda x: functional.linear(x, weight)
     packed = torch.ops.mkldnn._reorder_linear_weight.default(weight.contiguous(), None)
-    product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default
+    overload = torch.ops.mkldnn._linear_pointwise.default
+    product: Callable[..., Tensor] = getattr(overload, "_op", overload)  # without a Python frame around each product
     return packed, lambda x: product(x, packed, None, "none", [], "")

@@ -135,21 +135,6 @@ def partial_bytes(n_sums: int, width: int, n_groups: int, uniform: bool) -> int:
     return HEADER_BYTES + aligned(n_groups * _GROUP_ENTRY_BYTES) + rows + 4 * n_sums * width
 
 
-@dataclass(slots=True)
-class SlotMemo:
-    """What one slot held last, in one direction, on one end.
-
-    Frames of a decode loop differ in their numbers, not in their form. Whoever owns a slot keeps a memo of it: where
-    the form is the same, what was checked stays checked and the views of the slot's memory stay as they are.
-    """
-
-    form: tuple[object, ...] = ()
-    table: bytes = b""
-    start: int = 0
-    views: tuple[Tensor, ...] = ()
-    made: object = None
-
-
 def encode_dispatch(
     buffer: memoryview,
     id: FrameId,
@@ -162,7 +147,6 @@ def encode_dispatch(
     deadline_us: int,
     trace: bytes = b"",
     replay: bool = False,
-    memo: SlotMemo | None = None,
 ) -> int:
     """Write a DISPATCH; `buffer` must hold `dispatch_bytes`. Returns its length in bytes.
 
@@ -177,25 +161,17 @@ def encode_dispatch(
         deadline_us: microseconds until the client no longer wants the answer.
         trace: W3C traceparent, or empty.
         replay: whether this identity may have been posted before.
-        memo: of this slot's requests.
     """
     n_tokens, width = hidden.shape
-    memo = memo or SlotMemo()
-    form = (groups, n_tokens, width, hidden.dtype, bool(trace))
-    if routes is not None or memo.form != form:
-        n_routes, ends = (0, (0,) * len(groups)) if routes is None else (len(routes.rows), routes.ends)
-        offset = _write_groups(buffer, HEADER_BYTES + (TRACE_BYTES if trace else 0), groups, ends)
-        if routes is not None:
-            for array in (routes.rows, routes.units, routes.weights):
-                offset = _write_array(buffer, offset, array)
-        memo.form = form if routes is None else ()
-        memo.start, memo.views = offset, (_view(buffer, offset, (n_tokens, width), hidden.dtype),)
-    else:
-        n_routes = 0
+    n_routes, ends = (0, (0,) * len(groups)) if routes is None else (len(routes.rows), routes.ends)
+    offset = _write_groups(buffer, HEADER_BYTES + (TRACE_BYTES if trace else 0), groups, ends)
+    if routes is not None:
+        for array in (routes.rows, routes.units, routes.weights):
+            offset = _write_array(buffer, offset, array)
     if trace:
         buffer[HEADER_BYTES : HEADER_BYTES + TRACE_BYTES] = trace.ljust(TRACE_BYTES, b"\0")
-    memo.views[0].copy_(hidden)
-    end = memo.start + n_tokens * width * hidden.element_size()
+    _view(buffer, offset, (n_tokens, width), hidden.dtype).copy_(hidden)
+    end = offset + n_tokens * width * hidden.element_size()
     flags = (Flag.UNIFORM if routes is None else 0) | (Flag.TRACED if trace else 0) | (Flag.REPLAY if replay else 0)
     write_header(
         buffer,
@@ -208,18 +184,11 @@ def encode_dispatch(
     return end
 
 
-def decode_dispatch(buffer: memoryview, header: Header, memo: SlotMemo | None = None) -> Dispatch:
-    """Read the DISPATCH that fills `buffer`, whose header has been read. Raises BadFrameError.
-
-    `memo`, if given, is that of the slot where the buffer lies.
-    """
+def decode_dispatch(buffer: memoryview, header: Header) -> Dispatch:
+    """Read the DISPATCH that fills `buffer`, whose header has been read. Raises BadFrameError."""
     traced = bool(header.flags & Flag.TRACED)
     start = HEADER_BYTES + (TRACE_BYTES if traced else 0)
     trace = bytes(buffer[HEADER_BYTES:start]).rstrip(b"\0") if traced else b""
-    form = (header.flags & ~Flag.REPLAY, *header[2:3], *header[5:9], header.body_len)
-    if memo is not None and memo.form == form and buffer[start : start + len(memo.table)] == memo.table:
-        groups: tuple[int, ...] = memo.made  # type: ignore[assignment]
-        return Dispatch(header, groups, None, memo.views[0], trace)
     if header.dtype >= len(_DTYPES):
         raise BadFrameError(f"unknown dtype code {header.dtype}")
     dtype = _DTYPES[header.dtype]
@@ -227,7 +196,7 @@ def decode_dispatch(buffer: memoryview, header: Header, memo: SlotMemo | None = 
     _check_length(
         buffer, dispatch_bytes(header.n_tokens, header.width, dtype, header.n_groups, header.n_routes, traced)
     )
-    table, groups, ends, offset = _read_groups(buffer, start, header)
+    groups, ends, offset = _read_groups(buffer, start, header)
     routes = None
     if not header.flags & Flag.UNIFORM:
         rows, offset = _read_array(buffer, offset, header.n_routes, torch.int32)
@@ -237,64 +206,49 @@ def decode_dispatch(buffer: memoryview, header: Header, memo: SlotMemo | None = 
         if int(units.min()) < 0 or not bool(torch.isfinite(weights).all()):
             raise BadFrameError("a route has a negative unit or a weight that is no finite number")
         routes = Routes(rows, units, weights, ends)
-    hidden = _view(buffer, offset, (header.n_tokens, header.width), dtype)
-    if memo is not None and routes is None:
-        memo.form, memo.table, memo.views, memo.made = form, table, (hidden,), groups
-    return Dispatch(header, groups, routes, hidden, trace)
+    return Dispatch(header, groups, routes, _view(buffer, offset, (header.n_tokens, header.width), dtype), trace)
 
 
-def encode_partial(
-    buffer: memoryview, asked: Dispatch, parts: Sequence[GroupSums], member_us: int, memo: SlotMemo | None = None
-) -> int:
+def encode_partial(buffer: memoryview, asked: Dispatch, parts: Sequence[GroupSums], member_us: int) -> int:
     """Write the PARTIAL that answers `asked`: one part per group asked for, in that order. Returns its length.
 
-    `member_us`: how long the member had the frame, waiting included; `memo`: of this slot's replies.
+    `member_us`: how long the member had the frame, waiting included.
     """
     uniform = asked.routes is None
     width = asked.header.width
-    memo = memo or SlotMemo()
-    form = (asked.groups, asked.header.n_tokens, width)
-    if not uniform or memo.form != form:
-        counts = [part.sums.shape[0] for part in parts]
-        ends = tuple(itertools.accumulate(counts))
-        offset = _write_groups(buffer, HEADER_BYTES, asked.groups, (0,) * len(parts) if uniform else ends)
-        if not uniform:
-            rows = torch.cat([part.rows for part in parts if part.rows is not None])
-            offset = _write_array(buffer, offset, rows)
-        sums = _view(buffer, offset, (ends[-1], width), torch.float32)
-        memo.form = form if uniform else ()
-        memo.start, memo.views = offset + 4 * ends[-1] * width, tuple(torch.split(sums, counts))
-    for part, view in zip(parts, memo.views, strict=True):
+    counts = [part.sums.shape[0] for part in parts]
+    ends = tuple(itertools.accumulate(counts))
+    offset = _write_groups(buffer, HEADER_BYTES, asked.groups, (0,) * len(parts) if uniform else ends)
+    if not uniform:
+        rows = torch.cat([part.rows for part in parts if part.rows is not None])
+        offset = _write_array(buffer, offset, rows)
+    for part, view in zip(
+        parts, torch.split(_view(buffer, offset, (ends[-1], width), torch.float32), counts), strict=True
+    ):
         view.copy_(part.sums)
+    end = offset + 4 * ends[-1] * width
     header = asked.header
     write_header(
         buffer,
         (
             Kind.PARTIAL, Flag.UNIFORM if uniform else 0, _DTYPE_CODES[torch.float32], header.layer, header.ubatch,
-            len(parts), header.n_tokens, 0 if uniform else sum(view.shape[0] for view in memo.views), width,
+            len(parts), header.n_tokens, 0 if uniform else ends[-1], width,
             header.incarnation, header.step, header.digest, header.epoch, min(member_us, TIME_US_MAX),
-            memo.start - HEADER_BYTES,
+            end - HEADER_BYTES,
         ),
     )  # fmt: skip
-    return memo.start
+    return end
 
 
-def decode_partial(buffer: memoryview, header: Header, memo: SlotMemo | None = None) -> Partial:
-    """Read the PARTIAL that fills `buffer`, whose header has been read. Raises BadFrameError.
-
-    `memo`, if given, is that of the slot where the buffer lies.
-    """
-    form = (header.flags, *header[2:3], *header[5:9], header.body_len)
-    if memo is not None and memo.form == form and buffer[HEADER_BYTES : HEADER_BYTES + len(memo.table)] == memo.table:
-        made: Partial = memo.made  # type: ignore[assignment]
-        return Partial(header, made.groups, made.parts)
+def decode_partial(buffer: memoryview, header: Header) -> Partial:
+    """Read the PARTIAL that fills `buffer`, whose header has been read. Raises BadFrameError."""
     if header.dtype != _DTYPE_CODES[torch.float32] or header.flags & ~Flag.UNIFORM:
         raise BadFrameError(f"partial sums are f32 and untraced, not dtype {header.dtype} flags {header.flags:#04x}")
     _check_counts(header)
     uniform = bool(header.flags & Flag.UNIFORM)
     n_sums = header.n_groups * header.n_tokens if uniform else header.n_routes
     _check_length(buffer, partial_bytes(n_sums, header.width, header.n_groups, uniform))
-    table, groups, ends, offset = _read_groups(buffer, HEADER_BYTES, header)
+    groups, ends, offset = _read_groups(buffer, HEADER_BYTES, header)
     rows = None
     if uniform:
         ends = tuple(header.n_tokens * (index + 1) for index in range(header.n_groups))
@@ -307,10 +261,7 @@ def decode_partial(buffer: memoryview, header: Header, memo: SlotMemo | None = N
         GroupSums(group, None if rows is None else rows[start:end], sums[start:end])
         for group, start, end in zip(groups, starts, ends, strict=True)
     )
-    partial = Partial(header, groups, parts)
-    if memo is not None and uniform:
-        memo.form, memo.table, memo.made = form, table, partial
-    return partial
+    return Partial(header, groups, parts)
 
 
 def _id_of(header: Header) -> FrameId:
@@ -343,17 +294,14 @@ def _write_groups(buffer: memoryview, offset: int, groups: Sequence[int], ends: 
     return offset + aligned(4 * len(table))
 
 
-def _read_groups(
-    buffer: memoryview, offset: int, header: Header
-) -> tuple[bytes, tuple[int, ...], tuple[int, ...], int]:
-    table = bytes(buffer[offset : offset + _GROUP_ENTRY_BYTES * header.n_groups])
-    numbers = struct.unpack(f"<{2 * header.n_groups}I", table)
+def _read_groups(buffer: memoryview, offset: int, header: Header) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    numbers = struct.unpack_from(f"<{2 * header.n_groups}I", buffer, offset)
     groups, ends = numbers[::2], numbers[1::2]
     if any(later <= sooner for sooner, later in itertools.pairwise(groups)):
         raise BadFrameError(f"groups {groups} are not in ascending order")
     if any(later < sooner for sooner, later in itertools.pairwise(ends)) or ends[-1] != header.n_routes:
         raise BadFrameError(f"group ends {ends} do not partition {header.n_routes} routes")
-    return table, groups, ends, offset + aligned(len(table))
+    return groups, ends, offset + aligned(_GROUP_ENTRY_BYTES * header.n_groups)
 
 
 def _view(buffer: memoryview, offset: int, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

@@ -29,9 +29,11 @@ WIRE_VERSION = 1
 """Version of the frame. Part of a revision's name: shards and members of two versions never meet."""
 
 _MAGIC = 0x574B
-_LAYOUT = struct.Struct("<HBBBBHHHIIIQQ8sIIII")
-_CHECKSUM = struct.Struct("<I")
-_CHECKED_BYTES = HEADER_BYTES - _CHECKSUM.size
+LAYOUT = struct.Struct("<HBBBBHHHIIIQQ8sIIII")
+"""The header's fields: magic, version, those of `Header` in its order, checksum."""
+CHECKSUM = struct.Struct("<I")
+CHECKED_BYTES = HEADER_BYTES - CHECKSUM.size
+"""The checksum covers the bytes before it."""
 
 
 class BadFrameError(InvalidArgumentError):
@@ -111,16 +113,16 @@ def aligned(count: int) -> int:
 
 def write_header(buffer: memoryview, header: Iterable[Any]) -> None:
     """Write the fields of a `Header`, in its order, and their checksum into the first 64 bytes of `buffer`."""
-    _LAYOUT.pack_into(buffer, 0, _MAGIC, WIRE_VERSION, *header, 0)
-    _CHECKSUM.pack_into(buffer, _CHECKED_BYTES, zlib.crc32(buffer[:_CHECKED_BYTES]))
+    LAYOUT.pack_into(buffer, 0, _MAGIC, WIRE_VERSION, *header, 0)
+    CHECKSUM.pack_into(buffer, CHECKED_BYTES, zlib.crc32(buffer[:CHECKED_BYTES]))
 
 
 def read_header(buffer: memoryview) -> Header:
     """The header of the frame that fills `buffer` exactly. Raises BadFrameError."""
     if len(buffer) < HEADER_BYTES:
         raise BadFrameError(f"a frame of {len(buffer)} bytes is shorter than its {HEADER_BYTES}-byte header")
-    checksum = zlib.crc32(buffer[:_CHECKED_BYTES])
-    magic, version, kind, *fields, written = _LAYOUT.unpack_from(buffer, 0)
+    checksum = zlib.crc32(buffer[:CHECKED_BYTES])
+    magic, version, kind, *fields, written = LAYOUT.unpack_from(buffer, 0)
     if magic != _MAGIC or version != WIRE_VERSION:
         raise BadFrameError(f"not a frame of version {WIRE_VERSION}: magic {magic:#06x}, version {version}")
     if written != checksum:

@@ -147,24 +147,19 @@ class RingGreeting(ABC):
 class RingRequest:
     """A posted slot, on the server."""
 
-    __slots__ = ("_peer", "client", "frame", "reply_bytes", "slot")
+    __slots__ = ("_peer", "client", "frame", "reply_buffer", "reply_bytes", "slot")
 
-    def __init__(self, peer: RingPeer, index: int, nbytes: int) -> None:
+    def __init__(self, peer: RingPeer, index: int, frame: memoryview, reply_buffer: memoryview) -> None:
         self._peer = peer
         self.slot = index
         self.client = peer.client
         self.reply_bytes = peer.limits.reply_bytes
-        self.frame = slot_view(peer.requests, index, peer.limits.request_bytes)[:nbytes]
+        self.frame, self.reply_buffer = frame, reply_buffer
 
     @property
     def alive(self) -> bool:
         """Whether the client is still there."""
         return self._peer.alive
-
-    @property
-    def reply_buffer(self) -> memoryview:
-        """This slot's half of the reply memory."""
-        return slot_view(self._peer.replies, self.slot, self._peer.limits.reply_bytes)
 
     def answer(self, nbytes: int) -> None:
         """Ring back."""
@@ -185,7 +180,10 @@ class RingPeer:
     ) -> None:
         self.client = client
         self.limits = limits
-        self.requests, self.replies = requests, replies
+        self._slots = [
+            (slot_view(requests, index, limits.request_bytes), slot_view(replies, index, limits.reply_bytes))
+            for index in range(limits.credits)
+        ]
         self.alive = True
         self._server = server
         self._socket = sock
@@ -208,7 +206,8 @@ class RingPeer:
             self.drop(f"it rang for slot {index} with {nbytes} bytes, which it may not")
             return
         self._held.add(index)
-        self._server.arrived(RingRequest(self, index, nbytes))
+        request, reply = self._slots[index]
+        self._server.arrived(RingRequest(self, index, request[:nbytes], reply))
 
     def answer(self, index: int, nbytes: int) -> None:
         """Ring the client for a slot that the server held."""

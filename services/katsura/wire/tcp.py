@@ -178,7 +178,7 @@ class TcpChannel(SlotChannel):
         index, nbytes = preamble
         if index not in self._posted or nbytes > self.limits.reply_bytes:
             raise BadFrameError(f"slot {index} with {nbytes} bytes was not asked for")
-        if not self._stream.receive(slot_view(self._replies, index, self.limits.reply_bytes)[:nbytes], deadline_s):
+        if not self._stream.receive(self._replies[index][:nbytes], deadline_s):
             raise TimeoutError("an answer stopped half-way")
         return preamble
 

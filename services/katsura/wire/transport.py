@@ -189,7 +189,8 @@ class SlotChannel(ABC):
         self.limits = limits
         self.welcome = welcome
         self._retired: str | None = None
-        self._requests, self._replies = requests, replies
+        self._requests = requests
+        self._replies = [slot_view(replies, index, limits.reply_bytes) for index in range(limits.credits)]
         self._free = [
             Slot(index, slot_view(requests, index, limits.request_bytes)) for index in reversed(range(limits.credits))
         ]
@@ -305,7 +306,7 @@ class SlotChannel(ABC):
         slot = self._posted.pop(index, None)
         if slot is None or nbytes > self.limits.reply_bytes:
             raise self._gone(f"the peer answered slot {index} with {nbytes} bytes, which it could not have been asked")
-        self._answered[index] = slot_view(self._replies, index, self.limits.reply_bytes)[:nbytes]
+        self._answered[index] = self._replies[index][:nbytes]
         return slot
 
     def _must_work(self) -> None:

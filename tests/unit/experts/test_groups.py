@@ -134,7 +134,7 @@ def test_a_group_freed_out_of_a_fused_set_leaves_the_others_with_their_bits(fold
         groups.load((0, group))
     hidden = torch.randn(3, 48, generator=noise(5))
     alone = [groups.partial((0, group), hidden, None) for group in range(4)]
-    groups.compute([frame(0, (0, 1, 2), hidden, None, 1)])
+    groups.fuse(0, (0, 1, 2))
     groups.free((0, 1))
     parts = groups.compute([frame(0, (0, 2, 3), hidden, None, 1)])[0]
     assert [torch.equal(part.sums, alone[part.group]) for part in parts] == [True] * 3
@@ -149,6 +149,29 @@ def test_whatever_subsets_are_asked_for_the_bits_are_those_of_each_group_alone(f
     hidden = torch.randn(2, 48, generator=noise(6))
     alone = [groups.partial((1, group), hidden, None) for group in range(4)]
     for asked in ((0, 1), (1,), (1, 2), (0, 1, 2, 3), (2, 3), (0, 3)):
+        if len(asked) != 4:
+            groups.fuse(1, asked)
         parts = groups.compute([frame(1, asked, hidden, None, 1)])[0]
         assert [part.group for part in parts] == list(asked)
         assert all(torch.equal(part.sums, alone[part.group]) for part in parts)
+
+
+def test_a_member_that_another_joins_computes_no_more_than_its_new_share(folders: dict[str, object]) -> None:
+    """The first member of a pool is primary of everything for a while; its fused sets must not outlive that."""
+    holdings = holdings_of(folders["llama"], slices=4, groups=4)  # type: ignore[arg-type]
+    groups = Groups(holdings, Checkpoint(holdings.folder))
+    for group in range(4):
+        groups.load((0, group))
+    hidden = torch.randn(2, 48, generator=noise(7))
+    alone = groups.partial((0, 1), hidden, None)
+    for share in ((0, 1, 2, 3), (0, 1), (1,)):
+        groups.fuse(0, share)
+        groups.compute([frame(0, share, hidden, None, 1)])
+        held = groups.ready(0, share)
+        if len(share) > 1 and not holdings.kernels.fuse_groups:
+            continue
+        assert held is not None
+        assert set(held.partials(hidden, None)) == set(share)
+        sums = tuple(torch.empty_like(hidden) for _ in share)
+        held.write_partials(hidden, sums)
+        assert torch.equal(sums[share.index(1)], alone)

@@ -13,7 +13,6 @@ from katsura.wire.frame import (
     GroupSums,
     Partial,
     Routes,
-    SlotMemo,
     decode_dispatch,
     decode_partial,
     dispatch_bytes,
@@ -214,40 +213,3 @@ def mend(frame: memoryview) -> None:
 def test_noise_is_refused(noise: bytes) -> None:
     with pytest.raises(BadFrameError):
         decoded(memoryview(noise))
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.sampled_from([(0,), (0, 2), (1, 2), (0, 1, 2)]), st.integers(1, 3), st.booleans(), st.booleans()),
-        max_size=8,
-    )
-)
-def test_a_slot_with_a_memo_carries_any_sequence_of_frames(
-    frames: list[tuple[tuple[int, ...], int, bool, bool]],
-) -> None:
-    """Both directions, both ends: what is remembered of one frame never shows in the next."""
-    request, reply = memoryview(bytearray(8192)), memoryview(bytearray(8192))
-    wrote, read, answered, heard = SlotMemo(), SlotMemo(), SlotMemo(), SlotMemo()
-    for step, (groups, rows, traced, routed) in enumerate(frames):
-        hidden = torch.full((rows, 8), float(step))
-        routes = None
-        if routed:
-            ids = torch.arange(len(groups)).int()
-            routes = Routes(torch.zeros(len(groups)).int(), ids, ids + 1.0, tuple(range(1, len(groups) + 1)))
-        length = encode_dispatch(
-            request, ID._replace(step=step), groups, hidden, routes, digest=DIGEST, epoch=step, deadline_us=step,
-            trace=TRACE if traced else b"", memo=wrote,
-        )  # fmt: skip
-        view = request[:length]
-        asked = decode_dispatch(view, read_header(view), read)
-        assert (asked.groups, asked.id.step, asked.trace) == (groups, step, TRACE if traced else b"")
-        assert torch.equal(asked.hidden, hidden)
-        assert (asked.routes is None) == (not routed)
-        some = torch.zeros(1).int() if routed else None
-        count = 1 if routed else rows
-        parts = [GroupSums(group, some, torch.full((count, 8), step + group / 8)) for group in groups]
-        back = reply[: encode_partial(reply, asked, parts, step, answered)]
-        got = decode_partial(back, read_header(back), heard)
-        assert (got.groups, got.id.step, got.header.time_us) == (groups, step, step)
-        assert all(torch.equal(a.sums, b.sums) for a, b in zip(got.parts, parts, strict=True))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from katsura.domain.ids import Epoch, Incarnation, InstanceId
 from katsura.domain.leases import NO_EPOCH, GroupRange
@@ -77,8 +78,7 @@ def ranges_of(keys: Iterable[Key]) -> tuple[GroupRange, ...]:
     return tuple(ranges)
 
 
-@dataclass(frozen=True, slots=True)
-class LastFrame:
+class LastFrame(NamedTuple):
     """The newest epoch that a client has sent by, and when (monotonic seconds)."""
 
     epoch: int
