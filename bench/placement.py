@@ -18,10 +18,11 @@ from pathlib import Path
 
 from placing import aiconfigurator
 from placing.helix import Helix, stage_of
-from placing.points import SYSTEMS, Row, read_rows, train, twins, unseen
+from placing.points import SYSTEMS, Row, read_rows, train, twins
 from placing.prediction import (
     TENTH,
     Fits,
+    Shots,
     choose,
     choose_by_chance,
     choose_by_running,
@@ -71,14 +72,18 @@ def prediction(rows: Sequence[Row], report: Report) -> None:
     for known_workers, what in ((True, "that say how many decode workers"), (False, "that do not say it")):
         mine = [(c.step_s(r), r.point.seconds) for r in apart if r.workers_known is known_workers]
         report.errors(f"TPOT, disaggregated rows {what}", errors(mine))
-    first = [(c.first_s(r), r.ttft_s) for r in unseen(rows)]
-    report.errors("TTFT, held and pledged rows", errors(first))
-    beside_aiconfigurator(rows, by_model, known.median, report)
+    first = [(fits[r.model].first_s(r), r.ttft_s) for r, _ in by_model]
+    report.errors("TTFT, leave one model out, all", errors(first))
+    beside_aiconfigurator(rows, by_model, known, fits, report)
     choice(by_model, known.median, known.bound, fits, c.every.quantile_90, report)
 
 
 def beside_aiconfigurator(
-    rows: Sequence[Row], by_model: Sequence[tuple[Row, float]], known: Sequence[tuple[Row, float]], report: Report
+    rows: Sequence[Row],
+    by_model: Sequence[tuple[Row, float]],
+    known: Shots,
+    fits: Mapping[str, Fits],
+    report: Report,
 ) -> None:
     """AIConfigurator on a sample of the measurements: coverage beside error, and ours on the rows that it answers."""
     if not (PEER / "bin" / "aiconfigurator").exists():
@@ -86,7 +91,7 @@ def beside_aiconfigurator(
         return
     drawn = aiconfigurator.sample(rows, aiconfigurator.SAMPLE)
     answers = aiconfigurator.ask(drawn, PEER)
-    alone, five = ({r.id: p for r, p in pairs} for pairs in (by_model, known))
+    alone, five = ({r.id: p for r, p in pairs} for pairs in (by_model, known.median))
     for hows, what in ((("measured",), "its measured mode"), (("measured", "hybrid"), "with its hybrid mode")):
         mine = [r for r in drawn if answers[r.id].get("how") in hows]
         share = len(mine) / len(drawn)
@@ -94,12 +99,13 @@ def beside_aiconfigurator(
         theirs = errors([(answers[r.id]["tpot_s"], r.point.seconds) for r in mine])
         ours = errors([(alone[r.id], r.point.seconds) for r in mine])
         report.errors(f"TPOT where AIConfigurator answers, {what}; ours: model unseen", ours, None, theirs)
-        both = [r for r in mine if r.id in five]
+        both = [r for r in mine if r.id in five and r.measured not in known.shown]
         theirs = errors([(answers[r.id]["tpot_s"], r.point.seconds) for r in both])
         ours = errors([(five[r.id], r.point.seconds) for r in both])
         report.errors(f"TPOT where AIConfigurator answers, {what}; ours: five points known", ours, None, theirs)
         theirs = errors([(answers[r.id]["ttft_s"], r.ttft_s) for r in mine])
-        report.errors(f"TTFT where AIConfigurator answers, {what}: AIConfigurator's own", theirs)
+        ours = errors([(fits[r.model].first_s(r), r.ttft_s) for r in mine])
+        report.errors(f"TTFT where AIConfigurator answers, {what}; ours: model unseen", ours, None, theirs)
 
 
 def choice(

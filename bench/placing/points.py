@@ -175,12 +175,6 @@ def train(rows: Sequence[Row]) -> list[Row]:
     return [r for r in rows if r.mode == "agg" and not r.pledged and not r.held]
 
 
-def unseen(rows: Sequence[Row]) -> list[Row]:
-    """Aggregated rows that no fit saw, under their own id or under another one."""
-    seen = {r.measured for r in train(rows)}
-    return [r for r in rows if r.mode == "agg" and (r.pledged or r.held) and r.measured not in seen]
-
-
 def twins(rows: Sequence[Row]) -> tuple[int, int]:
     """Aggregated measurements that were published more than once, and how many of them with one layout."""
     found: dict[tuple[str, ...], set[Layout]] = defaultdict(set)

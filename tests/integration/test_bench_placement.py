@@ -1,0 +1,86 @@
+"""What `bench/placement.py` compares with: read rightly, and no weaker than it was published."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from katsura.placement import calibration, catalogue
+from katsura.placement.cost import Layout
+from katsura.placement.greedy import share_cost
+from katsura.placement.patterns import enumerate_patterns
+from katsura.placement.problem import UNIFIED
+from katsura.testing.clusters import cards, model_service, node_class, problem_of
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "bench")
+    import placing.helix
+    import placing.points
+    import placing.rivals
+
+    return placing
+
+
+@pytest.mark.parametrize(
+    ("row_id", "sizes", "expected"),
+    [
+        ("r1_b200_agg_c64_tp8_ep8_920", (64, 1, 8, 8), Layout(8, 1, 8)),  # tensor times expert parallelism
+        ("r1_b200_agg_c64_tp8_ep8_937", (1, 64, 8, 8), Layout(1, 8, 8)),
+        ("k2_b200_agg_c64_tp4_ep4_12", (4, 4, 1, 16), Layout(4, 1, 4)),
+        ("r1_b200_agg_c64_tp8_0_ep8_0_3", (8, 1, 1, 8), Layout(8, 1, 8)),  # right as it is
+        ("r1_b200_agg_c64_cfg88", (16, 1, 4, 4), Layout(4, 1, 4)),  # no such words in its id: the dump
+        ("m2_b200_agg_c64_cfg633", (2, 1, 2, 1), Layout(2, 1, 1)),
+    ],
+)
+def test_layouts_are_read_as_they_ran(
+    bench: ModuleType, row_id: str, sizes: tuple[int, int, int, int], expected: Layout
+) -> None:
+    names = ("tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
+    source = bench.points.PLEDGED if "cfg" in row_id else "source_file=2026-04-06.csv"
+    entry = {"id": row_id, "silicon_data_source": source, **dict(zip(names, map(str, sizes), strict=True))}
+    assert bench.points.layout_of(entry, "", 128, 8) == expected
+
+
+def test_helix_finds_the_best_placement_of_layers(bench: ModuleType) -> None:
+    """Three nodes of two layers each and a model of three: the best of all placements, by trying every one."""
+    stage = bench.helix.Stage
+    stages = [stage("a", (90.0, 50.0), 1e9), stage("b", (60.0, 40.0), 1e9), stage("c", (30.0, 20.0), 1e9)]
+    helix = bench.helix.Helix(stages, 3)
+    best = 0.0
+    for order in itertools.permutations(range(3)):
+        for held in itertools.product((1, 2), repeat=3):
+            for many in (2, 3):
+                if sum(held[:many]) == 3:
+                    rates = [stages[i].rates[k - 1] for i, k in zip(order[:many], held, strict=False)]
+                    best = max(best, min(rates))
+    first_guess = -sum(c * v for c, v in zip(helix.p.cost, helix.pipelines(), strict=True)) * helix.unit
+    found = -helix.solve(60.0).objective * helix.unit
+    assert first_guess <= best <= found + 1e-6
+    assert found == pytest.approx(60.0)  # no single pipeline: a feeds both b and c, which hold the other two layers
+
+
+def test_a_node_holds_no_more_weights_than_half_of_its_memory(bench: ModuleType) -> None:
+    service = model_service("m", cards()[1], 1.0, itl_ms=None)
+    device = catalogue.built_in().named("A100-40")
+    stage = bench.helix.stage_of("n", device, 1, service)
+    assert 0 < len(stage.rates) < cards()[1].layers
+    assert list(stage.rates) == sorted(stage.rates, reverse=True)
+    assert calibration.built_in().of(device).rows
+
+
+def test_melange_buys_what_serves_the_demand_and_is_laid_over_what_is_there(bench: ModuleType) -> None:
+    service = model_service("chat", cards()[0], 12.0, topologies=(UNIFIED,))
+    problem = problem_of([service], [node_class("H100", 2), node_class("L40S", 2, domain="b")])
+    columns = enumerate_patterns(problem).columns(problem.classes)
+    classes = {c.name: c for c in problem.classes}
+    cheapest = min(share_cost(problem, classes, c) for c in columns)
+    counts = bench.rivals.melange(problem, columns)
+    usd, served = bench.rivals.cost_of(problem, columns, counts)
+    assert served >= 1
+    assert usd >= cheapest * service.requests_s
+    assert all(share_cost(problem, classes, c) == cheapest for c, n in zip(columns, counts, strict=True) if n)
