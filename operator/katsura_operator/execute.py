@@ -110,6 +110,11 @@ class Executor:
         found = seen.get(kind_of(wanted), namespace_of(wanted), name_of(wanted))
         if is_current(found, wanted):
             return
+        if found is not None and controller_of(found) not in ("", controller_of(wanted)):
+            # Of an owner that was deleted and made anew: the garbage collector has not come by yet.
+            self._done.conflicts += 1
+            await self._try(found, self._kube.delete(found))
+            return
         if found is not None:
             uid = {"uid": found["metadata"]["uid"]}
             wanted = {**wanted, "metadata": {**wanted["metadata"], **uid}}
@@ -153,6 +158,12 @@ class Executor:
     def _refuse(self, what: str, error: KatsuraError) -> None:
         self._done.refused.append((what, error.message))
         _LOG.error("the API server refuses", what=what, why=error.message)
+
+
+def controller_of(obj: Object) -> str:
+    """uid of the owner that controls it; empty for none."""
+    owners = obj["metadata"].get("ownerReferences") or ()
+    return next((str(o["uid"]) for o in owners if o.get("controller")), "")
 
 
 def _without_nulls(value: Any) -> Any:

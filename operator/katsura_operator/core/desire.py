@@ -292,7 +292,9 @@ class _Mind:
             body["spec"]["replicas"] = pinned
         elif seen is None or SEEDED not in annotations_of(seen):
             count = seed if seen is None else int(seen["spec"].get("replicas", seed))
-            seeded = {**body, "metadata": {**body["metadata"], "annotations": {SEEDED: str(count)}}}
+            # Owners are not seeded: what two managers have said, one of them cannot take back.
+            metadata = {k: v for k, v in body["metadata"].items() if k != "ownerReferences"}
+            seeded = {**body, "metadata": {**metadata, "annotations": {SEEDED: str(count)}}}
             self._made.seeds.append({**seeded, "spec": {**body["spec"], "replicas": count}})
         self._made.keep.append(body)
         if seen is not None:
