@@ -49,7 +49,7 @@ HOME = ROOT / ".bench" / "aiconfigurator-core"
 PEER = ROOT / ".bench" / "aiconfigurator"
 
 
-def prediction(rows: Sequence[Row], report: Report) -> None:
+def prediction(rows: Sequence[Row], asked: int, report: Report) -> None:
     published, agree = twins(rows)
     report.add(f"layouts that agree among {published} measurements published twice", agree / published, "share", 1.0)
     by_model, fits = leave_out(rows, lambda r: r.model)
@@ -74,12 +74,12 @@ def prediction(rows: Sequence[Row], report: Report) -> None:
         report.errors(f"TPOT, disaggregated rows {what}", errors(mine))
     first = [(fits[r.model].first_s(r), r.ttft_s) for r, _ in by_model]
     report.errors("TTFT, leave one model out, all", errors(first))
-    beside_aiconfigurator(rows, by_model, known, fits, report)
+    beside_aiconfigurator(aiconfigurator.sample(rows, asked), by_model, known, fits, report)
     choice(by_model, known.median, known.bound, fits, c.every.quantile_90, report)
 
 
 def beside_aiconfigurator(
-    rows: Sequence[Row],
+    drawn: Sequence[Row],
     by_model: Sequence[tuple[Row, float]],
     known: Shots,
     fits: Mapping[str, Fits],
@@ -89,7 +89,6 @@ def beside_aiconfigurator(
     if not (PEER / "bin" / "aiconfigurator").exists():
         report.missing("TPOT on the rows that AIConfigurator answers", "AIConfigurator", "run with --setup")
         return
-    drawn = aiconfigurator.sample(rows, aiconfigurator.SAMPLE)
     answers = aiconfigurator.ask(drawn, PEER)
     alone, five = ({r.id: p for r, p in pairs} for pairs in (by_model, known.median))
     for hows, what in ((("measured",), "its measured mode"), (("measured", "hybrid"), "with its hybrid mode")):
@@ -211,7 +210,9 @@ def setup() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, up to 100 nodes")
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed, up to 100 nodes, 40 of AIConfigurator's answers"
+    )
     parser.add_argument("--setup", action="store_true", help="get the points and AIConfigurator (82 MB each, once)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
     parser.add_argument("--write-coefficients", action="store_true", help="fit on the training rows and store")
@@ -226,7 +227,7 @@ def main() -> None:
         if arguments.write_coefficients:
             write_coefficients(rows)
         if arguments.only != "placement":
-            prediction(rows, report)
+            prediction(rows, 40 if arguments.quick else aiconfigurator.SAMPLE, report)
     else:
         report.missing("prediction", "aiconfigurator-core's measured points", "run with --setup")
     sizes = [(100, 12, 10.0, 0.02)]
