@@ -210,9 +210,7 @@ def setup() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="one seed, up to 100 nodes, 40 of AIConfigurator's answers"
-    )
+    parser.add_argument("--quick", action="store_true", help="one seed, 100 nodes, 40 answers of AIConfigurator")
     parser.add_argument("--setup", action="store_true", help="get the points and AIConfigurator (82 MB each, once)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
     parser.add_argument("--write-coefficients", action="store_true", help="fit on the training rows and store")

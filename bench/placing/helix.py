@@ -42,7 +42,7 @@ def stage_of(name: str, device: Device, count: int, service: ModelService) -> St
             break
         held = (device.usable_bytes - k * weights) / (k * kv)
         batch = min(BATCH_MAX, held * k / card.layers)
-        step = c.step_s(decode_terms(card, device, precision, layout, batch, load), precision) * k / card.layers
+        step = c.step_s(decode_terms(card, device, precision, layout, batch, load)) * k / card.layers
         rates.append(UTILISATION * batch / step)
     activation = 2 * card.hidden * (load.new_prompt + load.output) / load.output  # bytes per output token
     return Stage(name, tuple(rates), device.inter_bytes_s / activation)

@@ -60,7 +60,6 @@ class Row:
     layout: Layout
     ttft_s: float
     point: Point
-    step_precision: Precision
     prefill_floor_s: float
     workers_known: bool
     pledged: bool
@@ -162,7 +161,6 @@ def row_of(entry: dict[str, str], folder: Path, cards: dict[str, tuple[ModelCard
         layout=layout,
         ttft_s=float(entry["silicon_ttft_ms"]) / 1e3,
         point=Point(terms.decoding if side else terms, seconds, batch, load.context),
-        step_precision=precision,
         prefill_floor_s=prefill_floor_s(card, device, precision, layout, load),
         workers_known=bool(entry["decode_num_workers"]),
         pledged=entry["silicon_data_source"].startswith(PLEDGED),

@@ -38,7 +38,7 @@ class Fits:
         return self.systems.get(r.system, self.every)
 
     def step_s(self, r: Row) -> float:
-        return self.of(r).step_s(r.point.terms, r.step_precision)
+        return self.of(r).step_s(r.point.terms)
 
     def first_s(self, r: Row) -> float:
         """The load generators keep a fixed number of requests open, so nobody waits for a place in the batch."""
@@ -53,7 +53,7 @@ def learn(rows: Sequence[Row]) -> Fits:
 
 def _learn(rows: Sequence[Row], prior: Coefficients, pull: float) -> Coefficients:
     c = fit([r.point for r in rows], prior, ErrorClass.CALIBRATED, "2026-04", pull)
-    steps = [(r.prefill_floor_s, c.step_s(r.point.terms, r.step_precision), r.batch, r.ttft_s) for r in rows]
+    steps = [(r.prefill_floor_s, c.step_s(r.point.terms), r.batch, r.ttft_s) for r in rows]
     return replace(c, first=fit_first(steps, prior))
 
 

@@ -72,7 +72,7 @@ def calibrate(options: CalibrateOptions, environ: Mapping[str, str], console: Co
     _write(options.out, options.device, found)
     for m in measured:
         terms = decode_terms(card, device, precision, layout, m.batch, Load(m.prompt, m.output))
-        predicted = found.step_s(terms.decoding, precision)
+        predicted = found.step_s(terms.decoding)
         console.print(
             f"batch {m.batch:3}  prompt {m.prompt:5}: {m.itl_s * 1e3:.1f} ms measured, {predicted * 1e3:.1f} ms fitted",
             highlight=False,

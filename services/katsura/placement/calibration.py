@@ -52,7 +52,6 @@ def coefficients_as_json(coefficients: Coefficients) -> dict[str, Any]:
     return {
         **{name: float(f"{getattr(coefficients, name):.6g}") for name in TERMS},
         "first": [float(f"{v:.6g}") for v in coefficients.first],
-        "by_precision": {k: round(v, 4) for k, v in coefficients.by_precision.items()},
         "quantile_90": round(coefficients.quantile_90, 4),
         "error_class": coefficients.error_class.value,
         "rows": coefficients.rows,
@@ -74,7 +73,6 @@ def coefficients_from_json(entry: Mapping[str, Any]) -> Coefficients:
         return Coefficients(
             **terms,
             first=(float(first[0]), float(first[1]), float(first[2]), float(first[3])),
-            by_precision=MappingProxyType({str(k): float(v) for k, v in entry["by_precision"].items()}),
             quantile_90=float(entry["quantile_90"]),
             error_class=ErrorClass(entry["error_class"]),
             rows=int(entry["rows"]),

@@ -8,10 +8,8 @@ that keeps the objectives; `bench/placement.py` asks the same functions about me
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Final
 
 from katsura.domain.errors import OutOfRangeError, Reason
@@ -101,7 +99,6 @@ class Coefficients:
     Attributes:
         first: to the first token: fixed seconds, and factors on the prompt's own prefill, on one step, and on the
             prefill of a whole batch (prompts that arrive together wait for each other).
-        by_precision: factor on the whole step for an arithmetic (`fp4`).
         quantile_90: factor over the prediction below which nine of ten measured points lay.
         rows, date: how many points, and when.
         batch_range, context_range: what the points covered.
@@ -119,7 +116,6 @@ class Coefficients:
     prefill: float = 2.35
     prefill_collective: float = 1.5
     first: tuple[float, float, float, float] = (0.02, 2.35, 1.0, 0.05)
-    by_precision: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     quantile_90: float = 1.6
     error_class: ErrorClass = ErrorClass.PRIOR
     rows: int = 0
@@ -128,10 +124,10 @@ class Coefficients:
     context_range: tuple[float, float] = (64, 65536)
     extrapolate: bool = False
 
-    def step_s(self, terms: Terms, precision: Precision) -> float:
+    def step_s(self, terms: Terms) -> float:
         """Seconds of one decode step."""
         total: float = sum(getattr(self, name) * getattr(terms, name) for name in TERMS)
-        return self.by_precision.get(precision.arithmetic, 1.0) * total
+        return total
 
     def first_s(self, prefill_floor: float, step: float, batch: float) -> float:
         """Seconds to the first token of a prompt that finds a place in a batch of `batch`."""

@@ -62,8 +62,8 @@ def curve_of(problem: Problem, column: Column, service: ModelService) -> Curve:
     if column.topology == UNIFIED:
         layout = Layout() if lead.is_cpu else Layout(lead.count, per_node=lead.count)
         terms = [decode_terms(card, lead.device, precision, layout, b, load) for b in batches]
-        steps = [c.step_s(t.decoding, precision) for t in terms]
-        prompt = (c.step_s(terms[0], precision) - steps[0]) * load.output
+        steps = [c.step_s(t.decoding) for t in terms]
+        prompt = (c.step_s(terms[0]) - steps[0]) * load.output
     else:
         shards, members = (m.count for m in column.members)
         pool = pool_of(problem, units[0], units[1], shards, members)

@@ -77,6 +77,6 @@ def learn(
     found = fit(points, prior, ErrorClass.MEASURED, date)
     for m, point in zip(measurements, points, strict=True):
         floor = prefill_floor_s(card, device, precision, layout, Load(m.prompt, m.output))
-        first.append((floor, found.step_s(point.terms, precision), float(m.batch), m.ttft_s))
+        first.append((floor, found.step_s(point.terms), float(m.batch), m.ttft_s))
     times = fit_first(first, prior)
     return replace(found, first=times, prefill=max(found.prefill, times[1]))

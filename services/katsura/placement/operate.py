@@ -147,7 +147,7 @@ def replica_point(
     floor = prefill_floor_s(card, device, precision, layout, load)
 
     def evaluate(batch: int) -> tuple[float, float]:
-        itl = coefficients.step_s(decode_terms(card, device, precision, layout, batch, load), precision)
+        itl = coefficients.step_s(decode_terms(card, device, precision, layout, batch, load))
         first = coefficients.first_s(floor, itl, batch)
         return itl, first + wait_s(batch, load.output * itl)
 

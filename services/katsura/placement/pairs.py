@@ -40,13 +40,13 @@ def prompt_s(card: ModelCard, precision: Precision, half: Half, load: Load) -> f
     """Seconds of one prompt alone on one replica: what it adds to a step, over the tokens of an answer."""
     terms = decode_terms(card, half.device, precision, half.layout, 1, load)
     c = half.coefficients
-    return load.output * (c.step_s(terms, precision) - c.step_s(terms.decoding, precision))
+    return load.output * (c.step_s(terms) - c.step_s(terms.decoding))
 
 
 def decode_s(card: ModelCard, precision: Precision, half: Half, batch: float, load: Load) -> float:
     """Seconds of one decode step of one replica that computes no prompts."""
     terms = decode_terms(card, half.device, precision, half.layout, batch, load)
-    return half.coefficients.step_s(terms.decoding, precision)
+    return half.coefficients.step_s(terms.decoding)
 
 
 def moved_bytes(card: ModelCard, precision: Precision, load: Load) -> float:

@@ -57,10 +57,10 @@ def test_a_mixture_reads_only_the_experts_that_a_batch_uses() -> None:
 
 def test_the_step_grows_with_batch_and_context() -> None:
     card, c = cards()[0], Coefficients()
-    steps = [c.step_s(decode_terms(card, A100, BF16, Layout(), b, LOAD), BF16) for b in (1, 8, 64, 512)]
+    steps = [c.step_s(decode_terms(card, A100, BF16, Layout(), b, LOAD)) for b in (1, 8, 64, 512)]
     assert steps == sorted(steps)
     longer = decode_terms(card, A100, BF16, Layout(), 8, Load(8000, 200))
-    assert c.step_s(longer, BF16) > steps[1]
+    assert c.step_s(longer) > steps[1]
 
 
 def test_what_is_held_and_what_fits_add_up_to_the_memory() -> None:

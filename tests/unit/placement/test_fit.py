@@ -17,7 +17,7 @@ def points(truth: Coefficients) -> list[Point]:
                 for tensor in (1, 4):
                     load = Load(500 * tensor, 100)
                     terms = decode_terms(card, built_in().named(device), BF16, Layout(tensor), batch, load)
-                    made.append(Point(terms, truth.step_s(terms, BF16), batch, load.context))
+                    made.append(Point(terms, truth.step_s(terms), batch, load.context))
     return made
 
 
@@ -26,7 +26,7 @@ def test_known_coefficients_are_found_again_despite_outliers() -> None:
     made = points(truth)
     spoiled = [Point(p.terms, p.seconds * 10, p.batch, p.context) for p in made[:4]]
     found = fit([*spoiled, *made[4:]], Coefficients(moe_layers=1e-5), ErrorClass.MEASURED, "2026-01-01")
-    errors = sorted(abs(found.step_s(p.terms, BF16) / p.seconds - 1) for p in made[4:])
+    errors = sorted(abs(found.step_s(p.terms) / p.seconds - 1) for p in made[4:])
     assert errors[len(errors) // 2] < 0.02
     assert found.rows == len(made)
     assert found.error_class is ErrorClass.MEASURED
@@ -44,6 +44,6 @@ def test_a_few_points_of_an_unknown_engine_move_what_is_thought_of_its_other_ste
     shown, asked = made[:40:8], made[1:40:8]
     before, after = (believe(seen, prior, [p.terms for p in asked]) for seen in ([], shown))
     for point, thought, known in zip(asked, before, after, strict=True):
-        assert thought.seconds == pytest.approx(prior.step_s(point.terms, BF16))
+        assert thought.seconds == pytest.approx(prior.step_s(point.terms))
         assert abs(known.seconds / point.seconds - 1) < abs(thought.seconds / point.seconds - 1)
         assert SCATTER < known.spread < thought.spread

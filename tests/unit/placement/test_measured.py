@@ -20,13 +20,13 @@ def test_a_machine_twice_as_slow_as_its_prior_is_found_out() -> None:
     for batch in (1, 2, 4, 8, 16):
         for prompt in (64, 512, 2048):
             terms = decode_terms(card, CORES, F32, Layout(), batch, Load(prompt, 32))
-            seconds = slow.step_s(terms.decoding, F32)
+            seconds = slow.step_s(terms.decoding)
             made.append(Measurement(batch, prompt, 32, seconds, 0.1 + seconds))
     found = learn(made, card, CORES, F32, Layout(), prior, "2026-01-01")
     errors = []
     for m in made:
         terms = decode_terms(card, CORES, F32, Layout(), m.batch, Load(m.prompt, 32))
-        errors.append(abs(found.step_s(terms.decoding, F32) / m.itl_s - 1))
+        errors.append(abs(found.step_s(terms.decoding) / m.itl_s - 1))
     assert sorted(errors)[len(errors) // 2] < 0.05
     assert max(errors) < 0.2  # the prior's step is off by half
 

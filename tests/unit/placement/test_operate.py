@@ -90,7 +90,7 @@ def test_a_batch_stops_where_nobody_measured_further() -> None:
 
 
 def test_a_batch_smaller_than_anything_like_it_is_refused() -> None:
-    two_at_once = KNOWN.step_s(decode_terms(cards()[0], A100, BF16, Layout(), 2, Load(500, 100)), BF16)
+    two_at_once = KNOWN.step_s(decode_terms(cards()[0], A100, BF16, Layout(), 2, Load(500, 100)))
     refusal = at(500, Slo(itl_s=1.001 * two_at_once), KNOWN)
     assert isinstance(refusal, Refusal)
     assert refusal.reason == "extrapolation"

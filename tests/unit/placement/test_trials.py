@@ -23,7 +23,7 @@ def candidates() -> list[Candidate]:
 def run(truth: Coefficients, runs: int) -> tuple[float, float, int]:
     """The seconds of what is kept, its rate against the best that keeps the limit, and the runs it took."""
     made = candidates()
-    seconds = [truth.step_s(c.terms, BF16) for c in made]
+    seconds = [truth.step_s(c.terms) for c in made]
     best = max(c.rate(s) for c, s in zip(made, seconds, strict=True) if s <= LIMIT_S)
     tried: dict[int, float] = {}
     while len(tried) < runs and (i := next_trial(made, tried, PRIOR, LIMIT_S)) is not None:
@@ -49,7 +49,7 @@ def test_an_engine_faster_than_thought_is_pushed_further() -> None:
 
 def test_it_stops_asking_where_nothing_is_left_to_gain() -> None:
     made = candidates()
-    tried = dict(enumerate(PRIOR.step_s(c.terms, BF16) for c in made))
+    tried = dict(enumerate(PRIOR.step_s(c.terms) for c in made))
     assert next_trial(made, tried, PRIOR, LIMIT_S) is None
     assert settle(made, tried, LIMIT_S) == max(
         (i for i, s in tried.items() if s <= LIMIT_S), key=lambda i: made[i].rate(tried[i])
