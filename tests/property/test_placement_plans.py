@@ -8,11 +8,11 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from katsura.placement.document import Current, running
-from katsura.placement.plan import Plan
+from katsura.placement.document import Current, Running, running
+from katsura.placement.patterns import enumerate_patterns
 from katsura.placement.planner import plan
 from katsura.placement.problem import Effort, Objective, Problem
-from katsura.placement.replan import Policy, replan
+from katsura.placement.replan import Policy, Replan, Step, replan
 from katsura.testing.clusters import cards, model_service, node_class, problem_of
 
 EXACT = Effort(gap=0.0, seconds=None, nodes=2000)
@@ -87,21 +87,44 @@ def test_more_supply_never_costs_more_and_dearer_nodes_never_less(problem: Probl
         assert sign * (second.value - first.value) >= -slack
 
 
-def carried_out(problem: Problem, current: Current, made: Plan, steps: tuple[object, ...]) -> None:
+def carried_out(problem: Problem, current: Current, change: Replan) -> None:
     """Take the steps one by one: every moment fits the nodes, and no stop takes demand that could be kept."""
-    from katsura.placement.document import Running
-    from katsura.placement.replan import Step
-
+    rates = {c.key: c.requests_s for c in enumerate_patterns(problem).columns(problem.classes)}
+    demand = {s.name: s.requests_s for s in problem.services}
     standing = list(current.instances)
-    for step in steps:
-        assert isinstance(step, Step)
+    for number, step in enumerate(change.steps):
         instance = Running(step.key, step.service, step.places)
+        starts = [s for s in change.steps[number + 1 :] if s.action == "start"]
         if step.action == "start":
             standing.append(instance)
         else:
+            # A stop before a start only where no start that is left has room beside what stands.
+            assert not any(fits(problem, standing, Running(s.key, s.service, s.places)) for s in starts)
+            stops = [instance, *(r for s in change.steps[number + 1 :] if (r := stopped(s)) is not None)]
+            left = {
+                i.key: served(rates, standing, i.service) - rates.get(i.key, 0.0) - demand[i.service] for i in stops
+            }
+            assert not starts or left[instance.key] >= max(left.values()) - 1e-9
+            assert step.breaks == (bool(starts) and left[instance.key] < -1e-9)
             standing.remove(instance)
         check_inventory(problem, Current(tuple(standing)))
-    assert sorted(i.key for i in standing) == sorted(i.column.key for i in made.instances)
+    assert sorted(i.key for i in standing) == sorted(i.column.key for i in change.plan.instances)
+
+
+def stopped(step: Step) -> Running | None:
+    return Running(step.key, step.service, step.places) if step.action == "stop" else None
+
+
+def served(rates: dict[str, float], standing: list[Running], service: str) -> float:
+    return sum(rates.get(i.key, 0.0) for i in standing if i.service == service)
+
+
+def fits(problem: Problem, standing: list[Running], instance: Running) -> bool:
+    try:
+        check_inventory(problem, Current((*standing, instance)))
+    except AssertionError:
+        return False
+    return True
 
 
 @SETTINGS
@@ -112,7 +135,7 @@ def test_the_order_of_a_change_can_be_carried_out(problem: Problem, factor: floa
     changed = replace(problem, services=services)
     change = replan(changed, EXACT, before)
     if not change.kept:
-        carried_out(changed, before, change.plan, change.steps)
+        carried_out(changed, before, change)
 
 
 @SETTINGS
