@@ -8,7 +8,7 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -35,7 +35,11 @@ _MARKS = {Verdict.GOOD: ("✓", "green"), Verdict.WARN: ("!", "yellow"), Verdict
 def doctor(data: Path, port: int, redis_url: str, environ: Mapping[str, str], as_json: bool, console: Console) -> Exit:
     """Print every check; UNHEALTHY if one is bad."""
     folder = DataFolder(data.expanduser().resolve())
-    findings = [*_machine(), *_folders(folder, environ), *_running(folder, port, redis_url)]
+    return show([*_machine(), *_folders(folder, environ), *_running(folder, port, redis_url)], as_json, console)
+
+
+def show(findings: Sequence[Finding], as_json: bool, console: Console) -> Exit:
+    """Print findings; UNHEALTHY if one is bad."""
     if as_json:
         rows = [{"check": f.check, "verdict": f.verdict, "what": f.what, "mend": f.mend} for f in findings]
         console.print_json(json.dumps(rows))

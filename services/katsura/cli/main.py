@@ -161,6 +161,8 @@ def _add_watch(commands: Any, data: argparse.ArgumentParser, as_json: argparse.A
         "--port", type=_port, default=8080, help="port that `katsura up` would take (default: %(default)s)"
     )
     doctor.add_argument("--redis", default="", metavar="URL", help="check this server too")
+    doctor.add_argument("--cluster", action="store_true", help="check the cluster of kubectl's context instead")
+    doctor.add_argument("--namespace", default="", help="with --cluster: where Katsura is (default: the context's)")
 
 
 def _add_talk(
@@ -343,8 +345,12 @@ def _status(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> 
 
 
 def _doctor(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
-    from katsura.cli.doctor import doctor
+    from katsura.cli.doctor import doctor, show
 
+    if a.cluster:
+        from katsura.cli.cluster import findings
+
+        return show(list(findings(a.namespace)), a.json, out)
     return doctor(a.data, a.port, a.redis, environ, a.json, out)
 
 

@@ -47,7 +47,7 @@ class ControlPlane:
     """One control plane, as long as the block. `folder` holds its data and logs."""
 
     def __init__(self, folder: Path, binaries: Path) -> None:
-        self._folder, self._binaries = folder, binaries
+        self._folder, self.binaries = folder, binaries
         self._processes: list[subprocess.Popen[bytes]] = []
         self._admin, self._operator = secrets.token_hex(16), secrets.token_hex(16)
         self.server = ""
@@ -122,7 +122,7 @@ class ControlPlane:
 
     def kubectl(self, *args: str) -> str:
         """Standard output of kubectl as administrator; raises CalledProcessError."""
-        command = [str(self._binaries / "kubectl"), f"--kubeconfig={self.kubeconfig()}", *args]
+        command = [str(self.binaries / "kubectl"), f"--kubeconfig={self.kubeconfig()}", *args]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout  # noqa: S603
 
     def audited(self) -> Iterator[Mapping[str, Any]]:
@@ -198,7 +198,7 @@ class ControlPlane:
     def _run(self, name: str, *args: str) -> None:
         with (self._folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(  # noqa: S603
-                [str(self._binaries / name), *args],
+                [str(self.binaries / name), *args],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

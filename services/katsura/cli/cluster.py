@@ -1,0 +1,65 @@
+"""`katsura doctor --cluster`: asks kubectl, with the rights and the context of whoever calls it, and judges nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from katsura.cli.core import cluster_checks as checks
+from katsura.cli.core.checks import Finding, bad
+from katsura.manifests.crds import crd, definitions
+
+_TIMEOUT_S: Final = 30.0
+_KINDS: Final = "modeldeployments,memorystores,agents"
+_INSTALL: Final = "helm install katsura charts/katsura"
+
+
+def findings(namespace: str) -> Iterator[Finding]:
+    """Every check of the cluster; `namespace` empty: the one of kubectl's context."""
+    if shutil.which("kubectl") is None:
+        yield bad("kubectl", "not found", "install kubectl, of about the cluster's version")
+        return
+    info, trouble = _ask("version", "-o", "json")
+    first = checks.server(info, trouble)
+    yield first
+    if info is None or "serverVersion" not in info:
+        return
+    yield from checks.definitions(
+        _items("get", "crd", "-l", "app.kubernetes.io/part-of=katsura"), [crd(d) for d in definitions()]
+    )
+    here = ("-n", namespace) if namespace else ()
+    for name in ("operator", "gateway"):
+        scope = here if name == "gateway" else ("-A",)
+        yield checks.workload(name, _items(*scope, "get", "deployments", "-l", f"katsura.dev/role={name}"), _INSTALL)
+    lease, _ = _ask(*here, "get", "lease", "katsura-operator", "-o", "json")
+    yield checks.election(lease, _age_s(lease))
+    for obj in _items(*here, "get", _KINDS):
+        yield checks.resource(obj)
+
+
+def _items(*args: str) -> list[Mapping[str, Any]]:
+    found, _ = _ask(*args, "-o", "json")
+    return list((found or {}).get("items", ()))
+
+
+def _ask(*args: str) -> tuple[dict[str, Any] | None, str]:
+    """kubectl's answer as JSON, or None and the end of what it complained about."""
+    command = ["kubectl", f"--request-timeout={_TIMEOUT_S:.0f}s", *args]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=2 * _TIMEOUT_S, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, f"kubectl did not answer: {error}"
+    try:
+        made: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        return None, (done.stderr.strip().splitlines() or [f"kubectl ended with {done.returncode}"])[-1]
+    return made, done.stderr.strip()
+
+
+def _age_s(lease: Mapping[str, Any] | None) -> float | None:
+    renewed = ((lease or {}).get("spec") or {}).get("renewTime")
+    return None if not renewed else (datetime.now(UTC) - datetime.fromisoformat(renewed)).total_seconds()
