@@ -7,17 +7,30 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from katsura.domain.errors import InvalidArgumentError
 from katsura.placement.card import ModelCard
 from katsura.placement.catalogue import Device
-from katsura.placement.cost import Coefficients, ErrorClass, Layout, Load, Precision, decode_terms, prefill_floor_s
+from katsura.placement.cost import (
+    TERMS,
+    Coefficients,
+    ErrorClass,
+    Layout,
+    Load,
+    Precision,
+    decode_terms,
+    prefill_floor_s,
+)
 from katsura.placement.fit import Point, fit, fit_first
 
 _COLUMNS = ("batch", "prompt", "output", "itl_ms", "ttft_ms")
 POINTS_MIN = 4
+_PULL = 0.1
+"""Points that each coefficient of the prior is worth beside a few measurements of this very machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +87,10 @@ def learn(
         terms = decode_terms(card, device, precision, layout, m.batch, load)
         # All requests begin together: their prefill is over when the tokens that are timed begin.
         points.append(Point(terms.decoding, m.itl_s, m.batch, load.context))
-    found = fit(points, prior, ErrorClass.MEASURED, date)
+    # A machine is first of all faster or slower than its prior as a whole: few points tell that better than any part.
+    whole = math.exp(statistics.median(math.log(p.seconds / prior.step_s(p.terms)) for p in points))
+    scaled = replace(prior, **{name: whole * getattr(prior, name) for name in TERMS})
+    found = fit(points, scaled, ErrorClass.MEASURED, date, _PULL)
     for m, point in zip(measurements, points, strict=True):
         floor = prefill_floor_s(card, device, precision, layout, Load(m.prompt, m.output))
         first.append((floor, found.step_s(point.terms), float(m.batch), m.ttft_s))

@@ -31,6 +31,19 @@ def test_a_machine_twice_as_slow_as_its_prior_is_found_out() -> None:
     assert max(errors) < 0.2  # the prior's step is off by half
 
 
+@pytest.mark.parametrize("factor", [0.3, 4.0])
+def test_five_points_of_a_machine_far_from_its_prior_are_believed(factor: float) -> None:
+    card, prior = cards()[0], Coefficients()
+    made = []
+    for batch, prompt in ((1, 64), (1, 512), (4, 64), (8, 128), (16, 64)):
+        terms = decode_terms(card, CORES, F32, Layout(), batch, Load(prompt, 32))
+        made.append(Measurement(batch, prompt, 32, factor * prior.step_s(terms.decoding), 1.0))
+    found = learn(made, card, CORES, F32, Layout(), prior, "2026-01-01")
+    for m in made:
+        terms = decode_terms(card, CORES, F32, Layout(), m.batch, Load(m.prompt, 32))
+        assert found.step_s(terms.decoding) == pytest.approx(m.itl_s, rel=0.05)
+
+
 def test_too_few_points_are_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="at least 4"):
         learn([Measurement(1, 1, 1, 1, 1)], cards()[0], CORES, F32, Layout(), Coefficients(), "")
