@@ -58,8 +58,8 @@ def swiglu(block: FfnBlock, hidden: Tensor) -> Tensor:
 
 
 def _activated(gate_up: Tensor) -> Tensor:
-    width = gate_up.shape[1] // 2
-    return functional.silu(gate_up[:, :width]).mul_(gate_up[:, width:])
+    gate, up = gate_up.chunk(2, 1)
+    return functional.silu(gate).mul_(up)
 
 
 def sum_groups(partials: Mapping[int, Tensor]) -> Tensor:
