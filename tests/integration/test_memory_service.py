@@ -135,8 +135,20 @@ async def test_blocks_and_bytes_beside_nodes_over_grpc(connection: Connection) -
     await memory.set_slot("t", "city", relation=tree_pb.RELATION_ROLLBACK)
     assert await memory.get_slots("t") == {"city": "Seattle"}
     assert len(await memory.slot_history("t", "city")) == 3
+    await memory.fork("t", new_branch="sub")
+    await memory.grow("t", [step("assistant", "sub-agent: H-9")], branch="sub")
+    await memory.set_slot("t", "room", "H-9", branch="sub")
+    difference = await memory.diff("t", "sub")
+    assert (difference.common_node, difference.theirs_count, difference.ours_count) == (2, 1, 0)
+    assert [(d.key, d.HasField("ours")) for d in difference.slots] == [("room", False)]
+    merged = await memory.merge("t", "sub", expected_head=2)
+    assert ("H-9" in merged.steps[0].step.content, merged.slots[0].slot.value) == (True, "H-9")
+    await memory.redact("t", [merged.slots[0].node_id])
     context = await memory.assemble_context("t", budget_tokens=500)
-    assert [s.content for s in context.segments if s.kind == pb.SEGMENT_KIND_SLOT] == ["[value of city] Seattle"]
+    assert [s.content for s in context.segments if s.kind == pb.SEGMENT_KIND_SLOT] == [
+        "[value of city] Seattle",
+        "[value of room] [redacted]",
+    ]
 
 
 async def test_watch_streams_commits_and_heartbeats_over_grpc(connection: Connection) -> None:

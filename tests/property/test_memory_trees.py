@@ -31,6 +31,7 @@ from katsura.domain.trees import (
     cover_digest,
 )
 from katsura.memory.core.assemble import SegmentKind
+from katsura.memory.core.merge import ConflictPolicy
 from katsura.memory.core.slots import SlotWrite
 from katsura.memory.operations import Write
 from katsura.memory.service import Assembled, Memory
@@ -97,6 +98,7 @@ class Life:
             "redact": lambda: self._redact(number, amount),
             "search": lambda: self._search(branch, amount, flag),
             "subgoals": lambda: self._subgoals(number, branch, amount),
+            "merge": lambda: self._merge(number, branch, amount, flag),
             "slot": lambda: self._slot(number, branch, amount, flag),
             "rollback": lambda: self._rollback(number, branch, amount),
             "switch": lambda: self.memory.update_tree(self.ref, f"u{number}", TreeChange(default_branch=branch)),
@@ -252,8 +254,13 @@ class Life:
     def _note_slot(self, branch: str, number: int, key: str, change: Callable[[list[str]], list[str]]) -> None:
         if number not in self.noted:
             self.noted.add(number)
-            now = self.slots[branch][-1][1]
-            self.slots[branch].append((len(self.model[branch]), {**now, key: change(now.get(key, []))}))
+            self._note(branch, key, change(self._values(branch, key)))
+
+    def _values(self, branch: str, key: str) -> list[str]:
+        return self.slots[branch][-1][1].get(key, [])
+
+    def _note(self, branch: str, key: str, values: list[str]) -> None:
+        self.slots[branch].append((len(self.model[branch]), {**self.slots[branch][-1][1], key: values}))
 
     def _keep_slots(self, source: str, name: str, depth: int) -> None:
         self.slots.setdefault(name, [entry for entry in self.slots[source] if entry[0] <= depth])
@@ -265,6 +272,26 @@ class Life:
             assert written.node.judgement is not None
             assert written.node.judgement.status is SummaryStatus.FAILED
         return written
+
+    async def _merge(self, number: int, branch: str, amount: int, flag: bool) -> object:
+        source = NAMES[amount % len(NAMES)]
+        ours, theirs = [(await self.memory.get_path(self.ref, name, 0, 500)).nodes for name in (branch, source)]
+        shared = {node.node_id for node in ours}
+        both = [node.node_id for node in theirs if node.node_id in shared]
+        difference = await self.memory.diff(self.ref, branch, source, 500)
+        assert difference.common == (both[-1] if both else 0)
+        assert difference.theirs == tuple(node for node in theirs if node.node_id not in shared)
+        assert difference.ours == ours[len(both) :]
+        pick = [node.node_id for node in difference.theirs][:2] if flag else []
+        write = Write(f"m{number}", self.ref, branch, None, True)
+        merged = await self.memory.merge(write, source, pick, "", ConflictPolicy.THEIRS)
+        if number not in self.noted:
+            self.noted.add(number)
+            self.model[branch] += [n.body.content for n in merged.steps if isinstance(n.body, Step)]
+            for node in merged.slots:
+                assert isinstance(node.body, Slot)
+                self._note(branch, node.body.key, [*self._values(branch, node.body.key), node.body.value])
+        return merged
 
     async def _subgoals(self, number: int, branch: str, amount: int) -> object:
         for i in range(amount):

@@ -119,6 +119,7 @@ class EventKind(IntEnum):
     ATTACHED = 10
     REDACTED = 11
     SLOTS_SET = 12
+    MERGED = 13
 
 
 @dataclass(frozen=True, slots=True)

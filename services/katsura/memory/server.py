@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from katsura.api.memory.v1 import memory_contents_pb2 as contents_pb
+from katsura.api.memory.v1 import memory_merge_pb2 as merge_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
 from katsura.api.memory.v1 import memory_service_pb2_grpc
 from katsura.api.memory.v1 import memory_slots_pb2 as slots_pb
@@ -15,6 +16,7 @@ from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.ids import TreeId
 from katsura.domain.trees import BranchState
 from katsura.memory import translate
+from katsura.memory.core.merge import ConflictPolicy
 from katsura.memory.operations import Write
 from katsura.memory.service import Memory
 from katsura.rpc.context import current_tenant
@@ -22,7 +24,7 @@ from katsura.state.contents import Scope
 from katsura.state.trees import TreeRef
 
 Context = grpc.aio.ServicerContext[Any, Any]
-WriteRequest = pb.GrowRequest | pb.CompressRequest | pb.ReviseRequest
+WriteRequest = pb.GrowRequest | pb.CompressRequest | pb.ReviseRequest | merge_pb.MergeRequest
 
 
 class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
@@ -295,6 +297,43 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         """Read the writes of one named value."""
         nodes = await self._memory.slot_history(_ref(request.tree_id), request.branch, request.key, request.page_size)
         return slots_pb.GetSlotHistoryResponse(nodes=map(translate.node_message, nodes))
+
+    async def Diff(self, request: merge_pb.DiffRequest, context: Context) -> merge_pb.DiffResponse:  # noqa: N802
+        """Compare two branches."""
+        found = await self._memory.diff(_ref(request.tree_id), request.branch, request.other_branch, request.page_size)
+        return merge_pb.DiffResponse(
+            common_node=found.common,
+            ours=map(translate.node_message, found.ours),
+            theirs=map(translate.node_message, found.theirs),
+            ours_count=found.ours_count,
+            theirs_count=found.theirs_count,
+            slots=[
+                merge_pb.SlotDifference(
+                    key=slot.key,
+                    ours=translate.node_message(slot.ours) if slot.ours else None,
+                    theirs=translate.node_message(slot.theirs) if slot.theirs else None,
+                )
+                for slot in found.slots
+            ],
+        )
+
+    async def Merge(self, request: merge_pb.MergeRequest, context: Context) -> merge_pb.MergeResponse:  # noqa: N802
+        """Bring work from one branch to another."""
+        brought = await self._memory.merge(
+            _write(request),
+            request.source,
+            tuple(request.pick),
+            request.text,
+            translate.enum_of(ConflictPolicy, request.on_conflict, "on_conflict"),
+        )
+        return merge_pb.MergeResponse(
+            steps=map(translate.node_message, brought.steps),
+            slots=map(translate.node_message, brought.slots),
+            conflicting_keys=brought.conflicts,
+            branch=translate.branch_message(brought.branch),
+            common_node=brought.common,
+            revision=brought.revision,
+        )
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:  # noqa: N802
         """Stream every commit after a point."""

@@ -25,6 +25,7 @@ from katsura.memory.contents import Contents
 from katsura.memory.core import limits
 from katsura.memory.core.assemble import Assembly, assemble
 from katsura.memory.core.tokens import estimate, estimate_step
+from katsura.memory.merging import Branching
 from katsura.memory.operations import ID_MAX, Write, as_answer, committing
 from katsura.memory.slots import Slots
 from katsura.memory.summaries import Summaries
@@ -56,7 +57,7 @@ class Assembled:
     position: Position
 
 
-class Memory(Summaries, Contents, Slots):
+class Memory(Summaries, Contents, Slots, Branching):
     """Trees of all tenants. `close` ends validations that still run.
 
     Args:

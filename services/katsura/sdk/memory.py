@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import cast
 
 from katsura.api.memory.v1 import memory_contents_pb2 as contents_pb
+from katsura.api.memory.v1 import memory_merge_pb2 as merge_pb
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
 from katsura.api.memory.v1 import memory_slots_pb2 as slots_pb
@@ -392,6 +393,39 @@ class MemoryClient:
         """The writes of one named value on a branch's path, newest first."""
         request = slots_pb.GetSlotHistoryRequest(tree_id=tree_id, branch=branch, key=key)
         return list(cast(slots_pb.GetSlotHistoryResponse, await self._call("GetSlotHistory", request)).nodes)
+
+    async def diff(
+        self, tree_id: str, other_branch: str, *, branch: str = "", page_size: int = 0
+    ) -> merge_pb.DiffResponse:
+        """Where two branches parted, and what each has that the other has not."""
+        request = merge_pb.DiffRequest(tree_id=tree_id, branch=branch, other_branch=other_branch, page_size=page_size)
+        return cast(merge_pb.DiffResponse, await self._call("Diff", request))
+
+    async def merge(
+        self,
+        tree_id: str,
+        source: str,
+        *,
+        branch: str = "",
+        expected_head: int | None = None,
+        pick: Sequence[int] = (),
+        text: str = "",
+        on_conflict: merge_pb.ConflictPolicy.ValueType = merge_pb.CONFLICT_POLICY_UNSPECIFIED,
+        request_id: str = "",
+    ) -> merge_pb.MergeResponse:
+        """Bring the work of `source` to a branch: one note that tells of it, or copies of the steps in `pick`."""
+        request = merge_pb.MergeRequest(
+            request_id=request_id or new_request_id(),
+            tree_id=tree_id,
+            branch=branch,
+            expected_head=expected_head,
+            unconditional=expected_head is None,
+            source=source,
+            pick=pick,
+            text=text,
+            on_conflict=on_conflict,
+        )
+        return cast(merge_pb.MergeResponse, await self._call("Merge", request))
 
     async def redact(self, tree_id: str, node_ids: Sequence[int], *, request_id: str = "") -> list[int]:
         """Destroy the content of nodes, and of what may quote it; the ids of all that were redacted."""

@@ -32,8 +32,8 @@ class SlotState:
 class TreeSlots(Protocol):
     """The part of a tree store that is about slots. Errors: see `katsura.state.trees`."""
 
-    async def slots(self, ref: TreeRef, branch: str) -> SlotState:
-        """The slots of a branch."""
+    async def slots(self, ref: TreeRef, branch: str, at: int = 0) -> SlotState:
+        """The slots of a branch, or as they were after the write `at`."""
         ...
 
     async def slots_replayed(self, ref: TreeRef, request: Request) -> tuple[tuple[Node, ...], int] | None:

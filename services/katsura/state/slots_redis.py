@@ -20,9 +20,9 @@ from katsura.state.tree_replies import branch_of, stored_node
 class RedisSlots(TreeCalls):
     """The part of the store that is about slots."""
 
-    async def slots(self, ref: TreeRef, branch: str) -> SlotState:
+    async def slots(self, ref: TreeRef, branch: str, at: int = 0) -> SlotState:
         """The slots of a branch."""
-        found, head, head_hash, *last = (await self._call(ref, "slots", branch, read_only=True))[1:]
+        found, head, head_hash, *last = (await self._call(ref, "slots", branch, at, read_only=True))[1:]
         nodes = tuple(stored_node(node) for node in last)
         return SlotState(branch_of(json.loads(found)), NodeId(head), bytes.fromhex(head_hash.decode()), nodes)
 

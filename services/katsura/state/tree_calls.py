@@ -7,11 +7,14 @@ from typing import Any, Final
 
 from katsura.domain.trees import (
     Branch,
+    Effect,
     Request,
+    Step,
     Tree,
 )
 from katsura.state import keys
 from katsura.state.connect import Arg, Library, Store
+from katsura.state.tree_records import blob_of
 from katsura.state.tree_replies import (
     branch_of,
     tree_of,
@@ -80,3 +83,11 @@ def said_of(ref: TreeRef, answer: list[Any]) -> dict[str, Any]:
 def identity(request: Request) -> tuple[str, str]:
     """A request as arguments."""
     return request.request_id, request.digest
+
+
+def step_arguments(step: Step, tokens: int, digest: str, record: bytes, chained: bytes) -> list[Arg]:
+    """A step as arguments; without `chained`, its content hash, it is planned as one that exists."""
+    harmless = step.effect in (Effect.NONE, Effect.UNSPECIFIED)
+    related = " ".join(map(str, step.related_node_ids))
+    head: list[Arg] = [step.client_step_id, digest, int(harmless), tokens, int(not harmless), related]
+    return [*head, record, chained.hex(), blob_of(step)] if chained else [*head, b"", b"", b""]

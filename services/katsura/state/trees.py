@@ -47,6 +47,7 @@ from katsura.domain.trees import (
 )
 from katsura.state.contents import TreeContents
 from katsura.state.contents import TreeRef as TreeRef
+from katsura.state.merging import TreeMerging
 from katsura.state.slots import TreeSlots
 
 SHORT_TEXT_CHARS = 200
@@ -174,7 +175,7 @@ class Event:
     resume_token: str = ""
 
 
-class TreeStore(TreeContents, TreeSlots, Protocol):
+class TreeStore(TreeContents, TreeSlots, TreeMerging, Protocol):
     """Trees of all tenants. A branch given as "" is the tree's default branch."""
 
     @property

@@ -32,11 +32,11 @@ from katsura.domain.trees import (
 from katsura.state import keys
 from katsura.state.connect import Arg, Store, translated
 from katsura.state.contents_redis import RedisContents
+from katsura.state.merging_redis import RedisMerging
 from katsura.state.slots_redis import RedisSlots
-from katsura.state.tree_calls import MEMORY_FUNCTIONS, NO_LIMIT, identity, said_of
+from katsura.state.tree_calls import MEMORY_FUNCTIONS, NO_LIMIT, identity, said_of, step_arguments
 from katsura.state.tree_records import (
     SALT_BYTES,
-    blob_of,
     body_digest,
     check_chain,
     content_hash,
@@ -91,7 +91,7 @@ class _Plan:
     head: int
 
 
-class RedisTreeStore(RedisContents, RedisSlots, TreeWatch):
+class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, TreeWatch):
     """Trees of all tenants in one store."""
 
     def __init__(self, store: Store, limits: Limits) -> None:
@@ -179,7 +179,7 @@ class RedisTreeStore(RedisContents, RedisSlots, TreeWatch):
             arguments: list[Arg] = [branch, -1 if expected_head is None else expected_head, plan.base]
             arguments += [plan.base_hash.hex(), int(merge)]
             for i, new in enumerate(steps):
-                arguments += _step_arguments(new, digests[i], records[i], hashes[i])
+                arguments += step_arguments(new.step, new.tokens, digests[i], records[i], hashes[i])
             answer = await self._answer(
                 ref, "grow", self._limits.events, self._limits.replays, *identity(request), *arguments
             )
@@ -456,11 +456,3 @@ def _chain(plan: _Plan, records: Sequence[bytes]) -> list[bytes]:
             at = content_hash(at, record)
         hashes.append(at if i in plan.fresh else b"")
     return hashes
-
-
-def _step_arguments(new: NewStep, digest: str, record: bytes, chained: bytes) -> list[Arg]:
-    step = new.step
-    harmless = step.effect in (Effect.NONE, Effect.UNSPECIFIED)
-    related = " ".join(map(str, step.related_node_ids))
-    head: list[Arg] = [step.client_step_id, digest, int(harmless), new.tokens, int(not harmless), related]
-    return [*head, record, chained.hex(), blob_of(step)] if chained else [*head, b"", b"", b""]

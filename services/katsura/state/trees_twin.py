@@ -49,11 +49,12 @@ from katsura.state.trees import (
     refusal,
 )
 from katsura.state.twin_contents import TwinContents
+from katsura.state.twin_merging import TwinMerging
 from katsura.state.twin_slots import TwinSlots
 from katsura.state.twin_tree import HARMLESS, TwinTree
 
 
-class TwinTreeStore(TwinContents, TwinSlots):
+class TwinTreeStore(TwinContents, TwinSlots, TwinMerging):
     """Trees of all tenants in one dictionary."""
 
     @property

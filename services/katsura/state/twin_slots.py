@@ -15,11 +15,11 @@ from katsura.state.twin_tree import TwinForest
 class TwinSlots(TwinForest):
     """The part of the twin that is about slots."""
 
-    async def slots(self, ref: TreeRef, branch: str) -> SlotState:
+    async def slots(self, ref: TreeRef, branch: str, at: int = 0) -> SlotState:
         """The slots of a branch."""
         state = self._state(ref)
         found = state.branch(branch)
-        head = state.slot_head(found)
+        head = NodeId(at) or state.slot_head(found)
         last = tuple(state.shown(node.node_id) for node in state.last_slots(head))
         return SlotState(found, head, state.content_hash(head), last)
 
@@ -43,15 +43,10 @@ class TwinSlots(TwinForest):
             head = state.slot_head(branch)
             if (head, branch.head) != (seen.head, seen.branch.head):
                 raise refusal(ref, "HEAD_MOVED", str(branch.head), branch.name)
-            keys = {node.body.key for node in state.last_slots(head) if isinstance(node.body, Slot)}
-            if len(keys | {slot.key for slot, _ in writes}) > KEYS_MAX:
+            if len(state.slot_keys(head) | {slot.key for slot, _ in writes}) > KEYS_MAX:
                 raise refusal(ref, "TOO_MANY", "writes", str(KEYS_MAX))
-            ids = []
-            for slot, tokens in writes:
-                head = state.add(head, branch.name, slot, tokens, branch.depth).node_id
-                ids.append(head)
-            state.slot_heads[branch.name] = head
-            return tuple(ids), state.commit(EventKind.SLOTS_SET, branch.name, tuple(ids)).revision
+            ids = state.append_slots(branch, head, writes)
+            return ids, state.commit(EventKind.SLOTS_SET, branch.name, ids).revision
 
         made, revision = state.once(request, write)
         return tuple(state.shown(node_id) for node_id in made), revision

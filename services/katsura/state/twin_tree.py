@@ -103,6 +103,19 @@ class TwinTree:
                 last.setdefault(node.body.key, node)
         return sorted(last.values(), key=lambda node: node.node_id)
 
+    def slot_keys(self, head: int) -> set[str]:
+        """Keys that the path of a slot write has ever set."""
+        return {node.body.key for node in self.last_slots(head) if isinstance(node.body, Slot)}
+
+    def append_slots(self, branch: Branch, head: NodeId, writes: Sequence[tuple[Slot, int]]) -> tuple[NodeId, ...]:
+        """Append writes to the chain that ends at `head`, and make it the branch's."""
+        ids = []
+        for slot, tokens in writes:
+            head = self.add(head, branch.name, slot, tokens, branch.depth).node_id
+            ids.append(head)
+        self.slot_heads[branch.name] = head
+        return tuple(ids)
+
     def shown(self, node_id: int) -> Node:
         """The node with everything kept beside it."""
         tokenized = tuple(sorted(digest for digest, ids in self.tokens.items() if node_id in ids))

@@ -7,7 +7,13 @@ from enum import IntEnum
 
 import pytest
 
-from katsura.api.memory.v1 import block_service_pb2, memory_contents_pb2, memory_pb2, memory_service_pb2
+from katsura.api.memory.v1 import (
+    block_service_pb2,
+    memory_contents_pb2,
+    memory_merge_pb2,
+    memory_pb2,
+    memory_service_pb2,
+)
 from katsura.domain import trees
 from katsura.domain.blocks import BlockScope
 from katsura.domain.errors import InvalidArgumentError
@@ -26,6 +32,7 @@ from katsura.domain.trees import (
 )
 from katsura.memory import translate
 from katsura.memory.core.assemble import SegmentKind
+from katsura.memory.core.merge import ConflictPolicy
 from katsura.state.contents import Scope
 from katsura.testing.trees import hint_node, step_nodes, summary_node
 
@@ -61,6 +68,7 @@ FULL = Step(
         (trees.Verdict, memory_pb2.Verdict, "VERDICT_"),
         (trees.EventKind, memory_service_pb2.EventKind, "EVENT_KIND_"),
         (BlockScope, block_service_pb2.BlockScope, "BLOCK_SCOPE_"),
+        (ConflictPolicy, memory_merge_pb2.ConflictPolicy, "CONFLICT_POLICY_"),
         (Scope, memory_contents_pb2.SearchScope, "SEARCH_SCOPE_"),
         (SegmentKind, memory_service_pb2.SegmentKind, "SEGMENT_KIND_"),
     ],

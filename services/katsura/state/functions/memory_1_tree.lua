@@ -10,7 +10,8 @@ local ROOT = {id = 0, parent = 0, len = 0, jump = 0, depth = 0, tokens = 0, cum 
 local ACTIVE, ABANDONED = 1, 2
 local VALID, FAILED = 2, 3
 local EVENT = {CREATED = 2, GROWN = 3, COMPRESSED = 4, MAINTAINED = 5, REVISED = 6, FORKED = 7, DELETED = 8,
-               UPDATED = 9, ATTACHED = 10, REDACTED = 11, SLOTS_SET = 12}
+               UPDATED = 9, ATTACHED = 10, REDACTED = 11, SLOTS_SET = 12,
+               MERGED = 13}
 local DELETED_EVENTS_KEPT_MS = 60000
 local SUFFIXES = {'meta', 'branches', 'nodes', 'links', 'blobs', 'steps', 'kids', 'verdicts', 'versions', 'replays',
                   'order', 'events', 'tokenizers', 'extras', 'slot_heads', 'slot_maps',

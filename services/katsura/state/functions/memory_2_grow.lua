@@ -7,8 +7,8 @@
 local GROW_ARGS, STEP_ARGS = 9, 9
 
 -- client id, body digest, mergeable, tokens, effect, related ids, record ('': planned as existing), hash, blob.
-local function step_of(args, i)
-  local at = GROW_ARGS + (i - 1) * STEP_ARGS
+local function step_of(args, i, before)
+  local at = before + (i - 1) * STEP_ARGS
   return {client = args[at + 1], digest = args[at + 2], mergeable = args[at + 3] == '1', tokens = tonumber(args[at + 4]),
           effect = args[at + 5] == '1', related = args[at + 6], record = args[at + 7], hash = args[at + 8],
           blob = args[at + 9]}
@@ -19,7 +19,7 @@ local function resolve(t, branch, args, count)
   local found = {ids = {}, merged = {}, fresh = {}, steps = {}, base = branch.head, repeated = 0}
   local walking = args[9] == '1'
   for i = 1, count do
-    local step = step_of(args, i)
+    local step = step_of(args, i, GROW_ARGS)
     found.steps[i] = step
     local known = step.client ~= '' and redis.call('HGET', t.steps, branch.name .. ' ' .. step.client)
     local child = not known and walking and step.mergeable

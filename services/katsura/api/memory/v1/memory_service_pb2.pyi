@@ -136,6 +136,8 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """The content of nodes was destroyed: drop what was derived from it."""
     EVENT_KIND_SLOTS_SET: _EventKind.ValueType  # 12
     """Named values were set."""
+    EVENT_KIND_MERGED: _EventKind.ValueType  # 13
+    """Work of another branch was merged."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What a commit did."""
@@ -166,6 +168,8 @@ EVENT_KIND_REDACTED: EventKind.ValueType  # 11
 """The content of nodes was destroyed: drop what was derived from it."""
 EVENT_KIND_SLOTS_SET: EventKind.ValueType  # 12
 """Named values were set."""
+EVENT_KIND_MERGED: EventKind.ValueType  # 13
+"""Work of another branch was merged."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final

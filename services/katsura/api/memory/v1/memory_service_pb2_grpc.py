@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from katsura.api.memory.v1 import memory_contents_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2
+from katsura.api.memory.v1 import memory_merge_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__merge__pb2
 from katsura.api.memory.v1 import memory_service_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2
 from katsura.api.memory.v1 import memory_slots_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2
 
@@ -93,6 +94,16 @@ class MemoryServiceStub(object):
                 '/katsura.api.memory.v1.MemoryService/Fork',
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.ForkRequest.SerializeToString,
                 response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.ForkResponse.FromString,
+                _registered_method=True)
+        self.Diff = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/Diff',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__merge__pb2.DiffRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__merge__pb2.DiffResponse.FromString,
+                _registered_method=True)
+        self.Merge = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/Merge',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__merge__pb2.MergeRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__merge__pb2.MergeResponse.FromString,
                 _registered_method=True)
         self.AssembleContext = channel.unary_unary(
                 '/katsura.api.memory.v1.MemoryService/AssembleContext',
@@ -245,6 +256,20 @@ class MemoryServiceServicer(object):
 
     def Fork(self, request, context):
         """Names a new branch at any step: constant cost, nothing is copied.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Diff(self, request, context):
+        """Tells where two branches parted and what each has that the other has not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Merge(self, request, context):
+        """Brings work from one branch to another, by summary or step by step, with the slots that it changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -405,6 +430,16 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.Fork,
                     request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.ForkRequest.FromString,
                     response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.ForkResponse.SerializeToString,
+            ),
+            'Diff': grpc.unary_unary_rpc_method_handler(
+                    servicer.Diff,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__merge__pb2.DiffRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__merge__pb2.DiffResponse.SerializeToString,
+            ),
+            'Merge': grpc.unary_unary_rpc_method_handler(
+                    servicer.Merge,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__merge__pb2.MergeRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__merge__pb2.MergeResponse.SerializeToString,
             ),
             'AssembleContext': grpc.unary_unary_rpc_method_handler(
                     servicer.AssembleContext,
@@ -777,6 +812,60 @@ class MemoryService(object):
             '/katsura.api.memory.v1.MemoryService/Fork',
             katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.ForkRequest.SerializeToString,
             katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.ForkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Diff(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/Diff',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__merge__pb2.DiffRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__merge__pb2.DiffResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Merge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/Merge',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__merge__pb2.MergeRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__merge__pb2.MergeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ The memory service: MAGE's operations (grow, compress, maintain, revise) over tr
 from collections import abc as _abc
 from grpc import aio as _aio
 from katsura.api.memory.v1 import memory_contents_pb2 as _memory_contents_pb2
+from katsura.api.memory.v1 import memory_merge_pb2 as _memory_merge_pb2
 from katsura.api.memory.v1 import memory_service_pb2 as _memory_service_pb2
 from katsura.api.memory.v1 import memory_slots_pb2 as _memory_slots_pb2
 import abc as _abc_1
@@ -62,6 +63,10 @@ class MemoryServiceStub:
     """Goes back to a boundary on a new branch; the old one is abandoned and leaves a hint."""
     Fork: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ForkRequest, _memory_service_pb2.ForkResponse]
     """Names a new branch at any step: constant cost, nothing is copied."""
+    Diff: _grpc.UnaryUnaryMultiCallable[_memory_merge_pb2.DiffRequest, _memory_merge_pb2.DiffResponse]
+    """Tells where two branches parted and what each has that the other has not."""
+    Merge: _grpc.UnaryUnaryMultiCallable[_memory_merge_pb2.MergeRequest, _memory_merge_pb2.MergeResponse]
+    """Brings work from one branch to another, by summary or step by step, with the slots that it changed."""
     AssembleContext: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.AssembleContextRequest, _memory_service_pb2.AssembleContextResponse]
     """Assembles the prompt of a branch under a token budget, byte-stable in its prefix."""
     AttachTokens: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.AttachTokensRequest, _memory_service_pb2.AttachTokensResponse]
@@ -123,6 +128,10 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """Goes back to a boundary on a new branch; the old one is abandoned and leaves a hint."""
     Fork: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ForkRequest, _memory_service_pb2.ForkResponse]  # type: ignore[assignment]
     """Names a new branch at any step: constant cost, nothing is copied."""
+    Diff: _aio.UnaryUnaryMultiCallable[_memory_merge_pb2.DiffRequest, _memory_merge_pb2.DiffResponse]  # type: ignore[assignment]
+    """Tells where two branches parted and what each has that the other has not."""
+    Merge: _aio.UnaryUnaryMultiCallable[_memory_merge_pb2.MergeRequest, _memory_merge_pb2.MergeResponse]  # type: ignore[assignment]
+    """Brings work from one branch to another, by summary or step by step, with the slots that it changed."""
     AssembleContext: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.AssembleContextRequest, _memory_service_pb2.AssembleContextResponse]  # type: ignore[assignment]
     """Assembles the prompt of a branch under a token budget, byte-stable in its prefix."""
     AttachTokens: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.AttachTokensRequest, _memory_service_pb2.AttachTokensResponse]  # type: ignore[assignment]
@@ -247,6 +256,22 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.ForkResponse, _abc.Awaitable[_memory_service_pb2.ForkResponse]]:
         """Names a new branch at any step: constant cost, nothing is copied."""
+
+    @_abc_1.abstractmethod
+    def Diff(
+        self,
+        request: _memory_merge_pb2.DiffRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_merge_pb2.DiffResponse, _abc.Awaitable[_memory_merge_pb2.DiffResponse]]:
+        """Tells where two branches parted and what each has that the other has not."""
+
+    @_abc_1.abstractmethod
+    def Merge(
+        self,
+        request: _memory_merge_pb2.MergeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_merge_pb2.MergeResponse, _abc.Awaitable[_memory_merge_pb2.MergeResponse]]:
+        """Brings work from one branch to another, by summary or step by step, with the slots that it changed."""
 
     @_abc_1.abstractmethod
     def AssembleContext(

@@ -1,0 +1,153 @@
+"""Comparing branches and bringing the work of one to another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from katsura.domain.errors import FailedPreconditionError, OutOfRangeError, Reason
+from katsura.domain.ids import NodeId
+from katsura.domain.trees import Branch, Node, Step, request_of
+from katsura.memory.core import limits
+from katsura.memory.core.merge import (
+    ConflictPolicy,
+    SlotDifference,
+    differences,
+    merged_slots,
+    picked,
+    slots_of,
+    told,
+)
+from katsura.memory.core.slots import slot_tokens
+from katsura.memory.core.tokens import estimate_step
+from katsura.memory.operations import ID_MAX, Operations, Write, committing
+from katsura.state.merging import Merged, Merging, Parting
+from katsura.state.trees import TreeRef, refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How two branches differ: the newest steps of each side, oldest first, and how many there are."""
+
+    common: NodeId
+    ours: tuple[Node, ...]
+    theirs: tuple[Node, ...]
+    ours_count: int
+    theirs_count: int
+    slots: tuple[SlotDifference, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What a Merge made, and the keys that both branches had changed."""
+
+    steps: tuple[Node, ...]
+    slots: tuple[Node, ...]
+    conflicts: tuple[str, ...]
+    branch: Branch
+    common: NodeId
+    revision: int
+
+
+class Branching(Operations):
+    """The operations on two branches."""
+
+    async def diff(self, ref: TreeRef, branch: str, other: str, size: int) -> Difference:
+        """Where two branches parted, and what each has that the other has not."""
+        size = limits.page_size(size)
+        parting = await self._trees.parting(ref, branch, other)
+        ours = await self._since(ref, parting.branch, parting, size)
+        theirs = await self._since(ref, parting.other, parting, size)
+        values = [slots_of((await self._trees.slots(ref, b.name)).last) for b in (parting.branch, parting.other)]
+        return Difference(
+            parting.common,
+            ours,
+            theirs,
+            parting.branch.depth - parting.depth,
+            parting.other.depth - parting.depth,
+            differences(values[0], values[1]),
+        )
+
+    async def merge(
+        self, write: Write, source: str, pick: Sequence[int], text: str, on_conflict: ConflictPolicy
+    ) -> Brought:
+        """Bring work from `source` to a branch: one note, or copies of the steps in `pick`, and changed slots."""
+        write = write.checked()
+        limits.check_text(write.request_id, "request_id")
+        limits.check_text(text, "text", limits.CONTENT_BYTES_MAX)
+        if not source:
+            raise limits.refuse("source", "say which branch did the work")
+        if len(pick) > limits.STEPS_MAX or len(set(pick)) < len(pick):
+            raise limits.refuse("pick", f"at most {limits.STEPS_MAX} different steps are taken")
+        if pick and text:
+            raise limits.refuse("text", "pick is given too; send one of them")
+        for i, node_id in enumerate(pick):
+            limits.check_range(node_id, f"pick[{i}]", 1, ID_MAX)
+        fields = (write.branch, write.expected_head, write.unconditional, source, tuple(pick), text, on_conflict)
+        request = request_of(write.request_id, "merge", *fields)
+
+        async def attempt() -> Merged:
+            parting = await self._trees.parting(write.tree, write.branch, source)
+            if write.expected_head not in (None, parting.branch.head):
+                raise refusal(write.tree, "HEAD_MOVED", str(parting.branch.head), parting.branch.name)
+            steps = await self._work(write.tree, parting, pick, text)
+            ours, theirs = [await self._trees.slots(write.tree, b.name) for b in (parting.branch, parting.other)]
+            base = await self._trees.slots(write.tree, source, parting.slots) if parting.slots else None
+            before = slots_of(base.last) if base else {}
+            slots, conflicts = merged_slots(before, ours.last, theirs.last, parting.other.name, on_conflict)
+            merging = Merging(
+                parting,
+                ours.head,
+                ours.head_hash,
+                theirs.head,
+                [(step, estimate_step(step)) for step in steps],
+                [(slot, slot_tokens(slot)) for slot in slots],
+                conflicts,
+            )
+            return await self._trees.merge(write.tree, merging, request)
+
+        with committing("merge"):
+            merged = await self._trees.merge_replayed(write.tree, request)
+            if merged is None:
+                merged = await self._until_it_holds(write, attempt)
+        return await self._brought(write.tree, merged)
+
+    async def _brought(self, ref: TreeRef, merged: Merged) -> Brought:
+        made = await self._trees.nodes(ref, (*merged.steps, *merged.slots), limits.ANSWER_BYTES_MAX)
+        steps, slots = made[: len(merged.steps)], made[len(merged.steps) :]
+        return Brought(steps, slots, merged.conflicts, merged.branch, merged.common, merged.revision)
+
+    async def _work(self, ref: TreeRef, parting: Parting, pick: Sequence[int], text: str) -> Sequence[Step]:
+        if pick:
+            nodes = await self._trees.nodes(ref, pick, limits.GROW_BYTES_MAX)
+            for node in nodes:
+                await self._trees.path(ref, parting.other.name, node.node_id, 1, 0)  # else BAD_BOUNDARY
+                if node.depth <= parting.depth:
+                    raise limits.refuse("pick", f"step {node.node_id} is on both branches already")
+            return [picked(node, parting.other) for node in nodes]
+        count = parting.other.depth - parting.depth
+        if not count:
+            raise FailedPreconditionError(
+                f"branch {parting.other.name!r} has done nothing since the two parted; there is nothing to merge",
+                reason=Reason.BAD_BOUNDARY,
+                field="source",
+            )
+        if count > limits.COVER_STEPS_MAX:
+            raise OutOfRangeError(
+                f"source: {count} steps since the two parted; one note tells of at most {limits.COVER_STEPS_MAX}. Pick "
+                "steps, or merge what a branch in between tells",
+                reason=Reason.BAD_BOUNDARY,
+                field="source",
+            )
+        return told(await self._since(ref, parting.other, parting, count), parting.other, text)
+
+    async def _since(self, ref: TreeRef, branch: Branch, parting: Parting, count: int) -> tuple[Node, ...]:
+        """The newest steps of a branch after the two parted, oldest first."""
+        nodes: tuple[Node, ...] = ()
+        end = int(branch.head)
+        while end and len(nodes) < count:
+            size = min(limits.PAGE_MAX, count - len(nodes))
+            page = await self._trees.path(ref, branch.name, end, size, limits.ANSWER_BYTES_MAX, parting.depth)
+            nodes = (*page.nodes, *nodes)
+            end = page.next_end
+        return nodes
