@@ -47,6 +47,7 @@ from katsura_operator.core.status import Said, event, status_of, transitions
 ROUTERS: Final = "katsura-router"
 """Name of the router pool and of the Service in front of it, in every served namespace."""
 _HELPER_DRAIN_S: Final = 30
+_ROLES: Final = ("attention", "experts", "unified", "external")
 
 
 @dataclass(slots=True)
@@ -156,11 +157,14 @@ class _Mind:
             for w in self._reading.deployments
             for role in _all_roles(w)
         }
-        held = {(ns, name) for kind, ns, name in self._reading.refused if kind == "ModelDeployment"}
+        # What is refused is not acted upon: its pods, and the routers that serve them, stay as they are.
+        held = {(ns, f"{name}-{r}") for k, ns, name in self._reading.refused if k == "ModelDeployment" for r in _ROLES}
+        held |= {(ns, ROUTERS) for kind, ns, _ in self._reading.refused if kind == "ModelDeployment"}
+        held |= {(ns, f"{name}-memory") for kind, ns, name in self._reading.refused if kind == "MemoryStore"}
         for kind in (WORKLOAD, SERVICE, BUDGET, ROLE_POOL):
             for obj in self._seen.of(kind):
-                gone = (namespace_of(obj), labels_of(obj).get(POOL)) not in kept
-                if gone and (namespace_of(obj), labels_of(obj).get(DEPLOYMENT)) not in held and POOL in labels_of(obj):
+                pool = (namespace_of(obj), labels_of(obj).get(POOL))
+                if pool[1] is not None and pool not in kept and pool not in held:
                     self._made.delete.append(obj)
 
     def _parts(self, wanted: Wanted) -> tuple[PoolPart, ...]:
