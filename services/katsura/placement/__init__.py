@@ -3,6 +3,7 @@
     card        config.json -> parameters, KV bytes, active bytes, FLOPs        catalogue   node labels -> device
     cost        one replica's step time and capacity on a device                split       attention + expert pools
     patterns    every instance shape that keeps the objectives                  program     counts of them, with a bound
+    fit         coefficients from measurements                                  trials      what to run next
     pack        concrete nodes          replan   what to move, in which order   explain     why, and why not otherwise
 
 `katsura plan` and the operator call `planner.plan` on a `problem.Problem`, which `katsura.manifests.problem` makes
