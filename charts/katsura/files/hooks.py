@@ -186,6 +186,7 @@ def pre_delete() -> None:
 def post_delete() -> None:
     """After the operator: remove what it made that belongs to no resource, unless somebody's resources are left."""
     api = Api()
+    api.delete("/api/v1", "pods", "katsura-test")
     left = [f"{p}/{i['metadata']['name']}" for p in ("modeldeployments", "memorystores") for i in api.items(GROUP, p)]
     if left:
         say(f"kept, with what the operator made: {', '.join(left)}")
