@@ -126,7 +126,8 @@ class _Mind:
         count = max(said.spec.replicas, sum(p.processes for p in parts))
         name = f"{name_of(wanted.obj)}-memory"
         labels = {STORE: name_of(wanted.obj)}
-        pool = self._pool(name, "memory", wanted.obj, labels, [(parts, count)], None)
+        url = said.spec.redis.url if said.spec.redis else ""
+        pool = self._pool(name, "memory", wanted.obj, labels, [(parts, count)], None, store_url=url)
         self._made.keep.append(self._service(name, wanted.obj, pool, GRPC))
         status, verdict = report.of_store(wanted.obj, pool, f"{name}.{namespace_of(wanted.obj)}:{GRPC}")
         self._tell(wanted.obj, status, verdict)
@@ -201,12 +202,15 @@ class _Mind:
         owners: Sequence[Wanted] = (),
         *,
         untouched: bool = False,
+        store_url: str = "",
     ) -> Pool:
         namespace = namespace_of(owned_by)
         workloads = tuple(self._seen.labelled(WORKLOAD, namespace, **{POOL: name}))
         pods = self._seen.labelled(POD, namespace, **{POOL: name})
         common = {POOL: name, ROLE: role, **labels}
-        targets = tuple(self._target(name, role, owned_by, common, parts, n, spec, owners) for parts, n in counted)
+        targets = tuple(
+            self._target(name, role, owned_by, common, parts, n, spec, owners, store_url) for parts, n in counted
+        )
         if untouched:
             count = sum(int(w["spec"].get("replicas", 1)) for w in workloads)
             return Pool(name, role, count, workloads, tuple(pods), (), Step(()), untouched=True)
@@ -232,6 +236,7 @@ class _Mind:
         count: int,
         spec: ModelDeploymentSpec | None,
         owners: Sequence[Wanted],
+        store_url: str,
     ) -> Target:
         first = parts[0] if parts else None
         where = self._affinities.get(first.node_class, ()) if first and spec else ()
@@ -250,6 +255,7 @@ class _Mind:
             where=where,
             spec=spec,
             deployment=name_of(owned_by),
+            store_url=store_url,
         )
         surge = {"maxSurge": 1, "maxUnavailable": 0}
         body["spec"] = {

@@ -73,8 +73,10 @@ def template(
     where: Expressions = (),
     spec: ModelDeploymentSpec | None = None,
     deployment: str = "",
+    store_url: str = "",
 ) -> dict[str, Any]:
-    """The pod template of one role. `spec` and `deployment` are of a ModelDeployment's own roles."""
+    """The pod template of one role. `spec` and `deployment` are of a ModelDeployment's own roles; `store_url` is a
+    server of a MemoryStore's own, instead of the one that the Secret names."""
     drain_s = spec.drain_timeout_seconds if spec else _HELPER_DRAIN_S
     pod = spec.pod if spec else PodSettings()
     image = (pod.image or settings.engine_image) if spec else settings.services_image
@@ -83,7 +85,7 @@ def template(
         "image": image,
         "imagePullPolicy": settings.pull_policy,
         "command": ["python", "-m", MODULES[role]],
-        "env": _environment(role, settings, drain_s, spec, deployment),
+        "env": _with_store(_environment(role, settings, drain_s, spec, deployment), store_url),
         "ports": _ports(role),
         "resources": _resources(size, settings, pod),
         "securityContext": _container_security(),
@@ -180,6 +182,11 @@ def _environment(
     if spec is not None:
         plain |= _of_model(role, spec, deployment)
     return entries + [{"name": name, "value": value} for name, value in plain.items()]
+
+
+def _with_store(entries: list[dict[str, Any]], url: str) -> list[dict[str, Any]]:
+    own = {"name": "KATSURA_STORE_URL", "value": url}
+    return [own if url and entry["name"] == own["name"] else entry for entry in entries]
 
 
 def _of_model(role: str, spec: ModelDeploymentSpec, deployment: str) -> dict[str, str]:

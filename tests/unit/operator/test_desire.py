@@ -207,3 +207,11 @@ def test_of_many_plans_five_are_kept_and_an_approved_one_is_never_thrown_away() 
     names = sorted(name for kind, _, name in twin.objects if kind == "PlacementPlan")
     assert names == ["plan-000001", *(f"plan-{i:06}" for i in range(3, 8))]
     assert twin.condition("ModelDeployment", "chat", "Planned")["reason"] == Why.AWAITING_APPROVAL
+
+
+def test_a_store_with_a_server_of_its_own_has_its_memory_pods_there() -> None:
+    twin = Twin(resource("MemoryStore", "default", {"redis": {"url": "redis://mine:6379"}}))
+    twin.settle()
+    pod = twin.objects["Deployment", "n", "default-memory"]["spec"]["template"]["spec"]
+    told = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
+    assert told["KATSURA_STORE_URL"] == "redis://mine:6379"
