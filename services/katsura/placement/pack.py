@@ -1,11 +1,14 @@
 """Counts become processes on named nodes: what runs already stays, the largest goes first, nodes are filled one by one.
 
+What stays must not hold more nodes open than the counts need: the emptiest are given up, and what ran there moves.
+
 Accelerator counts are powers of two, so taking the largest first is exact for them; cores and memory may need a node
 more than the program counted, and then `packed` says so.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +67,7 @@ def pack(columns: Sequence[tuple[Column, int]], classes: Sequence[NodeClass], he
         held: where processes stand now; they keep their node where the plan still wants them there.
     """
     rooms = {c.name: [_Room(n, c.accelerators, c.cores, c.ram_bytes) for n in c.nodes] for c in classes}
-    keep = {key: list(nodes) for key, nodes in (held or {}).items()}
+    keep = _kept(columns, classes, held or {})
     wanted: list[tuple[Member, str, int, int]] = []
     number = 0
     owner: list[Column] = []
@@ -92,6 +95,39 @@ def pack(columns: Sequence[tuple[Column, int]], classes: Sequence[NodeClass], he
             _put(m, room, places[index])
     made = (Instance(column, tuple(places[i])) for i, column in enumerate(owner))
     return Packed(tuple(i for i in made if len(i.places) == sum(m.count for m in i.column.members)), frozenset(left))
+
+
+def nodes_needed(columns: Sequence[tuple[Column, int]], classes: Sequence[NodeClass]) -> dict[str, int]:
+    """Nodes of each class that `columns` fill at least, were they cut to measure."""
+    use: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for column, count in columns:
+        for m in column.members:
+            for k, amount in enumerate((m.accelerators, m.cores, m.ram_bytes)):
+                use[m.node_class][k] += count * m.count * amount
+    have = {c.name: (c.accelerators, c.cores, c.ram_bytes) for c in classes}
+    return {
+        name: max(math.ceil(u / h - _SLACK) if h else 0 for u, h in zip(row, have[name], strict=True))
+        for name, row in use.items()
+    }
+
+
+def _kept(
+    columns: Sequence[tuple[Column, int]], classes: Sequence[NodeClass], held: Held
+) -> dict[tuple[str, str, str], list[str]]:
+    """`held` on the fullest nodes of each class, no more of them than are needed."""
+    size: dict[tuple[str, str, str], float] = {}
+    for column, _ in columns:
+        for m in column.members:
+            size[column.service, m.role, m.node_class] = m.accelerators or m.cores
+    fill: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for key, nodes in held.items():
+        for node in nodes:
+            fill[key[2]][node] += size.get(key, 0.0)
+    needed = nodes_needed(columns, classes)
+    stay = {
+        name: set(sorted(filled, key=lambda n: (-filled[n], n))[: needed.get(name, 0)]) for name, filled in fill.items()
+    }
+    return {key: [node for node in nodes if node in stay[key[2]]] for key, nodes in held.items()}
 
 
 def _put(m: Member, room: _Room, places: list[Place]) -> None:

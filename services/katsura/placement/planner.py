@@ -6,11 +6,12 @@ cheapest change that would meet it; where time runs out the best plan so far is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from katsura.placement.pack import Held, pack
-from katsura.placement.patterns import Patterns, enumerate_patterns
+from katsura.placement.pack import Held, Packed, nodes_needed, pack
+from katsura.placement.patterns import Column, Patterns, enumerate_patterns
 from katsura.placement.plan import Plan
 from katsura.placement.problem import Effort, Problem
 from katsura.placement.program import Extra
@@ -43,10 +44,7 @@ def plan(
     for attempt in range(_REPACKS + 1):
         solved = search(problem, patterns, effort, extra)
         counted = [(c, n) for c, n in solved.counted if n]
-        packed = pack(counted, problem.classes, held)
-        if packed.left and held:
-            # What stays in place cut the room into pieces: on those classes everything may move.
-            packed = pack(counted, problem.classes, {k: v for k, v in held.items() if k[2] not in packed.left})
+        packed = _packed(counted, problem, held or {})
         if not packed.left:
             break
         shrunk = {c.name: len(c.nodes) - 1.0 - attempt for c in problem.classes if c.name in packed.left}
@@ -58,3 +56,19 @@ def plan(
     if not made.feasible:
         return replace(made, relaxations=other.relaxations(), alternatives=other.alternatives())
     return replace(made, alternatives=other.alternatives(), marginals=other.marginals())
+
+
+def _packed(counted: Sequence[tuple[Column, int]], problem: Problem, held: Held) -> Packed:
+    """What stays in place may cut the room into pieces: on classes where that opens nodes, everything may move."""
+    packed = pack(counted, problem.classes, held)
+    needed, used = nodes_needed(counted, problem.classes), packed.nodes_used()
+    crowded = packed.left | {name for name, nodes in used.items() if nodes > needed.get(name, 0)}
+    if not crowded or not held:
+        return packed
+    moved = pack(counted, problem.classes, {k: v for k, v in held.items() if k[2] not in crowded})
+    price = {c.name: c.hourly_usd for c in problem.classes}
+
+    def cost(made: Packed) -> tuple[int, float]:
+        return len(made.left), sum(price[name] * nodes for name, nodes in made.nodes_used().items())
+
+    return moved if cost(moved) < cost(packed) else packed

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 
 from katsura.placement.cost import Layout, prefill_floor_s, weights_bytes
 from katsura.placement.document import Current, Running
-from katsura.placement.pack import pack
+from katsura.placement.pack import Packed
 from katsura.placement.patterns import Column, Patterns, enumerate_patterns
-from katsura.placement.plan import Place, Plan
+from katsura.placement.plan import Instance, Place, Plan
 from katsura.placement.planner import plan
 from katsura.placement.problem import Effort, ModelService, NodeClass, Objective, Problem
 from katsura.placement.program import Extra
@@ -31,6 +31,7 @@ class Policy:
         horizon_s: time in which a saving must earn its moves back. safety: how many times over.
         hysteresis: least part of the current cost that must be saved.
         load_bytes_s: weights are loaded at this rate. warm_s: from loaded to ready.
+        gentle: how many times dearer moves are while the demand is not served, so that as few as possible are made.
     """
 
     horizon_s: float = 3600.0
@@ -38,6 +39,7 @@ class Policy:
     hysteresis: float = 0.03
     load_bytes_s: float = 1e9
     warm_s: float = 30.0
+    gentle: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +82,38 @@ def replan(
     patterns = replace(patterns, problem=problem) if patterns else enumerate_patterns(problem)
     columns = patterns.columns(problem.classes)
     prices = move_prices(problem, columns, policy)
-    per_hour = {key: usd * 3600 / policy.horizon_s for key, usd in prices.items()}
-    extra = Extra(current.counts, per_hour if problem.objective is Objective.COST else {})
-    made = plan(problem, effort, extra=extra, held=current.held, explain=explain, patterns=patterns)
+    kept = _kept(problem, columns, current)
+    made = _made(problem, effort, current, policy, prices, patterns, explain, forced=kept is None)
     order = steps(problem, columns, current, made)
     moved = sum(prices[s.key] for s in order if s.action == "start")
-    kept = _kept(problem, columns, current, made)
     if kept is None:
         return Replan(made, order, False, "what runs cannot serve the demand", 0.0, moved)
     saving = kept.hourly_usd - made.hourly_usd
     enough = saving * policy.horizon_s / 3600 > policy.safety * moved and saving > policy.hysteresis * kept.hourly_usd
     if problem.objective is Objective.COST and not enough:
         why = f"a change would save ${saving:.2f}/h and cost ${moved:.2f}: not enough"
-        return Replan(replace(kept, alternatives=made.alternatives), (), True, why, saving, moved)
+        gap = max(0.0, 1 - made.bound / kept.value) if kept.value > 0 else 0.0
+        stays = replace(kept, alternatives=made.alternatives, refused=made.refused, bound=made.bound, gap=gap)
+        return Replan(stays, (), True, why, saving, moved)
     why = f"saves ${saving:.2f}/h for ${moved:.2f} of moves"
     return Replan(made, order, False, why, saving, moved)
+
+
+def _made(
+    problem: Problem,
+    effort: Effort,
+    current: Current,
+    policy: Policy,
+    prices: Mapping[str, float],
+    patterns: Patterns,
+    explain: bool,
+    forced: bool,
+) -> Plan:
+    """What to run instead. A change that must be made changes as little as it can: savings come when all is served."""
+    factor = policy.safety * (policy.gentle if forced else 1.0) * 3600 / policy.horizon_s
+    per_hour = {key: usd * factor for key, usd in prices.items()}
+    extra = Extra(current.counts, per_hour if problem.objective is Objective.COST else {})
+    return plan(problem, effort, extra=extra, held=current.held, explain=explain, patterns=patterns)
 
 
 def move_prices(problem: Problem, columns: Sequence[Column], policy: Policy) -> dict[str, float]:
@@ -128,20 +147,19 @@ def _hourly(column: Column, classes: Mapping[str, NodeClass]) -> float:
     return total
 
 
-def _kept(problem: Problem, columns: Sequence[Column], current: Current, made: Plan) -> Plan | None:
+def _kept(problem: Problem, columns: Sequence[Column], current: Current) -> Plan | None:
     """The current placement as a plan of the new problem, or None where it does not serve it any more."""
-    by_key = {c.key: c for c in columns}
-    nodes = {n for c in problem.classes for n in c.nodes}
-    known = all(i.key in by_key for i in current.instances)
-    standing = all(p.node in nodes for i in current.instances for p in i.places)
-    if not known or not standing:
-        return None
+    by_key, state = {c.key: c for c in columns}, _State(problem, {})
+    for instance in current.instances:
+        gone = any(p.node not in state.room for p in instance.places)
+        if instance.key not in by_key or gone or not state.fits(instance.places):
+            return None
+        state.change(instance, 1)
+    standing = tuple(Instance(by_key[i.key], i.places) for i in current.instances)
     counted = tuple((by_key[key], n) for key, n in current.counts.items())
-    packed = pack(counted, problem.classes, current.held)
-    patterns = Patterns(problem, {}, made.refused)
-    solved = Solved(counted, made.bound, "kept", problem.classes, tuple(columns), {})
-    kept = tally(problem, patterns, solved, packed)
-    return kept if kept.feasible and not packed.left else None
+    solved = Solved(counted, 0.0, "kept", problem.classes, tuple(columns), {})
+    kept = tally(problem, Patterns(problem, {}, ()), solved, Packed(standing, frozenset()))
+    return kept if kept.feasible else None
 
 
 @dataclass(slots=True)

@@ -57,7 +57,10 @@ def search(problem: Problem, patterns: Patterns, effort: Effort, extra: Extra) -
     if len(columns) < MERGE_COLUMNS or len(merged.classes) == len(problem.classes):
         return _priced(solve_columns(problem, columns, effort, extra), extra)
     whole = replace(problem, classes=merged.classes)
-    few, coarse = patterns.columns(merged.classes), merge_extra(extra, columns, merged)
+    # A pair of kinds that no one domain has both of is no pattern, whatever merged classes say.
+    real = {merged_key(c, merged) for c in columns}
+    few = [c for c in patterns.columns(merged.classes) if c.key in real]
+    coarse = merge_extra(extra, columns, merged)
     closer = replace(_part(effort, 0.5, 0.0), gap=effort.gap * _MERGED_GAP)
     first = solve_columns(whole, few, closer, coarse)
     counts = distribute(problem, columns, {c.key: n for c, n in first.counted}, merged, extra)

@@ -296,7 +296,7 @@ class _Run:
         server.advance(at)
         for request in server.ended():
             self.books[request.arrival.service].add(request, at, server.curve.fixed_s)
-            self.last_s = max(self.last_s, at)
+            self.last_s = max(self.last_s, at + server.curve.fixed_s)
         self._schedule(server)
 
     def _schedule(self, server: _Server) -> None:

@@ -28,3 +28,10 @@ def test_cores_that_do_not_fit_name_their_class() -> None:
     packed = pack([(column("s", 1, cores=60.0), 4)], [CLASS])
     assert packed.left == {CLASS.name}
     assert len(packed.instances) == 2
+
+
+def test_what_stays_gives_up_the_emptiest_nodes_that_are_not_needed() -> None:
+    large = node_class("A100-80", 4)
+    held = {("s", "unified", large.name): [*large.nodes[:1] * 5, large.nodes[1], large.nodes[2]]}
+    packed = pack([(column("s", 1), 7)], [large], held)
+    assert {p.node for i in packed.instances for p in i.places} == {large.nodes[0]}

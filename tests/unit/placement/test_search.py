@@ -9,11 +9,11 @@ from katsura.placement.document import running
 from katsura.placement.patterns import Patterns, enumerate_patterns
 from katsura.placement.plan import Plan
 from katsura.placement.planner import plan
-from katsura.placement.problem import Effort, Problem
+from katsura.placement.problem import SPLIT, Effort, Problem
 from katsura.placement.program import Extra
 from katsura.placement.replan import replan
 from katsura.placement.search import MERGE_COLUMNS, search
-from katsura.testing.clusters import synthetic_problem
+from katsura.testing.clusters import cards, model_service, node_class, problem_of, synthetic_problem
 
 LARGE = Effort(gap=0.04, seconds=None, nodes=20)
 
@@ -62,3 +62,15 @@ def test_a_small_change_of_demand_moves_little_of_a_large_plan(large: tuple[Prob
     started = {s.service for s in change.steps if s.action == "start"}
     assert len([s for s in change.steps if s.action == "start"]) <= 0.3 * len(before.instances)
     assert grown.name in started or change.kept
+
+
+def test_kinds_that_share_no_domain_are_never_paired() -> None:
+    service = [model_service(f"s{i}", cards()[3], 3.0, topologies=(SPLIT,), itl_ms=200) for i in range(8)]
+    kinds = ("H100", "A100-80", "L40S", "H200")
+    classes = [node_class(kind, 4, domain=f"{kind.lower()}-{i}") for kind in kinds for i in range(4)]
+    problem = problem_of(service, classes)
+    patterns = enumerate_patterns(problem)
+    assert len(patterns.columns(problem.classes)) > MERGE_COLUMNS
+    made = plan(problem, LARGE, explain=False, patterns=patterns)
+    check(problem, made)
+    assert all(len({m.node_class for m in i.column.members}) == 1 for i in made.instances)
