@@ -53,7 +53,11 @@ class Boundary(grpc.aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(
                 self._stream(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
             )
-        raise AssertionError(f"{method}: only unary and server-streaming methods are served")
+        if handler.stream_unary is not None:  # the request is an iterator of messages
+            return grpc.stream_unary_rpc_method_handler(
+                self._unary(method, handler.stream_unary), handler.request_deserializer, handler.response_serializer
+            )
+        raise AssertionError(f"{method}: methods that stream both ways are not served")
 
     def _unary(self, method: str, serve: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def call(request: object, context: grpc.aio.ServicerContext[Any, Any]) -> object:
