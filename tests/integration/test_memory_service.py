@@ -151,6 +151,34 @@ async def test_blocks_and_bytes_beside_nodes_over_grpc(connection: Connection) -
     ]
 
 
+async def test_a_tree_goes_out_and_in_over_grpc(connection: Connection) -> None:
+    memory = client_of(connection, "archive")
+    await memory.create_tree(tree_id="t", goal="goal", labels={"a": "b"})
+    await memory.grow("t", [step("user", "x" * 1000 + str(i)) for i in range(200)])
+    await memory.compress("t")
+    pieces = [piece async for piece in memory.export_tree("t")]
+    archive = b"".join(pieces)
+
+    async def cut() -> AsyncIterator[bytes]:
+        for at in range(0, len(archive), 70_001):
+            yield archive[at : at + 70_001]
+
+    imported = await memory.import_tree(cut(), tree_id="copy")
+    verified = await memory.verify_tree("copy")
+    assert (verified.node_count, list(verified.mismatches)) == (201, [])
+    assert imported.root_digest == verified.root_digest == (await memory.verify_tree("t")).root_digest
+    assert dict(imported.tree.labels) == {"a": "b"}
+    assert {t.tree_id for t in (await memory.list_trees()).trees} == {"t", "copy"}
+    with pytest.raises(AlreadyExistsError):
+        await memory.import_tree(cut(), tree_id="copy")
+    archive = archive[:-20]
+    with pytest.raises(InvalidArgumentError):
+        await memory.import_tree(cut(), tree_id="broken")
+    with pytest.raises(NotFoundError):
+        await memory.get_tree("broken")
+    await memory.create_tree(tree_id="broken")
+
+
 async def test_watch_streams_commits_and_heartbeats_over_grpc(connection: Connection) -> None:
     memory = client_of(connection, "watch")
     await memory.create_tree(tree_id="t")

@@ -136,9 +136,28 @@ class Life:
             if event.position.revision == tree.revision:
                 break
         assert events == list(range(1, tree.revision + 1)), "I13"
+        await self._check_archive()
         stranger = TreeRef(TenantId("stranger"), self.ref.tree)
         with pytest.raises(NotFoundError):
             await self.memory.get_nodes(stranger, [1])
+
+    async def _check_archive(self) -> None:
+        """I14: export, import and verify are the identity; the copy lives on as the original would."""
+        verified = await self.memory.verify(self.ref)
+        assert verified.mismatches == ()
+        assert verified.redacted >= len(self.redacted)
+        copy = TreeRef(self.ref.tenant, TreeId("copy"))
+        tree, digest = await self.memory.import_tree(copy.tenant, copy.tree, self.memory.export(self.ref))
+        assert digest == verified.root_digest == (await self.memory.verify(copy)).root_digest
+        ours, theirs = [b"".join([piece async for piece in self.memory.export(ref)]) for ref in (self.ref, copy)]
+        assert ours.split(b"\n")[1:] == theirs.split(b"\n")[1:]
+        for branch in (await self.memory.get_tree(self.ref))[1]:
+            views = [await self.memory.assemble_context(r, branch.name, 900, 0, "", False) for r in (self.ref, copy)]
+            assert views[0].assembly == views[1].assembly
+        write = Write("", copy, tree.default_branch, None, True)
+        if any(b.name == tree.default_branch and b.state == 1 for b in (await self.memory.get_tree(copy))[1]):
+            grown = await self.memory.grow(write, [Step("lives on")], True)
+            assert grown.node_ids[0] == tree.node_count + 1
 
     async def _check_slots(self, branch: str) -> None:
         nodes = await self.memory.get_slots(self.ref, branch)

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from katsura.api.memory.v1 import memory_archive_pb2 as archive_pb
 from katsura.api.memory.v1 import memory_contents_pb2 as contents_pb
 from katsura.api.memory.v1 import memory_merge_pb2 as merge_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
@@ -333,6 +334,39 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             branch=translate.branch_message(brought.branch),
             common_node=brought.common,
             revision=brought.revision,
+        )
+
+    async def ExportTree(  # noqa: N802
+        self, request: archive_pb.ExportTreeRequest, context: Context
+    ) -> AsyncIterator[archive_pb.ExportTreeResponse]:
+        """Write a tree down."""
+        async for lines in self._memory.export(_ref(request.tree_id)):
+            yield archive_pb.ExportTreeResponse(lines=lines)
+
+    async def ImportTree(  # noqa: N802
+        self, requests: AsyncIterator[archive_pb.ImportTreeRequest], context: Context
+    ) -> archive_pb.ImportTreeResponse:
+        """Make a tree from an archive."""
+        first = await anext(requests, archive_pb.ImportTreeRequest())
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield first.lines
+            async for request in requests:
+                yield request.lines
+
+        tree, digest = await self._memory.import_tree(current_tenant().tenant_id, first.tree_id, pieces())
+        return archive_pb.ImportTreeResponse(tree=translate.tree_message(tree), root_digest=digest)
+
+    async def VerifyTree(  # noqa: N802
+        self, request: archive_pb.VerifyTreeRequest, context: Context
+    ) -> archive_pb.VerifyTreeResponse:
+        """Compute every hash of a tree again."""
+        found = await self._memory.verify(_ref(request.tree_id))
+        return archive_pb.VerifyTreeResponse(
+            node_count=found.nodes,
+            redacted_count=found.redacted,
+            root_digest=found.root_digest,
+            mismatches=[archive_pb.Mismatch(node_id=node, what=what) for node, what in found.mismatches],
         )
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:  # noqa: N802

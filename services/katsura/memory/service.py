@@ -21,6 +21,7 @@ from katsura.domain.trees import (
     TreePolicy,
     request_of,
 )
+from katsura.memory.archive import Archive
 from katsura.memory.contents import Contents
 from katsura.memory.core import limits
 from katsura.memory.core.assemble import Assembly, assemble
@@ -57,7 +58,7 @@ class Assembled:
     position: Position
 
 
-class Memory(Summaries, Contents, Slots, Branching):
+class Memory(Summaries, Contents, Slots, Branching, Archive):
     """Trees of all tenants. `close` ends validations that still run.
 
     Args:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import cast
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
+from typing import Final, cast
 
+from katsura.api.memory.v1 import memory_archive_pb2 as archive_pb
 from katsura.api.memory.v1 import memory_contents_pb2 as contents_pb
 from katsura.api.memory.v1 import memory_merge_pb2 as merge_pb
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
@@ -14,6 +15,7 @@ from katsura.api.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
 from katsura.rpc.context import CallContext
 from katsura.sdk.connection import Connection, new_request_id
 
+_PIECE_BYTES: Final = 1 << 20
 EMPTY_ROOT = -1
 """`fork(at_node=EMPTY_ROOT)` makes a branch without steps."""
 
@@ -426,6 +428,28 @@ class MemoryClient:
             on_conflict=on_conflict,
         )
         return cast(merge_pb.MergeResponse, await self._call("Merge", request))
+
+    async def export_tree(self, tree_id: str) -> AsyncIterator[bytes]:
+        """The archive of a tree as it is now: JSON lines, to be written to a file piece by piece."""
+        request = archive_pb.ExportTreeRequest(tree_id=tree_id)
+        async for response in self._connection.stream(self._stub.ExportTree, request):
+            yield cast(archive_pb.ExportTreeResponse, response).lines
+
+    async def import_tree(self, pieces: AsyncIterable[bytes], *, tree_id: str = "") -> archive_pb.ImportTreeResponse:
+        """Make a tree from an archive, cut anywhere; never repeated by itself, since the pieces are read once."""
+
+        async def requests() -> AsyncIterator[archive_pb.ImportTreeRequest]:
+            async for piece in pieces:
+                for at in range(0, len(piece), _PIECE_BYTES):
+                    yield archive_pb.ImportTreeRequest(tree_id=tree_id, lines=piece[at : at + _PIECE_BYTES])
+
+        answer = await self._connection.unary(self._stub.ImportTree, "memory.ImportTree", requests(), attempts=1)
+        return cast(archive_pb.ImportTreeResponse, answer)
+
+    async def verify_tree(self, tree_id: str) -> archive_pb.VerifyTreeResponse:
+        """Compute every hash of a tree again."""
+        request = archive_pb.VerifyTreeRequest(tree_id=tree_id)
+        return cast(archive_pb.VerifyTreeResponse, await self._call("VerifyTree", request))
 
     async def redact(self, tree_id: str, node_ids: Sequence[int], *, request_id: str = "") -> list[int]:
         """Destroy the content of nodes, and of what may quote it; the ids of all that were redacted."""

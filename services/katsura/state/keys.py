@@ -123,7 +123,8 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
     """A key of one tree. Parts, where `id` is a node's number in decimal:
 
     - `meta` HASH: goal, pins, policy, labels (JSON); revision, next (last node id), branch_count, default, created,
-      updated (ms), ttl_ms, raw_limit, rollup, incarnation, create (replay record), replayed.
+      updated (ms), ttl_ms, raw_limit, rollup, incarnation, create (replay record), replayed;
+      `importing` alone (a token, for 10 minutes) while an import fills the keys.
     - `branches` HASH name -> JSON of heads. - `versions` HASH `<chain parent>:<base>:<last>` -> summaries made of it.
     - `nodes` HASH id -> `<ms> <revision> <birth branch>\\n<salt 16 bytes><JSON>`; changed by Redact only.
     - `links` HASH id -> `parent len jump depth tokens cum a b hash` (memory_1_tree.lua); never changed.

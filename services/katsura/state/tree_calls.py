@@ -13,7 +13,7 @@ from katsura.domain.trees import (
     Tree,
 )
 from katsura.state import keys
-from katsura.state.connect import Arg, Library, Store
+from katsura.state.connect import Arg, Library, Store, translated
 from katsura.state.tree_records import blob_of
 from katsura.state.tree_replies import (
     branch_of,
@@ -41,6 +41,10 @@ class TreeCalls:
         _, meta, branches = await self._call(ref, "read", read_only=True)
         found = [branch_of(json.loads(text)) for text in branches[1::2]]
         return tree_of(ref, meta), tuple(sorted(found, key=lambda b: b.order))
+
+    async def _index(self, ref: TreeRef, name: bytes) -> None:
+        with translated(self._store.url):
+            await self._store.client.zadd(keys.tree_index(ref.tenant), {name: 0})
 
     async def _replayed(self, ref: TreeRef, request: Request) -> dict[str, Any] | None:
         """What a write answered to this request before."""

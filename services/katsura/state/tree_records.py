@@ -49,6 +49,11 @@ _MERGE_IGNORES: Final = ("i", "o")
 """Fields in which identical children may differ: the client's step id, and the cost."""
 
 
+def is_tombstone(record: bytes) -> bool:
+    """Whether Redact wrote this record."""
+    return record.endswith(_TOMBSTONE)
+
+
 def content_hash(parent: bytes, record: bytes) -> bytes:
     """H(parent, salt, content) of a node whose record is `record`, 32 bytes."""
     return blake2b(parent + record, digest_size=HASH_BYTES, person=b"katsura-node").digest()
@@ -165,7 +170,7 @@ def node_of(
         judgement=judgement,
         tokenized_for=tuple(tokenized.decode().split()),
         attachments=tuple(map(extra_from, extras)),
-        redacted=record.endswith(_TOMBSTONE),
+        redacted=is_tombstone(record),
     )
 
 
@@ -176,7 +181,7 @@ def check_chain(node_id: int, parent_hash: bytes, stored: bytes, found: bytes) -
         DataLossError: a byte changed after it was written.
     """
     record = stored.partition(b"\n")[2]
-    if not record.endswith(_TOMBSTONE) and content_hash(parent_hash, record) != found:
+    if not is_tombstone(record) and content_hash(parent_hash, record) != found:
         raise DataLossError(
             f"node {node_id} is damaged: its content does not match its hash; its siblings can still be read",
             reason=Reason.UNSPECIFIED,

@@ -45,6 +45,7 @@ from katsura.domain.trees import (
     Tree,
     TreePolicy,
 )
+from katsura.state.archive import TreeArchive
 from katsura.state.contents import TreeContents
 from katsura.state.contents import TreeRef as TreeRef
 from katsura.state.merging import TreeMerging
@@ -175,7 +176,7 @@ class Event:
     resume_token: str = ""
 
 
-class TreeStore(TreeContents, TreeSlots, TreeMerging, Protocol):
+class TreeStore(TreeContents, TreeSlots, TreeMerging, TreeArchive, Protocol):
     """Trees of all tenants. A branch given as "" is the tree's default branch."""
 
     @property

@@ -30,6 +30,7 @@ from katsura.domain.trees import (
     Tree,
 )
 from katsura.state import keys
+from katsura.state.archive_redis import RedisArchive
 from katsura.state.connect import Arg, Store, translated
 from katsura.state.contents_redis import RedisContents
 from katsura.state.merging_redis import RedisMerging
@@ -91,7 +92,7 @@ class _Plan:
     head: int
 
 
-class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, TreeWatch):
+class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisArchive, TreeWatch):
     """Trees of all tenants in one store."""
 
     def __init__(self, store: Store, limits: Limits) -> None:
@@ -122,7 +123,7 @@ class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, TreeWatch):
         )
         branch = branch_of(said["branch"])
         now = said["now"]
-        await self._index(ref, now)
+        await self._index(ref, index_name(ref, now))
         tree = Tree(
             ref.tree, new.goal, new.pins, new.policy, dict(new.labels), said["revision"], said["incarnation"],
             branch.name, 0, 1, now, now,
@@ -132,7 +133,7 @@ class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, TreeWatch):
     async def read(self, ref: TreeRef) -> tuple[Tree, tuple[Branch, ...]]:
         """The tree and its branches in the order they were made."""
         tree, branches = await self._read(ref)
-        await self._index(ref, tree.create_ms)
+        await self._index(ref, index_name(ref, tree.create_ms))
         return tree, branches
 
     async def trees(self, tenant: TenantId, page_size: int, page_token: str) -> tuple[tuple[Tree, ...], str]:
@@ -412,10 +413,6 @@ class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, TreeWatch):
         except NotFoundError:
             return None
         return tree
-
-    async def _index(self, ref: TreeRef, created_ms: int) -> None:
-        with translated(self._store.url):
-            await self._store.client.zadd(keys.tree_index(ref.tenant), {index_name(ref, created_ms): 0})
 
     async def _written(self, ref: TreeRef, said: Mapping[str, Any]) -> Written | Revised:
         (node,) = await self.nodes(ref, list(said["ids"]), NO_LIMIT)

@@ -48,13 +48,14 @@ from katsura.state.trees import (
     excerpt,
     refusal,
 )
+from katsura.state.twin_archive import TwinArchive
 from katsura.state.twin_contents import TwinContents
 from katsura.state.twin_merging import TwinMerging
 from katsura.state.twin_slots import TwinSlots
 from katsura.state.twin_tree import HARMLESS, TwinTree
 
 
-class TwinTreeStore(TwinContents, TwinSlots, TwinMerging):
+class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinArchive):
     """Trees of all tenants in one dictionary."""
 
     @property

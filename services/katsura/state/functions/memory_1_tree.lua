@@ -160,6 +160,7 @@ end
 register('create', function(keys, args)
   local t = keys_of(keys[1])
   local made = redis.call('HGET', t.meta, 'create')
+  if redis.call('HEXISTS', t.meta, 'importing') == 1 then return {'TREE_EXISTS'} end
   if made then
     redis.call('HINCRBY', t.meta, 'replayed', 1)
     local request, digest, text = string.match(made, '^([^\n]*)\n([^\n]*)\n(.*)$')

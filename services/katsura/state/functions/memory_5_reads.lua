@@ -33,9 +33,8 @@ end
 -- {'OK', meta as a flat list, branches as a flat list}
 register('read', function(keys)
   local t = keys_of(keys[1])
-  local meta = redis.call('HGETALL', t.meta)
-  if #meta == 0 then return {'TREE_NOT_FOUND'} end
-  return {'OK', meta, redis.call('HGETALL', t.branches)}
+  if redis.call('HEXISTS', t.meta, 'revision') == 0 then return {'TREE_NOT_FOUND'} end
+  return {'OK', redis.call('HGETALL', t.meta), redis.call('HGETALL', t.branches)}
 end, {'no-writes'})
 
 -- ARGV: most bytes, then ids. {'OK', node...}

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from katsura.api.memory.v1 import memory_archive_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2
 from katsura.api.memory.v1 import memory_contents_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2
 from katsura.api.memory.v1 import memory_merge_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__merge__pb2
 from katsura.api.memory.v1 import memory_service_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2
@@ -169,6 +170,21 @@ class MemoryServiceStub(object):
                 '/katsura.api.memory.v1.MemoryService/GetSlotHistory',
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.GetSlotHistoryRequest.SerializeToString,
                 response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.GetSlotHistoryResponse.FromString,
+                _registered_method=True)
+        self.ExportTree = channel.unary_stream(
+                '/katsura.api.memory.v1.MemoryService/ExportTree',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ExportTreeRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ExportTreeResponse.FromString,
+                _registered_method=True)
+        self.ImportTree = channel.stream_unary(
+                '/katsura.api.memory.v1.MemoryService/ImportTree',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ImportTreeRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ImportTreeResponse.FromString,
+                _registered_method=True)
+        self.VerifyTree = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/VerifyTree',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.VerifyTreeRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.VerifyTreeResponse.FromString,
                 _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/katsura.api.memory.v1.MemoryService/Watch',
@@ -366,6 +382,27 @@ class MemoryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportTree(self, request, context):
+        """Writes a tree down as it was at one moment; token ids are left out, engines attach them again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportTree(self, request_iterator, context):
+        """Makes a tree from an archive, with the same node ids and hashes. It is not there until the archive's last line.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyTree(self, request, context):
+        """Computes every hash of a tree again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """Streams every commit after a point, once and in order.
         """
@@ -505,6 +542,21 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.GetSlotHistory,
                     request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.GetSlotHistoryRequest.FromString,
                     response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.GetSlotHistoryResponse.SerializeToString,
+            ),
+            'ExportTree': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportTree,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ExportTreeRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ExportTreeResponse.SerializeToString,
+            ),
+            'ImportTree': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportTree,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ImportTreeRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ImportTreeResponse.SerializeToString,
+            ),
+            'VerifyTree': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyTree,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.VerifyTreeRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.VerifyTreeResponse.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -1217,6 +1269,87 @@ class MemoryService(object):
             '/katsura.api.memory.v1.MemoryService/GetSlotHistory',
             katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.GetSlotHistoryRequest.SerializeToString,
             katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2.GetSlotHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportTree(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/ExportTree',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ExportTreeRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ExportTreeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportTree(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/katsura.api.memory.v1.MemoryService/ImportTree',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ImportTreeRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ImportTreeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyTree(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/VerifyTree',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.VerifyTreeRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.VerifyTreeResponse.FromString,
             options,
             channel_credentials,
             insecure,

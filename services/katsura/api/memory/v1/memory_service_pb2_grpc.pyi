@@ -5,6 +5,7 @@ The memory service: MAGE's operations (grow, compress, maintain, revise) over tr
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from katsura.api.memory.v1 import memory_archive_pb2 as _memory_archive_pb2
 from katsura.api.memory.v1 import memory_contents_pb2 as _memory_contents_pb2
 from katsura.api.memory.v1 import memory_merge_pb2 as _memory_merge_pb2
 from katsura.api.memory.v1 import memory_service_pb2 as _memory_service_pb2
@@ -93,6 +94,12 @@ class MemoryServiceStub:
     """Reads the named values of a branch."""
     GetSlotHistory: _grpc.UnaryUnaryMultiCallable[_memory_slots_pb2.GetSlotHistoryRequest, _memory_slots_pb2.GetSlotHistoryResponse]
     """Reads the writes of one named value on a branch's path."""
+    ExportTree: _grpc.UnaryStreamMultiCallable[_memory_archive_pb2.ExportTreeRequest, _memory_archive_pb2.ExportTreeResponse]
+    """Writes a tree down as it was at one moment; token ids are left out, engines attach them again."""
+    ImportTree: _grpc.StreamUnaryMultiCallable[_memory_archive_pb2.ImportTreeRequest, _memory_archive_pb2.ImportTreeResponse]
+    """Makes a tree from an archive, with the same node ids and hashes. It is not there until the archive's last line."""
+    VerifyTree: _grpc.UnaryUnaryMultiCallable[_memory_archive_pb2.VerifyTreeRequest, _memory_archive_pb2.VerifyTreeResponse]
+    """Computes every hash of a tree again."""
     Watch: _grpc.UnaryStreamMultiCallable[_memory_service_pb2.WatchRequest, _memory_service_pb2.WatchResponse]
     """Streams every commit after a point, once and in order."""
 
@@ -158,6 +165,12 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """Reads the named values of a branch."""
     GetSlotHistory: _aio.UnaryUnaryMultiCallable[_memory_slots_pb2.GetSlotHistoryRequest, _memory_slots_pb2.GetSlotHistoryResponse]  # type: ignore[assignment]
     """Reads the writes of one named value on a branch's path."""
+    ExportTree: _aio.UnaryStreamMultiCallable[_memory_archive_pb2.ExportTreeRequest, _memory_archive_pb2.ExportTreeResponse]  # type: ignore[assignment]
+    """Writes a tree down as it was at one moment; token ids are left out, engines attach them again."""
+    ImportTree: _aio.StreamUnaryMultiCallable[_memory_archive_pb2.ImportTreeRequest, _memory_archive_pb2.ImportTreeResponse]  # type: ignore[assignment]
+    """Makes a tree from an archive, with the same node ids and hashes. It is not there until the archive's last line."""
+    VerifyTree: _aio.UnaryUnaryMultiCallable[_memory_archive_pb2.VerifyTreeRequest, _memory_archive_pb2.VerifyTreeResponse]  # type: ignore[assignment]
+    """Computes every hash of a tree again."""
     Watch: _aio.UnaryStreamMultiCallable[_memory_service_pb2.WatchRequest, _memory_service_pb2.WatchResponse]  # type: ignore[assignment]
     """Streams every commit after a point, once and in order."""
 
@@ -376,6 +389,30 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_memory_slots_pb2.GetSlotHistoryResponse, _abc.Awaitable[_memory_slots_pb2.GetSlotHistoryResponse]]:
         """Reads the writes of one named value on a branch's path."""
+
+    @_abc_1.abstractmethod
+    def ExportTree(
+        self,
+        request: _memory_archive_pb2.ExportTreeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_memory_archive_pb2.ExportTreeResponse], _abc.AsyncIterator[_memory_archive_pb2.ExportTreeResponse]]:
+        """Writes a tree down as it was at one moment; token ids are left out, engines attach them again."""
+
+    @_abc_1.abstractmethod
+    def ImportTree(
+        self,
+        request_iterator: _MaybeAsyncIterator[_memory_archive_pb2.ImportTreeRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_archive_pb2.ImportTreeResponse, _abc.Awaitable[_memory_archive_pb2.ImportTreeResponse]]:
+        """Makes a tree from an archive, with the same node ids and hashes. It is not there until the archive's last line."""
+
+    @_abc_1.abstractmethod
+    def VerifyTree(
+        self,
+        request: _memory_archive_pb2.VerifyTreeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_archive_pb2.VerifyTreeResponse, _abc.Awaitable[_memory_archive_pb2.VerifyTreeResponse]]:
+        """Computes every hash of a tree again."""
 
     @_abc_1.abstractmethod
     def Watch(

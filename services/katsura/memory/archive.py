@@ -1,0 +1,197 @@
+"""Whole trees in and out, and checking what is stored. An archive is checked as it comes in: hashes and places."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final
+
+from katsura.domain.errors import DataLossError, InvalidArgumentError, Reason
+from katsura.domain.ids import NodeId, TenantId, TreeId, checked_name
+from katsura.domain.trees import ROOT_HASH, Branch, Summary, Tree, cover_digest
+from katsura.domain.units import MIB
+from katsura.memory.core import limits
+from katsura.memory.operations import Operations, committing
+from katsura.state.archive import (
+    Archived,
+    ArchivedHead,
+    ArchivedNode,
+    end_line,
+    line_of,
+    part_of,
+    root_digest,
+)
+from katsura.state.tree_records import body_of, content_hash, extra_from, is_tombstone, judgement_of
+from katsura.state.trees import TreeRef
+
+_CHUNK_BYTES: Final = MIB
+_LINE_BYTES_MAX: Final = 8 * MIB
+_MISMATCHES_MAX: Final = 100
+_HEAD = re.compile(r"\d+ \d+ [A-Za-z0-9][A-Za-z0-9._:-]*\Z")
+_VERDICT = re.compile(r"\d+ \d+\n\[")
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What checking a tree found; mismatches are (node, what is wrong), at most 100."""
+
+    nodes: int
+    redacted: int
+    root_digest: bytes
+    mismatches: tuple[tuple[NodeId, str], ...]
+
+
+class Archive(Operations):
+    """The operations on whole trees."""
+
+    async def export(self, ref: TreeRef) -> AsyncIterator[bytes]:
+        """The archive of a tree as it is now, in pieces of whole lines."""
+        lines, size, nodes = [], 0, 0
+        async for part in self._trees.dump(ref):
+            lines.append(line_of(part))
+            size += len(lines[-1])
+            nodes += isinstance(part, ArchivedNode)
+            if size >= _CHUNK_BYTES:
+                yield b"".join(lines)
+                lines, size = [], 0
+        yield b"".join((*lines, end_line(nodes)))
+
+    async def import_tree(self, tenant: TenantId, tree_id: str, pieces: AsyncIterator[bytes]) -> tuple[Tree, bytes]:
+        """Make a tree of an archive; the tree, and its root digest."""
+        if tree_id:
+            limits.check_tree_id(tree_id)
+        parts = _checked(_parts(pieces))
+        first = await anext(parts, None)
+        if not isinstance(first, ArchivedHead):
+            raise limits.refuse("lines", "the archive does not begin with its head; send the whole file")
+        limits.complete_policy(first.tree.policy, self._trees.durability)
+        ref = TreeRef(tenant, TreeId(tree_id or limits.check_tree_id(first.tree.tree_id)))
+        hashes: list[bytes] = []
+
+        async def all_parts() -> AsyncIterator[Archived]:
+            yield first
+            async for part in parts:
+                if isinstance(part, ArchivedNode):
+                    hashes.append(part.content_hash)
+                yield part
+
+        with committing("import"):
+            tree = await self._trees.restore(ref, all_parts())
+        return tree, root_digest(hashes, first.branches)
+
+    async def verify(self, ref: TreeRef) -> Verified:
+        """Compute every hash of a tree again."""
+        hashes = {0: ROOT_HASH}
+        covers: list[tuple[NodeId, Summary]] = []
+        parents: dict[int, int] = {}
+        wrong: list[tuple[NodeId, str]] = []
+        redacted = 0
+        branches: tuple[Branch, ...] = ()
+        async for part in self._trees.dump(ref):
+            if isinstance(part, ArchivedHead):
+                branches = part.branches
+            if not isinstance(part, ArchivedNode):
+                continue
+            hashes[part.node_id], parents[part.node_id] = part.content_hash, part.parent
+            if is_tombstone(part.record):
+                redacted += 1
+            elif content_hash(hashes[part.parent], part.record) != part.content_hash:
+                wrong.append((part.node_id, "its content does not match its hash"))
+                continue
+            try:
+                body = body_of(part.node_id, part.record, part.blob)
+            except DataLossError as error:
+                wrong.append((part.node_id, error.message))
+                continue
+            if isinstance(body, Summary):
+                covers.append((part.node_id, body))
+        for node_id, summary in covers:
+            cover = summary.parts or _path(parents, summary.last_covered, summary.covered_count)
+            if cover_digest(hashes[n] for n in cover) != summary.cover_digest:
+                wrong.append((node_id, "its cover is not the one that was summarised"))
+        del hashes[0]
+        digest = root_digest(hashes.values(), branches)
+        return Verified(len(hashes), redacted, digest, tuple(wrong[:_MISMATCHES_MAX]))
+
+
+def _path(parents: dict[int, int], last: int, count: int) -> tuple[int, ...]:
+    path: list[int] = []
+    while last and len(path) < count:
+        path.append(last)
+        last = parents[last]
+    return tuple(reversed(path))
+
+
+async def _parts(pieces: AsyncIterator[bytes]) -> AsyncIterator[Archived | int]:
+    """Parts of an archive that comes in pieces cut anywhere."""
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        if len(rest) > _LINE_BYTES_MAX:
+            raise limits.refuse("lines", "a line is longer than any that ExportTree writes")
+        for line in lines:
+            yield part_of(line)
+    if rest:
+        yield part_of(rest)
+
+
+async def _checked(parts: AsyncIterator[Archived | int]) -> AsyncIterator[Archived]:
+    """The parts, if they are a whole tree: hashes match, ids count up, what is pointed to is there.
+
+    Raises:
+        InvalidArgumentError: they are not.
+        DataLossError: a hash does not match.
+    """
+    hashes = {0: ROOT_HASH}
+    head: ArchivedHead | None = None
+    async for part in parts:
+        if isinstance(part, int):
+            whole = head is not None and part == len(hashes) - 1 == head.tree.node_count
+            if whole:
+                return
+            raise limits.refuse("lines", f"the archive ends after {len(hashes) - 1} nodes, which are not all")
+        if isinstance(part, ArchivedHead):
+            head = part
+            _check_head(part)
+        elif isinstance(part, ArchivedNode):
+            _check_node(part, hashes)
+            hashes[part.node_id] = part.content_hash
+        elif any(node not in hashes for _, _, node in part.steps):
+            raise limits.refuse("lines", "a client step id names a node that is not there")
+        yield part
+    raise limits.refuse("lines", "the archive has no last line; send the whole file")
+
+
+def _check_head(head: ArchivedHead) -> None:
+    most = head.tree.node_count
+    if head.tree.default_branch not in {branch.name for branch in head.branches}:
+        raise limits.refuse("lines", "the default branch is not there")
+    named: list[int] = [n for b in head.branches for n in (b.head, b.summary_head, b.boundary, b.fork_node, b.hint)]
+    named += [*head.slot_heads.values(), *head.rollups, *head.rollups.values()]
+    if any(not 0 <= node <= most for node in named):
+        raise limits.refuse("lines", "a branch points to a node that is not there")
+    for branch in head.branches:
+        checked_name(branch.name, "lines")
+
+
+def _check_node(part: ArchivedNode, hashes: dict[int, bytes]) -> None:
+    if part.node_id != len(hashes) or part.parent not in hashes:
+        raise limits.refuse("lines", f"node {part.node_id} is out of order, or its parent is missing")
+    if not is_tombstone(part.record) and content_hash(hashes[part.parent], part.record) != part.content_hash:
+        raise DataLossError(
+            f"node {part.node_id} of the archive does not match its hash; nothing was imported",
+            reason=Reason.UNSPECIFIED,
+            metadata={"node": str(part.node_id)},
+        )
+    try:
+        body = body_of(part.node_id, part.record, part.blob)
+        for entry in part.extras:
+            extra_from(entry)
+        if part.verdict:
+            judgement_of(part.verdict.partition("\n")[2], 1)
+    except (DataLossError, ValueError, IndexError) as error:
+        raise InvalidArgumentError(f"lines: node {part.node_id} cannot be read", field="lines") from error
+    known = _HEAD.match(part.head) and (not part.verdict or _VERDICT.match(part.verdict))
+    if not known or isinstance(body, Summary) != bool(part.verdict):
+        raise limits.refuse("lines", f"node {part.node_id} is not as ExportTree writes it")

@@ -1,0 +1,151 @@
+"""A memory tree written down: what an archive holds, line by line, and the store's side of reading and making it.
+
+    {"format": 1, "tree": ..., "branches": ...}     the head: everything that is not a node
+    {"n": 1, ...}                                   a node, ids rising
+    {"s": [["main", "client id", 7], ...]}          steps by client id
+    {"end": <nodes>}                                the last line: without it nothing was imported
+
+`TreeStore` (trees.py) includes `TreeArchive`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from typing import Any, Final, Protocol
+
+from katsura.domain.errors import InvalidArgumentError
+from katsura.domain.ids import NodeId
+from katsura.domain.trees import Branch, BranchState, Durability, Tree, TreePolicy
+from katsura.state.contents import TreeRef
+
+FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedHead:
+    """A tree without its nodes."""
+
+    tree: Tree
+    branches: tuple[Branch, ...]
+    slot_heads: Mapping[str, int]
+    rollups: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedNode:
+    """A node as it is stored: `record` is what its content hash covers; `a`, `b` as in memory_1_tree.lua."""
+
+    node_id: NodeId
+    parent: NodeId
+    depth: int
+    tokens: int
+    a: int
+    b: int
+    content_hash: bytes
+    head: str
+    record: bytes
+    verdict: str = ""
+    blob: bytes = b""
+    extras: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedSteps:
+    """Steps by branch and client id."""
+
+    steps: tuple[tuple[str, str, NodeId], ...]
+
+
+Archived = ArchivedHead | ArchivedNode | ArchivedSteps
+
+
+class TreeArchive(Protocol):
+    """The part of a tree store that writes trees down and makes them again."""
+
+    def dump(self, ref: TreeRef) -> AsyncIterator[Archived]:
+        """The tree as of one moment: its head, its nodes with ids rising, its steps by client id."""
+        ...
+
+    async def restore(self, ref: TreeRef, parts: AsyncIterator[Archived]) -> Tree:
+        """Make a tree of what `dump` gave, all or nothing. Raises TREE_EXISTS, also where another import runs."""
+        ...
+
+
+def root_digest(hashes: Iterable[bytes], branches: Sequence[Branch]) -> bytes:
+    """Digest over the content hashes of all nodes in order, and what each branch points to, 32 bytes."""
+    digest = blake2b(digest_size=32, person=b"katsura-tree")
+    for content_hash in hashes:
+        digest.update(content_hash)
+    for branch in sorted(branches, key=lambda b: b.order):
+        digest.update(f"{branch.name} {branch.state} {branch.head} {branch.summary_head} {branch.hint}\n".encode())
+    return digest.digest()
+
+
+def line_of(part: Archived) -> bytes:
+    """A part of an archive as a line."""
+    match part:
+        case ArchivedHead():
+            tree = {**asdict(part.tree), "labels": dict(part.tree.labels)}
+            heads, rollups = dict(part.slot_heads), [[k, v] for k, v in sorted(part.rollups.items())]
+            fields: dict[str, Any] = {"format": FORMAT, "tree": tree, "branches": [asdict(b) for b in part.branches]}
+            return _line({**fields, "slot_heads": heads, "rollups": rollups})
+        case ArchivedNode():
+            blobs = [_text(part.blob), *map(_text, part.extras)]
+            place = [part.parent, part.depth, part.tokens, part.a, part.b]
+            stored = [part.content_hash.hex(), part.head, _text(part.record), part.verdict]
+            return _line({"n": part.node_id, "p": place, "r": stored, "b": blobs if any(blobs) else []})
+        case ArchivedSteps():
+            return _line({"s": [list(step) for step in part.steps]})
+
+
+def part_of(line: bytes) -> Archived | int:
+    """The way back from `line_of`; of the last line, how many nodes there are.
+
+    Raises:
+        InvalidArgumentError: it is not a line of an archive.
+    """
+    try:
+        return _part(json.loads(line))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InvalidArgumentError(
+            f"lines: {line[:80]!r} is not a line of an archive; send the file as ExportTree wrote it", field="lines"
+        ) from error
+
+
+def end_line(nodes: int) -> bytes:
+    """The last line."""
+    return _line({"end": nodes})
+
+
+def _part(found: Mapping[str, Any]) -> Archived | int:
+    if "end" in found:
+        return int(found["end"])
+    if "s" in found:
+        return ArchivedSteps(tuple((str(b), str(c), NodeId(n)) for b, c, n in found["s"]))
+    if "n" in found:
+        parent, depth, tokens, a, b = map(int, found["p"])
+        digest, head, record, verdict = found["r"]
+        blob, *extras = [base64.b64decode(text) for text in found["b"]] or [b""]
+        return ArchivedNode(
+            NodeId(found["n"]), NodeId(parent), depth, tokens, a, b, bytes.fromhex(digest), head,
+            base64.b64decode(record), verdict, blob, tuple(extras),
+        )  # fmt: skip
+    if found["format"] != FORMAT:
+        raise ValueError(f"format {found['format']}")
+    policy = TreePolicy(**found["tree"]["policy"])
+    policy = replace(policy, validators=tuple(policy.validators), durability=Durability(policy.durability))
+    tree = Tree(**{**found["tree"], "policy": policy, "pins": tuple(found["tree"]["pins"])})
+    branches = tuple(Branch(**{**b, "state": BranchState(b["state"])}) for b in found["branches"])
+    return ArchivedHead(tree, branches, found["slot_heads"], {int(k): int(v) for k, v in found["rollups"]})
+
+
+def _line(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,0 +1,102 @@
+"""Archives over the in-memory store: what is refused. The stores' own suite: tests/contract."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from katsura.domain.errors import DataLossError, InvalidArgumentError, KatsuraError, NotFoundError
+from katsura.domain.ids import TenantId, TreeId
+from katsura.domain.trees import Step, TreePolicy
+from katsura.memory.operations import Write
+from katsura.memory.service import Memory
+from katsura.state.trees import Limits, TreeRef
+from katsura.state.trees_twin import TwinTreeStore
+
+REF = TreeRef(TenantId("acme"), TreeId("tree"))
+
+
+@pytest.fixture
+async def memory() -> Memory:
+    memory = Memory(TwinTreeStore(Limits()), lambda: "fresh", heartbeat_s=5.0)
+    await memory.create_tree(REF.tenant, "", "tree", "goal", (), TreePolicy(), {})
+    write = Write("", REF, "", None, True)
+    await memory.grow(write, [Step("one", client_step_id="c"), Step("two")], True)
+    await memory.compress(write, 0, None, "", (), False)
+    return memory
+
+
+async def lines_of(memory: Memory) -> list[dict[str, object]]:
+    archive = b"".join([piece async for piece in memory.export(REF)])
+    return [json.loads(line) for line in archive.splitlines()]
+
+
+async def load(memory: Memory, lines: list[dict[str, object]], size: int = 7) -> bytes:
+    archive = b"\n".join(json.dumps(line).encode() for line in lines)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(archive), size):
+            yield archive[at : at + size]
+
+    return (await memory.import_tree(REF.tenant, "copy", pieces()))[1]
+
+
+async def test_an_archive_comes_in_whatever_way_it_was_cut(memory: Memory) -> None:
+    lines = await lines_of(memory)
+    digest = await load(memory, lines)
+    copy = TreeRef(REF.tenant, TreeId("copy"))
+    assert (await memory.verify(copy)) == await memory.verify(REF)
+    assert (await memory.verify(copy)).root_digest == digest
+
+
+def change(index: int, name: str, at: int, value: object) -> Callable[[list[dict[str, object]]], object]:
+    return lambda lines: lines[index][name].__setitem__(at, value)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    [
+        (lambda lines: lines.pop(), InvalidArgumentError),
+        (lambda lines: lines.pop(0), InvalidArgumentError),
+        (lambda lines: lines.pop(2), InvalidArgumentError),
+        (lambda lines: lines.insert(1, lines.pop(2)), InvalidArgumentError),
+        (lambda lines: lines[0].update(format=2), InvalidArgumentError),
+        (lambda lines: lines[0]["tree"].update(default_branch="x"), InvalidArgumentError),
+        (lambda lines: lines[0]["branches"][0].update(head=9), InvalidArgumentError),
+        (lambda lines: lines[0]["branches"][0].update(name="a b"), InvalidArgumentError),
+        (lambda lines: lines[-1].update(end=2), InvalidArgumentError),
+        (lambda lines: lines[-2].update(s=[["main", "c", 9]]), InvalidArgumentError),
+        (change(1, "r", 0, "00" * 32), DataLossError),
+        (change(1, "r", 2, "AAAA"), DataLossError),
+        (change(1, "r", 1, "1 2 main\n3"), InvalidArgumentError),
+        (change(3, "r", 3, ""), InvalidArgumentError),
+        (change(1, "p", 0, 7), InvalidArgumentError),
+        (lambda lines: lines.append({"what": 1}), None),
+        (lambda lines: lines.insert(0, {"what": 1}), InvalidArgumentError),
+    ],
+)
+async def test_an_archive_that_was_damaged_is_refused_whole(
+    memory: Memory, damage: Callable[[list[dict[str, object]]], object], kind: type[KatsuraError] | None
+) -> None:
+    lines = await lines_of(memory)
+    damage(lines)
+    if kind is None:
+        await load(memory, lines)
+        return
+    with pytest.raises(kind):
+        await load(memory, lines)
+    with pytest.raises(NotFoundError):
+        await memory.get_tree(TreeRef(REF.tenant, TreeId("copy")))
+
+
+async def test_verify_names_what_is_not_what_was_written(memory: Memory) -> None:
+    store = memory.trees
+    assert isinstance(store, TwinTreeStore)
+    node = store._trees[REF].nodes[1]
+    store._trees[REF].nodes[1] = node.__class__(
+        **{**{f: getattr(node, f) for f in node.__slots__}, "body": Step("changed")}
+    )
+    found = await memory.verify(REF)
+    assert [(n, "hash" in what) for n, what in found.mismatches] == [(1, True)]
