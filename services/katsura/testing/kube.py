@@ -129,7 +129,8 @@ class ControlPlane:
         """The audit events of the user `OPERATOR`, oldest first."""
         if not self.audit_log.exists():
             return
-        for line in self.audit_log.read_text().splitlines():
+        whole, _, _ = self.audit_log.read_text().rpartition("\n")
+        for line in whole.splitlines():
             event = json.loads(line)
             if event["user"]["username"] == OPERATOR:
                 yield event
