@@ -18,7 +18,7 @@ from pathlib import Path
 
 from katsura.placement import catalogue
 from katsura.placement.card import ModelCard, read_card
-from katsura.placement.cost import Layout, Load, Precision, decode_terms, prefill_floor_s
+from katsura.placement.cost import Layout, Load, Precision, decode_terms, prefill_floor_s, prefill_ring_s
 from katsura.placement.fit import Point
 
 PLEDGED = "db-dump/2026-04-27"
@@ -61,6 +61,7 @@ class Row:
     ttft_s: float
     point: Point
     prefill_floor_s: float
+    prefill_ring_s: float
     workers_known: bool
     pledged: bool
     held: bool
@@ -162,6 +163,7 @@ def row_of(entry: dict[str, str], folder: Path, cards: dict[str, tuple[ModelCard
         ttft_s=float(entry["silicon_ttft_ms"]) / 1e3,
         point=Point(terms.decoding if side else terms, seconds, batch, load.context),
         prefill_floor_s=prefill_floor_s(card, device, precision, layout, load),
+        prefill_ring_s=prefill_ring_s(card, device, layout, load),
         workers_known=bool(entry["decode_num_workers"]),
         pledged=entry["silicon_data_source"].startswith(PLEDGED),
         held=int(hashlib.sha256(entry["id"].encode()).hexdigest(), 16) % 5 == 0,

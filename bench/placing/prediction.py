@@ -8,13 +8,13 @@ import random
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from placing.points import Row, train
 
 from katsura.placement.cost import Coefficients, ErrorClass
-from katsura.placement.fit import believe, fit, fit_first
+from katsura.placement.fit import First, believe, fit, fit_first
 from katsura.placement.trials import Candidate, next_trial, settle
 
 PRIOR = Coefficients()
@@ -42,7 +42,7 @@ class Fits:
 
     def first_s(self, r: Row) -> float:
         """The load generators keep a fixed number of requests open, so nobody waits for a place in the batch."""
-        return self.of(r).first_s(r.prefill_floor_s, self.step_s(r), r.batch)
+        return self.of(r).first_s(r.prefill_floor_s, r.prefill_ring_s, self.step_s(r), r.batch)
 
 
 def learn(rows: Sequence[Row]) -> Fits:
@@ -53,8 +53,8 @@ def learn(rows: Sequence[Row]) -> Fits:
 
 def _learn(rows: Sequence[Row], prior: Coefficients, pull: float) -> Coefficients:
     c = fit([r.point for r in rows], prior, ErrorClass.CALIBRATED, "2026-04", pull)
-    steps = [(r.prefill_floor_s, c.step_s(r.point.terms), r.batch, r.ttft_s) for r in rows]
-    return replace(c, first=fit_first(steps, prior))
+    first = [First(r.prefill_floor_s, r.prefill_ring_s, c.step_s(r.point.terms), r.batch, r.ttft_s) for r in rows]
+    return fit_first(first, c)
 
 
 def errors(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:

@@ -52,6 +52,7 @@ def coefficients_as_json(coefficients: Coefficients) -> dict[str, Any]:
     return {
         **{name: float(f"{getattr(coefficients, name):.6g}") for name in TERMS},
         "first": [float(f"{v:.6g}") for v in coefficients.first],
+        "first_collective": [float(f"{v:.6g}") for v in coefficients.first_collective],
         "quantile_90": round(coefficients.quantile_90, 4),
         "error_class": coefficients.error_class.value,
         "rows": coefficients.rows,
@@ -73,6 +74,7 @@ def coefficients_from_json(entry: Mapping[str, Any]) -> Coefficients:
         return Coefficients(
             **terms,
             first=(float(first[0]), float(first[1]), float(first[2]), float(first[3])),
+            first_collective=(float(entry["first_collective"][0]), float(entry["first_collective"][1])),
             quantile_90=float(entry["quantile_90"]),
             error_class=ErrorClass(entry["error_class"]),
             rows=int(entry["rows"]),

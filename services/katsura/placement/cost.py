@@ -99,6 +99,7 @@ class Coefficients:
     Attributes:
         first: to the first token: fixed seconds, and factors on the prompt's own prefill, on one step, and on the
             prefill of a whole batch (prompts that arrive together wait for each other).
+        first_collective: factors on what the prompt itself, and the prompts of a whole batch, send between devices.
         quantile_90: factor over the prediction below which nine of ten measured points lay.
         rows, date: how many points, and when.
         batch_range, context_range: what the points covered.
@@ -116,6 +117,7 @@ class Coefficients:
     prefill: float = 2.35
     prefill_collective: float = 1.5
     first: tuple[float, float, float, float] = (0.02, 2.35, 1.0, 0.05)
+    first_collective: tuple[float, float] = (2.0, 0.05)
     quantile_90: float = 1.6
     error_class: ErrorClass = ErrorClass.PRIOR
     rows: int = 0
@@ -129,10 +131,11 @@ class Coefficients:
         total: float = sum(getattr(self, name) * getattr(terms, name) for name in TERMS)
         return total
 
-    def first_s(self, prefill_floor: float, step: float, batch: float) -> float:
+    def first_s(self, prefill_floor: float, prefill_ring: float, step: float, batch: float) -> float:
         """Seconds to the first token of a prompt that finds a place in a batch of `batch`."""
         fixed, own, steps, burst = self.first
-        return fixed + own * prefill_floor + steps * step + burst * batch * prefill_floor
+        ring, rings = self.first_collective
+        return fixed + (own + burst * batch) * prefill_floor + (ring + rings * batch) * prefill_ring + steps * step
 
     @property
     def batches(self) -> tuple[float, float]:
@@ -197,22 +200,19 @@ def decode_terms(
         flops += block.count * _flops(block, layout, batch, load.context)
     weight_bytes += card.hidden * card.vocabulary * precision.weight_bytes / layout.tensor
     flops += 2 * local * card.hidden * card.vocabulary / layout.tensor
-    link = device.intra_bytes_s if g <= layout.per_node else device.inter_bytes_s
-    # Ring all-reduce after attention and after FFN; with data parallel attention the second is an all-to-all.
-    ring_s = 2 * card.layers * 2 * card.hidden * 2 * (g - 1) / g / link if g > 1 else 0.0  # per token
     rate = device.flops(precision.arithmetic)
     memory = device.memory_bytes_s
     return Terms(
         weights=weight_bytes / memory,
         kv=kv_bytes / memory,
         flops=flops / rate,
-        collective=local * ring_s,
+        collective=local * _ring_s(card, device, layout),
         layers=card.layers,
         linked_layers=card.layers if g > 1 else 0,
         moe_layers=card.moe_layers,
         sequences=local,
         prefill=batch / load.output * prefill_floor_s(card, device, precision, layout, load),
-        prefill_collective=local / load.output * load.new_prompt * ring_s,
+        prefill_collective=local / load.output * prefill_ring_s(card, device, layout, load),
     )
 
 
@@ -244,6 +244,20 @@ def prefill_floor_s(card: ModelCard, device: Device, precision: Precision, layou
     """Seconds of one prompt at full speed on the replica's devices: FLOPs, or one reading of the weights."""
     flops = card.prefill_flops(load.prompt, load.prompt - load.new_prompt) / layout.devices
     return flops / device.flops(precision.arithmetic)
+
+
+def prefill_ring_s(card: ModelCard, device: Device, layout: Layout, load: Load) -> float:
+    """Seconds at full speed that one prompt spends between the replica's devices; 0 on one device."""
+    return load.new_prompt * _ring_s(card, device, layout)
+
+
+def _ring_s(card: ModelCard, device: Device, layout: Layout) -> float:
+    """Per token: ring all-reduce after attention and after FFN (an all-to-all where attention is data parallel)."""
+    g = layout.devices
+    if g == 1:
+        return 0.0
+    link = device.intra_bytes_s if g <= layout.per_node else device.inter_bytes_s
+    return 2 * card.layers * 2 * card.hidden * 2 * (g - 1) / g / link
 
 
 def weights_bytes(card: ModelCard, precision: Precision, layout: Layout) -> float:

@@ -72,15 +72,25 @@ def fit(
     )
 
 
-def fit_first(
-    rows: Sequence[tuple[float, float, float, float]], prior: Coefficients
-) -> tuple[float, float, float, float]:
-    """`Coefficients.first` from (prefill floor, step, batch, measured seconds to the first token)."""
-    x = np.array([(1.0, floor, step, batch * floor) for floor, step, batch, _ in rows])
-    target, weight = np.log([measured for *_, measured in rows]), np.ones(len(rows))
-    theta, _ = _solve(x, target, weight, np.maximum(prior.first, 1e-6))
-    found = np.exp(theta)
-    return float(found[0]), float(found[1]), float(found[2]), float(found[3])
+@dataclass(frozen=True, slots=True)
+class First:
+    """One measured time to the first token: the prompt's prefill and its time between devices at full speed, one step
+    of the batch that it joins, and the seconds it took."""
+
+    floor: float
+    ring: float
+    step: float
+    batch: float
+    seconds: float
+
+
+def fit_first(points: Sequence[First], prior: Coefficients) -> Coefficients:
+    """`prior` with `first` and `first_collective` that explain `points`."""
+    x = np.array([(1.0, p.floor, p.step, p.batch * p.floor, p.ring, p.batch * p.ring) for p in points])
+    start = np.maximum((*prior.first, *prior.first_collective), 1e-6)
+    theta, _ = _solve(x, np.log([p.seconds for p in points]), np.ones(len(points)), start)
+    fixed, own, steps, burst, ring, rings = (float(v) for v in np.exp(theta))
+    return replace(prior, first=(fixed, own, steps, burst), first_collective=(ring, rings))
 
 
 def believe(points: Sequence[Point], prior: Coefficients, asked: Sequence[Terms]) -> list[Belief]:

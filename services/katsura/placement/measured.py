@@ -24,8 +24,9 @@ from katsura.placement.cost import (
     Precision,
     decode_terms,
     prefill_floor_s,
+    prefill_ring_s,
 )
-from katsura.placement.fit import Point, fit, fit_first
+from katsura.placement.fit import First, Point, fit, fit_first
 
 _COLUMNS = ("batch", "prompt", "output", "itl_ms", "ttft_ms")
 POINTS_MIN = 4
@@ -92,7 +93,9 @@ def learn(
     scaled = replace(prior, **{name: whole * getattr(prior, name) for name in TERMS})
     found = fit(points, scaled, ErrorClass.MEASURED, date, _PULL)
     for m, point in zip(measurements, points, strict=True):
-        floor = prefill_floor_s(card, device, precision, layout, Load(m.prompt, m.output))
-        first.append((floor, found.step_s(point.terms), float(m.batch), m.ttft_s))
-    times = fit_first(first, prior)
-    return replace(found, first=times, prefill=max(found.prefill, times[1]))
+        load = Load(m.prompt, m.output)
+        floor = prefill_floor_s(card, device, precision, layout, load)
+        ring = prefill_ring_s(card, device, layout, load)
+        first.append(First(floor, ring, found.step_s(point.terms), m.batch, m.ttft_s))
+    found = fit_first(first, found)
+    return replace(found, prefill=max(found.prefill, found.first[1]))

@@ -22,6 +22,7 @@ from katsura.placement.cost import (
     batch_limit,
     decode_terms,
     prefill_floor_s,
+    prefill_ring_s,
     sequence_bytes,
     weights_bytes,
 )
@@ -145,10 +146,11 @@ def replica_point(
     batch_max = int(min(batch_max, largest))
 
     floor = prefill_floor_s(card, device, precision, layout, load)
+    ring = prefill_ring_s(card, device, layout, load)
 
     def evaluate(batch: int) -> tuple[float, float]:
         itl = coefficients.step_s(decode_terms(card, device, precision, layout, batch, load))
-        first = coefficients.first_s(floor, itl, batch)
+        first = coefficients.first_s(floor, ring, itl, batch)
         return itl, first + wait_s(batch, load.output * itl)
 
     found = largest_batch(min(fits, batch_max), slo, margin, evaluate)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import statistics
+
 import pytest
 
 from katsura.domain.errors import InvalidArgumentError
 from katsura.placement.catalogue import built_in
 from katsura.placement.cost import BF16, Coefficients, ErrorClass, Layout, Load, decode_terms
-from katsura.placement.fit import SCATTER, Point, believe, fit
+from katsura.placement.fit import SCATTER, First, Point, believe, fit, fit_first
 from katsura.testing.clusters import cards
 
 
@@ -47,3 +49,21 @@ def test_a_few_points_of_an_unknown_engine_move_what_is_thought_of_its_other_ste
         assert thought.seconds == pytest.approx(prior.step_s(point.terms))
         assert abs(known.seconds / point.seconds - 1) < abs(thought.seconds / point.seconds - 1)
         assert SCATTER < known.spread < thought.spread
+
+
+def test_times_to_the_first_token_are_told_apart_by_what_they_are_made_of() -> None:
+    truth = Coefficients(first=(0.05, 3.0, 4.0, 0.2), first_collective=(5.0, 0.3))
+    seen = [
+        First(floor, ring, step, batch, truth.first_s(floor, ring, step, batch))
+        for floor in (0.01, 0.1, 1.0)
+        for ring in (0.0, 0.01, 0.2)
+        for step in (0.005, 0.03)
+        for batch in (1.0, 16.0, 128.0)
+    ]
+
+    def error(c: Coefficients) -> float:
+        return statistics.median(abs(c.first_s(p.floor, p.ring, p.step, p.batch) / p.seconds - 1) for p in seen)
+
+    prior = Coefficients()
+    assert error(fit_first(seen, prior)) < 0.15 < 0.5 < error(prior)
+    assert error(fit_first(seen * 20, prior)) < 0.02
