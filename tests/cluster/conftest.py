@@ -11,11 +11,12 @@ import pytest
 import yaml
 
 from katsura.manifests.crds import files
-from katsura.testing.kube import OPERATOR, ControlPlane, find_binaries
-from katsura.testing.operators import World
+from katsura.testing.kube import ControlPlane, find_binaries
+from katsura.testing.operators import World, grant
 from katsura_operator.kube import connect
 
 PROJECT = Path(__file__).resolve().parents[2]
+RULES = PROJECT / "charts" / "katsura" / "files" / "operator-rules.yaml"
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 async def world(plane: ControlPlane, namespace: str) -> AsyncIterator[World]:
     """A namespace with an operator in it."""
-    grant(plane, namespace)
+    grant(plane, namespace, RULES)
     async with connect(str(plane.kubeconfig(operator=True))) as kube:
         yield World(plane, namespace, kube)
 
@@ -63,23 +64,7 @@ async def make_world(plane: ControlPlane, namespace: str) -> AsyncIterator[Calla
         def make(suffix: str) -> World:
             name = f"{suffix}-{namespace[-5:]}"
             plane.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
-            grant(plane, name)
+            grant(plane, name, RULES)
             return World(plane, name, kube)
 
         yield make
-
-
-def grant(plane: ControlPlane, namespace: str) -> None:
-    """Bind the rights that the chart ships to the operator's user."""
-    rules = yaml.safe_load((PROJECT / "charts" / "katsura" / "files" / "operator-rules.yaml").read_text())
-    rbac = "/apis/rbac.authorization.k8s.io/v1"
-    subject = {"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": OPERATOR}
-    for name, scope in (("served", "namespaced"), ("own", "own"), ("katsura-operator", "cluster")):
-        wide = scope == "cluster"
-        where = rbac if wide else f"{rbac}/namespaces/{namespace}"
-        kind = "ClusterRole" if wide else "Role"
-        head = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": name}}
-        plane.apply(f"{where}/{kind.lower()}s/{name}", {**head, "kind": kind, "rules": rules[scope]})
-        reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name}
-        binding = {**head, "kind": f"{kind}Binding", "roleRef": reference, "subjects": [subject]}
-        plane.apply(f"{where}/{kind.lower()}bindings/{name}", binding)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
+import yaml
+
 from katsura.manifests.kinds import API_VERSION
-from katsura.testing.kube import ControlPlane
+from katsura.testing.kube import OPERATOR, ControlPlane
 from katsura_operator.authority import Authority
 from katsura_operator.core.objects import ALL, POD, WORKLOAD, Kind, labels_of, name_of
 from katsura_operator.core.pods import GRPC
@@ -35,6 +38,22 @@ class CrashingKube(Kube):
         if self.writes >= self._last:
             raise Crash(f"{method} {path}")
         return made
+
+
+def grant(plane: ControlPlane, namespace: str, file: Path) -> None:
+    """Bind the rights that the chart ships (`files/operator-rules.yaml`) to the operator's user."""
+    rules = yaml.safe_load(file.read_text())
+    rbac = "/apis/rbac.authorization.k8s.io/v1"
+    subject = {"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": OPERATOR}
+    for name, scope in (("served", "namespaced"), ("own", "own"), ("katsura-operator", "cluster")):
+        wide = scope == "cluster"
+        where = rbac if wide else f"{rbac}/namespaces/{namespace}"
+        kind = "ClusterRole" if wide else "Role"
+        head = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": name}}
+        plane.apply(f"{where}/{kind.lower()}s/{name}", {**head, "kind": kind, "rules": rules[scope]})
+        reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name}
+        binding = {**head, "kind": f"{kind}Binding", "roleRef": reference, "subjects": [subject]}
+        plane.apply(f"{where}/{kind.lower()}bindings/{name}", binding)
 
 
 class World:
