@@ -17,6 +17,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 _START_LIMIT_S = 120.0
 _POLL_S = 0.1
+_TETHERED = (
+    "import os, sys; from katsura.cli.tether import end_with_parent; "
+    "end_with_parent(int(sys.argv[1])) and os.execv(sys.argv[2], sys.argv[2:])"
+)
+"""Becomes the program and ends with us, even where we are killed."""
 OPERATOR = "katsura-operator"
 """User name of the operator under test: it has no rights but those that a test binds."""
 _CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
@@ -199,7 +205,7 @@ class ControlPlane:
     def _run(self, name: str, *args: str) -> None:
         with (self._folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(  # noqa: S603
-                [str(self.binaries / name), *args],
+                [sys.executable, "-c", _TETHERED, str(os.getpid()), str(self.binaries / name), *args],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
