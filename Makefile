@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE := 1
 # $(call step,what it does,command): say it, do it, say how long it took.
 step = @start=$$(date +%s); echo "==> $(1)"; $(2); echo "    $(1): $$(( $$(date +%s) - start )) s"
 
-.PHONY: help run test soak check setup fmt lint types imports protos protos-check bench clean
+.PHONY: help run test soak check setup fmt lint types imports protos protos-check bench demo-cluster chart clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -59,6 +59,12 @@ protos-check: $(VENV)/.dev
 
 bench: $(VENV)/.dev  ## a quick look at every number in docs/benchmarks.md
 	$(call step,bench,for script in bench/*.py; do $(BIN)/python $$script --quick; done)
+
+demo-cluster: $(VENV)/.dev  ## two real nodes: install, test, ask, kill a pod, drain, uninstall (root; docs/chart.md)
+	$(call step,demo on a cluster,$(BIN)/python deploy/demo_cluster.py)
+
+chart: $(VENV)/.dev  ## check the chart: Helm 3 and 4, kubernetes-validate, checkov (tools in .bench/chart)
+	$(call step,checking the chart,$(BIN)/python deploy/check_chart.py)
 
 clean:  ## remove environments and caches
 	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
