@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from katsura.domain.errors import InvalidArgumentError
 from katsura.manifests.bundle import Bundle
-from katsura.manifests.kinds import Durability, MemoryStore, MemoryStoreSpec, Metadata, ModelDeployment
+from katsura.manifests.kinds import Durability, Engine, MemoryStore, MemoryStoreSpec, Metadata, ModelDeployment
 
 _GRACE_S = 30.0
 _AFTER_DRAIN_S = 5.0
@@ -132,6 +132,12 @@ def lay_out(bundle: Bundle, place: Place, model_folders: Mapping[str, str]) -> L
             "the manifests hold no ModelDeployment, so there is nothing to serve; add one (see deploy/samples)",
             field="kind",
         )
+    external = [d.metadata.name for d in bundle.deployments if d.spec.engine is Engine.EXTERNAL]
+    if external:
+        raise InvalidArgumentError(
+            f"{', '.join(external)}: engine external is a pod template and needs a cluster; use engine: native here",
+            field="spec.engine",
+        )
     store = the_store(bundle)
     return _Builder(bundle, store, place, model_folders).build()
 
@@ -209,6 +215,12 @@ class _Builder:
     def _notes(self) -> Iterator[str]:
         for agent in self._bundle.agents:
             yield f"Agent {agent.metadata.name} was checked; nothing in a local run enforces its budgets"
+        for deployment in self._bundle.deployments:
+            spec = deployment.spec
+            said = {"pod": spec.pod, "rollout": spec.rollout, "placement": spec.placement}
+            here = [name for name, value in said.items() if value != type(value)()]
+            if here:
+                yield f"{deployment.metadata.name}: only a cluster heeds {', '.join(here)}"
         if self._spec.replicas > 1:
             yield "the gateway asks memory-0; the other memory processes serve gRPC clients"
 

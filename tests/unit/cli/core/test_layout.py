@@ -162,3 +162,14 @@ def test_only_hints_may_be_evicted() -> None:
     args = valkey_args("/s", "/d", Durability.CACHE, evict_bytes=1000)
     settings = dict(zip(args[::2], args[1::2], strict=True))
     assert (settings["--maxmemory"], settings["--maxmemory-policy"]) == ("1000", "allkeys-lru")
+
+
+def test_an_external_engine_is_refused_and_settings_of_a_cluster_are_told() -> None:
+    head = "apiVersion: katsura.dev/v1alpha1\nkind: ModelDeployment\nmetadata: {name: m}\nspec:\n"
+    model = "  model: {source: 'file:///m'}\n"
+    place = Place("/run", "/data", "127.0.0.1:80", "t")
+    external = read_manifests([("f", f"{head}{model}  engine: external\n  external: {{image: vllm}}\n")])
+    with pytest.raises(InvalidArgumentError, match="needs a cluster"):
+        lay_out(external, place, {"m": "/m"})
+    advisory = read_manifests([("f", f"{head}{model}  placement: {{advisory: true}}\n")])
+    assert lay_out(advisory, place, {"m": "/m"}).notes == ("m: only a cluster heeds placement",)
