@@ -46,15 +46,15 @@ class Helm:
 
     def render(self, *values: str) -> list[dict[str, Any]]:
         """What the chart becomes with `--set` of each of `values`; an error of Helm fails the test."""
-        return [document for document in yaml.safe_load_all(_rendered(self, values)) if document]
+        return _rendered(self, values)
 
 
 @cache
-def _rendered(helm: Helm, values: tuple[str, ...]) -> str:
+def _rendered(helm: Helm, values: tuple[str, ...]) -> list[dict[str, Any]]:
     sets = [part for value in values for part in ("--set-json" if "=[" in value else "--set", value)]
     done = helm.run("template", "--kube-version", KUBERNETES, *sets)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return [document for document in yaml.load_all(done.stdout, yaml.CSafeLoader) if document]
 
 
 @pytest.fixture
