@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -47,7 +48,11 @@ class Katsura:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine that runs on this client's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        return self.start(work).result()
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin a coroutine on this client's loop: await it elsewhere with `asyncio.wrap_future`."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def create_tree(self, goal: str = "", *, tree_id: str = "", pins: Sequence[str] = ()) -> SyncTree:
         """Make a tree and stand on its first branch."""

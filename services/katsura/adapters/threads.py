@@ -1,0 +1,405 @@
+"""Threads of checkpoints in the memory service: placing, reading, listing, copying and deleting them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from katsura.adapters import checkpoints as stored
+from katsura.adapters.checkpoints import CHUNK_BYTES, Channel, Key, Record, Typed, Write
+from katsura.adapters.ropes import Blob, Rope, extended
+from katsura.api.memory.v1 import memory_pb2 as tree_pb
+from katsura.api.memory.v1 import memory_service_pb2 as pb
+from katsura.domain.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    FailedPreconditionError,
+    NotFoundError,
+    OutOfRangeError,
+)
+from katsura.sdk.memory import EMPTY_ROOT, MemoryClient
+
+_LAST_MAX: Final = 64
+"""Namespaces whose newest values are remembered, so that the next version need not read them back."""
+_RECORDS_MAX: Final = 1024
+_ARRIVAL_S: Final = 30.0
+"""Longest that a pending write waits for its checkpoint: LangGraph sends both at once."""
+_CHUNKS_A_GROW: Final = 4
+_BATCH: Final = 256
+_PAGE: Final = 8
+
+
+class Threads:
+    """Checkpoints by thread, namespace and id. One event loop calls it; it keeps nothing that is not in the trees.
+
+    Args:
+        memory: client of the tenant.
+    """
+
+    def __init__(self, memory: MemoryClient) -> None:
+        self._memory = memory
+        self._last: OrderedDict[Key, tuple[Record, dict[str, bytes]]] = OrderedDict()
+        self._records: OrderedDict[tuple[Key, str], Record] = OrderedDict()
+        self._lines: dict[Key, int] = {}
+        self._awaited: dict[tuple[Key, str], asyncio.Future[Record]] = {}
+
+    async def put(
+        self,
+        key: Key,
+        checkpoint_id: str,
+        parent_id: str,
+        run_id: str,
+        body: Typed,
+        metadata: Typed,
+        versions: Mapping[str, str | int | float],
+        changed: Iterable[str],
+        values: Mapping[str, Any],
+        dumps: Callable[[Any], Typed],
+    ) -> None:
+        """Store a checkpoint after `parent_id` ("": none). Only what `changed` says, or is new, is serialised.
+
+        A parent that is not the newest tip of its namespace begins a new line: nothing that others wrote is touched.
+        """
+        parent = await self._record(key, parent_id) if parent_id else None
+        last, bodies = self._last.get(key, (None, {}))
+        if last is None or parent is None or last.node_id != parent.node_id:
+            bodies = {}
+        known, fresh = dict(parent.channels) if parent else {}, set(changed)
+        blob, channels, new_bodies = Blob(), dict[str, Channel](), dict[str, bytes]()
+        for name, version in versions.items():
+            before = known.get(name)
+            if before is not None and before.version == version and name not in fresh:
+                channels[name] = before
+                if name in bodies:
+                    new_bodies[name] = bodies[name]
+            elif name in values:
+                kind, data = dumps(values[name])
+                rope = extended(
+                    kind, data, blob, before.rope if name in bodies and before else None, bodies.get(name, b"")
+                )
+                channels[name], new_bodies[name] = Channel(version, rope), data[len(rope.head) :]
+        if blob.size > CHUNK_BYTES:
+            channels = stored.moved(channels, await self._spill(key.tree, key.thread, blob))
+            blob = Blob()
+        step = stored.step_of(key, checkpoint_id, parent_id, body, metadata, channels)
+        step.content = f"checkpoint {checkpoint_id}: {', '.join(sorted(fresh)) or 'nothing new'}"[:1000]
+        if run_id:
+            step.attributes[stored.RUN] = run_id
+        step.attachments.extend(stored.values_of(chunk) for chunk in blob.chunks(CHUNK_BYTES))
+        node_id, branch = await self._place(key, step, parent)
+        done = Record(
+            key, checkpoint_id, parent_id, node_id, branch, body, metadata, stored.own_ropes(channels, node_id)
+        )
+        self._remember(done, new_bodies)
+        waiting = self._awaited.pop((key, checkpoint_id), None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(done)
+
+    async def put_writes(
+        self, key: Key, checkpoint_id: str, task: str, path: str, writes: Sequence[tuple[int, str, Typed]]
+    ) -> None:
+        """Put a task's writes (index, channel, value) beside its checkpoint: the first stay, negative indices replace.
+
+        Raises:
+            NotFoundError: there is no such checkpoint, and none came while this waited.
+        """
+        record = await self._record(key, checkpoint_id) or await self._arrival(key, checkpoint_id)
+        for special in (False, True):
+            chosen = [await self._write(key, task, path, *write) for write in writes if (write[0] < 0) == special]
+            for at in range(0, len(chosen), _BATCH):
+                batch = [stored.attachment_of(write) for write in chosen[at : at + _BATCH]]
+                await self._memory.put_attachments(key.tree, record.node_id, batch, replace=special)
+
+    async def get(self, key: Key, checkpoint_id: str = "") -> Record | None:
+        """A checkpoint, or the newest of its namespace: the one that was accepted last."""
+        if not checkpoint_id:
+            return await self._newest(key)
+        record = await self._found(key, checkpoint_id)
+        return None if record is None or record.hidden else record
+
+    async def chain(self, key: Key, checkpoint_id: str) -> AsyncIterator[Record]:
+        """The checkpoints before one, newest first, those included that were deleted but are needed."""
+        record = await self._found(key, checkpoint_id)
+        while record is not None and record.parent_id:
+            record = await self._found(key, record.parent_id)
+            if record is not None:
+                yield record
+
+    async def listed(self, thread: str, namespace: str | None = None, before: int = 0) -> AsyncIterator[Record]:
+        """Checkpoints of a thread, newest first, from before a node (0: all)."""
+        wanted = None if namespace is None else {stored.NAMESPACE: namespace}
+        tree = Key(thread, "").tree
+        while True:
+            try:
+                page = await self._memory.list_nodes(tree, before_node=before, attributes=wanted)
+            except NotFoundError:
+                return
+            for record in (stored.record_of(thread, node) for node in page.nodes):
+                if record is not None and not record.hidden:
+                    yield record
+            before = page.next_before_node
+            if not before:
+                return
+
+    async def threads(self) -> list[str]:
+        """Every thread, newest first."""
+        found: list[str] = []
+        token = ""
+        while True:
+            page = await self._memory.list_trees(page_size=500, page_token=token)
+            found += [tree.labels[stored.THREAD] for tree in page.trees if stored.THREAD in tree.labels]
+            token = page.next_page_token
+            if not token:
+                return found
+
+    async def values(self, record: Record) -> tuple[dict[str, Typed], list[tuple[Write, Typed]]]:
+        """The values of a checkpoint's channels and of its pending writes, in LangGraph's order of writes."""
+        blobs = {record.node_id: record.blob} | await self._blobs(record)
+        bodies = {name: channel.rope.body(blobs) for name, channel in record.channels.items()}
+        self._remember(record, bodies)
+        channels = {name: (c.rope.kind, c.rope.head + bodies[name]) for name, c in record.channels.items()}
+        writes = sorted(record.writes, key=lambda w: (w.path, w.task, w.number))
+        return channels, [(w, (w.rope.kind, w.inline or w.rope.head + w.rope.body(blobs))) for w in writes]
+
+    async def delete(self, thread: str) -> None:
+        """Drop a thread."""
+        self._forget(thread)
+        try:
+            await self._memory.delete_tree(Key(thread, "").tree)
+        except NotFoundError:
+            return
+
+    async def drop(self, thread: str, doomed: Sequence[Record], needed: set[int]) -> None:
+        """Erase checkpoints; those among `needed`, whose bytes others use, are only hidden until the thread goes."""
+        self._forget(thread)
+        tree = Key(thread, "").tree
+        mark = tree_pb.Attachment(task=stored.HIDDEN)
+        for record in doomed:
+            if record.node_id in needed:
+                await self._memory.put_attachments(tree, record.node_id, [mark])
+        held = {node for record in doomed for node in record.nodes() | {record.node_id}}
+        checkpoints = {record.node_id for record in doomed}
+        alone = {n.node_id for n in await self._nodes(tree, sorted(held)) if n.birth_branch == stored.VALUES_BRANCH}
+        gone = sorted((checkpoints | alone) - needed)
+        for at in range(0, len(gone), _BATCH):
+            await self._memory.redact(tree, gone[at : at + _BATCH])
+
+    async def copy(self, source: str, target: str) -> None:
+        """Copy a thread: every line, checkpoint, value and pending write.
+
+        Raises:
+            AlreadyExistsError: there is a thread `target`; nothing was changed.
+        """
+        nodes: list[tree_pb.Node] = []
+        before = 0
+        while True:
+            try:
+                page = await self._memory.list_nodes(Key(source, "").tree, before_node=before)
+            except NotFoundError:
+                return
+            nodes += page.nodes
+            before = page.next_before_node
+            if not before:
+                break
+        await self._create(target)
+        try:
+            await self._regrow(Key(target, "").tree, nodes[::-1])
+        except BaseException:
+            await self.delete(target)
+            raise
+
+    async def _regrow(self, tree: str, nodes: Sequence[tree_pb.Node]) -> None:
+        at, heads, births = {0: 0}, {"main": 0}, {0: ""}
+        for node in nodes:
+            parent = at[node.parent_id]
+            at[node.node_id] = parent  # an erased node is passed over
+            if not node.HasField("step") or node.redacted:
+                continue
+            branch = node.birth_branch
+            if branch not in heads:
+                await self._memory.fork(tree, branch=births[parent], at_node=parent or EMPTY_ROOT, new_branch=branch)
+                heads[branch] = parent
+            step = stored.rebased(node.step, at)
+            grown = await self._memory.grow(
+                tree, [step], branch=branch, expected_head=heads[branch], dedupe=pb.DEDUPE_ALWAYS_NEW
+            )
+            at[node.node_id] = heads[branch] = grown.node_ids[0]
+            births[grown.node_ids[0]] = branch
+        for node in nodes:  # last: a write may point to nodes that were made after its own
+            extras = [stored.rebased_write(item, at) for item in node.attachments if not node.redacted]
+            for start in range(0, len(extras), _BATCH):
+                await self._memory.put_attachments(tree, at[node.node_id], extras[start : start + _BATCH])
+
+    async def _place(self, key: Key, step: tree_pb.Step, parent: Record | None) -> tuple[int, str]:
+        """Append a checkpoint at the tip of its namespace's newest line, or on a new line; its node and branch."""
+        line = self._lines.get(key) or (await self._newest_line(key))[0]
+        head = parent.node_id if parent else 0
+        if line and (parent is None or parent.line == line):
+            try:
+                return await self._append(key, line, step, head)
+            except (ConflictError, FailedPreconditionError, NotFoundError):  # somebody else went on, or deleted it
+                line = (await self._newest_line(key))[0]
+        while True:
+            line += 1
+            try:
+                await self._fork(key, line, parent)
+                return await self._append(key, line, step, head)
+            except (AlreadyExistsError, ConflictError):
+                continue
+
+    async def _append(self, key: Key, line: int, step: tree_pb.Step, head: int) -> tuple[int, str]:
+        branch = key.branch(line)
+        grown = await self._memory.grow(
+            key.tree, [step], branch=branch, expected_head=head, dedupe=pb.DEDUPE_ALWAYS_NEW
+        )
+        self._lines[key] = line
+        return grown.node_ids[0], branch
+
+    async def _fork(self, key: Key, line: int, parent: Record | None) -> None:
+        if parent is None and line == 1 and not key.namespace:
+            await self._create(key.thread, ok_if_there=True)
+            return
+        source, at = (parent.branch, parent.node_id) if parent else ("main", EMPTY_ROOT)
+        await self._fork_or_create(key, source, at, key.branch(line))
+
+    async def _fork_or_create(self, key: Key, source: str, at: int, name: str) -> None:
+        try:
+            await self._memory.fork(key.tree, branch=source, at_node=at, new_branch=name)
+        except NotFoundError:
+            if at != EMPTY_ROOT:
+                raise
+            await self._create(key.thread, ok_if_there=True)
+            await self._memory.fork(key.tree, branch=source, at_node=at, new_branch=name)
+
+    async def _create(self, thread: str, ok_if_there: bool = False) -> None:
+        key = Key(thread, "")
+        try:
+            await self._memory.create_tree(tree_id=key.tree, goal="", labels={stored.THREAD: thread})
+        except AlreadyExistsError:
+            if not ok_if_there:
+                raise
+
+    async def _spill(self, tree: str, thread: str, blob: Blob) -> list[int]:
+        """Keep bytes in nodes of their own, which no line passes through; their ids, one per chunk."""
+        nodes: list[int] = []
+        steps = [
+            tree_pb.Step(kind=tree_pb.STEP_KIND_NOTE, role="system", attachments=[stored.values_of(chunk)])
+            for chunk in blob.chunks(CHUNK_BYTES)
+        ]
+        for at in range(0, len(steps), _CHUNKS_A_GROW):
+            batch = steps[at : at + _CHUNKS_A_GROW]
+            try:
+                grown = await self._grow_values(tree, batch)
+            except NotFoundError:
+                with contextlib.suppress(AlreadyExistsError):  # another writer made it just now
+                    await self._fork_or_create(Key(thread, ""), "main", EMPTY_ROOT, stored.VALUES_BRANCH)
+                grown = await self._grow_values(tree, batch)
+            nodes += grown.node_ids
+        return nodes
+
+    async def _grow_values(self, tree: str, steps: Sequence[tree_pb.Step]) -> pb.GrowResponse:
+        return await self._memory.grow(tree, steps, branch=stored.VALUES_BRANCH, dedupe=pb.DEDUPE_ALWAYS_NEW)
+
+    async def _write(self, key: Key, task: str, path: str, index: int, channel: str, value: Typed) -> Write:
+        kind, data = value
+        if len(data) <= stored.WRITE_BYTES:
+            return Write(task, index, path, channel, Rope(kind, b"", ()), data)
+        blob = Blob()
+        rope = extended(kind, data, blob)
+        (there,) = stored.moved({"": Channel(0, rope)}, await self._spill(key.tree, key.thread, blob)).values()
+        return Write(task, index, path, channel, there.rope, b"")
+
+    async def _newest_line(self, key: Key) -> tuple[int, pb.GetPathResponse | None]:
+        """The namespace's newest line (0: none) and its newest steps."""
+        line = self._lines.get(key, 1)
+        tip, later = await asyncio.gather(self._path(key, line), self._path(key, line + 1))
+        if tip is None and line > 1:  # the thread was deleted, and perhaps begun anew
+            self._lines.pop(key)
+            return await self._newest_line(key)
+        while later is not None:
+            line, tip, later = line + 1, later, await self._path(key, line + 2)
+        if tip is None:
+            return 0, None
+        self._lines[key] = line
+        return line, tip
+
+    async def _newest(self, key: Key) -> Record | None:
+        line, page = await self._newest_line(key)
+        while line:
+            while page is not None:
+                own = [node for node in page.nodes if node.birth_branch == key.branch(line)]
+                for node in reversed(own):
+                    record = stored.record_of(key.thread, node)
+                    if record is not None and not record.hidden:
+                        return record
+                on = page.next_end_node if len(own) == len(page.nodes) else 0
+                page = await self._path(key, line, on) if on else None
+            line -= 1  # everything on it was deleted, or its writer died before its first step
+            page = await self._path(key, line) if line else None
+        return None
+
+    async def _path(self, key: Key, line: int, end_node: int = 0) -> pb.GetPathResponse | None:
+        try:
+            size = _PAGE if end_node else 1
+            return await self._memory.get_path(key.tree, branch=key.branch(line), end_node=end_node, page_size=size)
+        except NotFoundError:
+            return None
+
+    async def _record(self, key: Key, checkpoint_id: str) -> Record | None:
+        """Where a checkpoint is; what is remembered will do."""
+        return self._records.get((key, checkpoint_id)) or await self._found(key, checkpoint_id)
+
+    async def _found(self, key: Key, checkpoint_id: str) -> Record | None:
+        try:
+            found = await self._memory.find_steps(key.tree, [key.step_id(checkpoint_id)])
+        except NotFoundError:
+            return None
+        records = [stored.record_of(key.thread, step.node) for step in found]
+        return next((record for record in records if record is not None), None)
+
+    async def _arrival(self, key: Key, checkpoint_id: str) -> Record:
+        future = self._awaited.setdefault((key, checkpoint_id), asyncio.get_running_loop().create_future())
+        try:
+            return await asyncio.wait_for(asyncio.shield(future), _ARRIVAL_S)
+        except TimeoutError:
+            self._awaited.pop((key, checkpoint_id), None)
+            raise NotFoundError(
+                f"checkpoint_id: thread {key.thread!r} has no checkpoint {checkpoint_id!r}; put it first",
+                field="checkpoint_id",
+            ) from None
+
+    async def _blobs(self, record: Record) -> dict[int, bytes]:
+        wanted = sorted(record.nodes())
+        return {node.node_id: stored.blob_of(node) for node in await self._nodes(record.key.tree, wanted)}
+
+    async def _nodes(self, tree: str, wanted: list[int]) -> list[tree_pb.Node]:
+        """Nodes by id, in as many answers as they need."""
+        found: list[tree_pb.Node] = []
+        size = _BATCH
+        while len(found) < len(wanted):
+            try:
+                found += await self._memory.get_nodes(tree, wanted[len(found) : len(found) + size])
+            except OutOfRangeError as error:
+                size = max(1, int(error.metadata.get("fits", "1")))
+        return found
+
+    def _remember(self, record: Record, bodies: dict[str, bytes]) -> None:
+        record = replace(record, blob=b"", writes=())
+        self._last[record.key] = record, bodies
+        self._last.move_to_end(record.key)
+        if len(self._last) > _LAST_MAX:
+            self._last.popitem(last=False)
+        self._records[record.key, record.checkpoint_id] = record
+        if len(self._records) > _RECORDS_MAX:
+            self._records.popitem(last=False)
+
+    def _forget(self, thread: str) -> None:
+        for key in [key for key in self._lines.keys() | self._last.keys() if key.thread == thread]:
+            self._lines.pop(key, None)
+            self._last.pop(key, None)
+        for found in [found for found in self._records if found[0].thread == thread]:
+            self._records.pop(found)
