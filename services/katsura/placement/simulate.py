@@ -277,8 +277,9 @@ class _Run:
             index = home
         else:
             self.rehomed += home is not None and self.servers[home].closed
-            able = [i for i in self.of_service[a.service] if self.servers[i].open_s <= a.at_s]
-            index = min(_some(able or self.of_service[a.service], a.session), key=lambda i: (self.servers[i].load, i))
+            asked = _some(self.of_service[a.service], a.session)
+            able = [i for i in asked if self.servers[i].open_s <= a.at_s] or self._open_now(a)
+            index = min(able, key=lambda i: (self.servers[i].load, i))
         self.homes[key] = index
         self.homes.move_to_end(key)
         if len(self.homes) > _HOMES:
@@ -288,6 +289,10 @@ class _Run:
         server.queue.append(_Request(a, held and a.shared > 0))
         server.admit()
         self._schedule(server)
+
+    def _open_now(self, a: Arrival) -> Sequence[int]:
+        mine = self.of_service[a.service]
+        return [i for i in mine if self.servers[i].open_s <= a.at_s] or mine
 
     def _serve(self, at: float, index: int, version: int) -> None:
         server = self.servers[index]
