@@ -1,5 +1,6 @@
-"""Random lives of a tree keep the invariants of memory (I1-I4, I6-I10, I13, I15, I16), in the twin and in a real
-Valkey, which must also answer alike. (I17, kill -9, is in tests/fault; I11, I12 and I14 come with what they speak of.)
+"""Random lives of a tree keep the invariants of memory (I1-I7, I9, I10, I13-I16), in the twin and in a real Valkey,
+which must also answer alike. (I8 is in the contract suite and I17, kill -9, in tests/fault; I11 and I12 come with what
+they speak of.)
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from katsura.domain.errors import KatsuraError, NotFoundError
+from katsura.domain.errors import KatsuraError, NotFoundError, UnavailableError
 from katsura.domain.ids import TenantId, TreeId
 from katsura.domain.trees import (
     REDACTED,
@@ -116,6 +117,15 @@ class Life:
         assert tree.revision >= before >= self.revision, "I1"
         self.revision = tree.revision
         self.log.append((kind, tree.revision, tree.node_count))
+
+    async def reconnect(self) -> None:
+        """Read until the connections that died with the store are replaced: each tells of it once."""
+        for _ in range(10):
+            try:
+                await self.memory.get_tree(self.ref)
+                return
+            except UnavailableError:
+                continue
 
     async def check(self) -> None:
         """The invariants that can be seen from outside, over the whole tree."""
@@ -370,18 +380,30 @@ class Life:
             assert now[: len(old)] == old, "I16: the prefix stays"
 
 
-async def live(store: TreeStore, operations: list[tuple[str, str, int, bool]]) -> list[object]:
+async def live(
+    store: TreeStore, operations: list[tuple[str, str, int, bool]], halfway: Callable[[], None] | None = None
+) -> list[object]:
     life = Life(store)
     await life.begin()
     for number, operation in enumerate(operations):
+        if halfway is not None and number == len(operations) // 2:
+            halfway()
+            await life.reconnect()
         await life.do(number, operation)
     await life.check()
     return life.log
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(lives)
 def test_a_random_life_keeps_the_invariants(operations: list[tuple[str, str, int, bool]]) -> None:
+    asyncio.run(live(TwinTreeStore(Limits()), operations))
+
+
+@pytest.mark.soak
+@settings(max_examples=2000, deadline=None)
+@given(lives)
+def test_two_thousand_random_lives_keep_the_invariants(operations: list[tuple[str, str, int, bool]]) -> None:
     asyncio.run(live(TwinTreeStore(Limits()), operations))
 
 
@@ -400,6 +422,34 @@ def test_a_real_store_lives_the_same_life_as_the_twin(
         connection = await Store.open(server.url, libraries=[MEMORY_FUNCTIONS])
         try:
             real = await live(RedisTreeStore(connection, Limits()), operations)
+        finally:
+            await connection.close()
+        assert real == await live(TwinTreeStore(Limits()), operations)
+
+    asyncio.run(both())
+
+
+@pytest.fixture(scope="module")
+def strict_server() -> Iterator[EmbeddedStore]:
+    with EmbeddedStore("always") as server:
+        yield server
+
+
+@settings(
+    max_examples=5,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.lists(operations, min_size=10, max_size=20))
+def test_a_store_killed_in_the_middle_of_a_life_goes_on_as_if_nothing_had_been(
+    strict_server: EmbeddedStore, operations: list[tuple[str, str, int, bool]]
+) -> None:
+    async def both() -> None:
+        connection = await Store.open(strict_server.url, libraries=[MEMORY_FUNCTIONS])
+        try:
+            real = await live(RedisTreeStore(connection, Limits()), operations, strict_server.restart)
         finally:
             await connection.close()
         assert real == await live(TwinTreeStore(Limits()), operations)
