@@ -156,10 +156,6 @@ def play(demo: Demo, archives: list[Path]) -> None:
     """Everything from an empty cluster to an empty cluster."""
     with demo.stage("start Kubernetes: two nodes that run containers"):
         demo.run(demo.cluster, "up", "--dir", demo.folder, "--nodes", "2", show=True)
-        for node, zone in (("node1", "a"), ("node2", "b")):
-            demo.run(
-                demo.cluster.parent / "bin" / "kubectl", "label", "node", node, f"topology.kubernetes.io/zone={zone}"
-            )
     with demo.stage(f"load {len(archives)} images into both nodes"):
         demo.run(demo.cluster, "load", "--dir", demo.folder, *archives)
     with demo.stage("helm install"):
@@ -174,11 +170,8 @@ def play(demo: Demo, archives: list[Path]) -> None:
         demo.run(demo.helm, "test", "katsura", "-n", NAMESPACE, "--logs", show=True)
     key = demo.key()
     with demo.stage("curl"), demo.gateway() as url:
-        said = {
-            "model": MODEL,
-            "stream": True,
-            "messages": [{"role": "user", "content": "What is the capital of France?"}],
-        }
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        said = {"model": MODEL, "stream": True, "temperature": 0, "messages": question}
         head = ["-H", f"Authorization: Bearer {key}", "-H", "Content-Type: application/json"]
         shown = demo.run("curl", "-sN", f"{url}/v1/chat/completions", *head, "-d", json.dumps(said))
         pieces = [json.loads(line[6:]) for line in shown.splitlines() if line.startswith("data: {")]

@@ -99,10 +99,14 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
-{{- /* Account and rights of a hook: dict "name" "hook" "rules" "root" $. */ -}}
+{{- /* Account and rights of a hook: dict "name" "hook" "rules" "root" $. The tests' belong to the release (hook ""): Helm
+would count each of them as a test. */ -}}
 {{- define "katsura.hookAccount" }}
 {{- $meta := dict "name" .name "namespace" .root.Release.Namespace "labels" (include "katsura.labels" .root | fromYaml)
-  "annotations" (dict "helm.sh/hook" .hook "helm.sh/hook-weight" "-5" "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded") }}
+}}
+{{- if .hook }}
+{{- $_ := set $meta "annotations" (dict "helm.sh/hook" .hook "helm.sh/hook-weight" "-5" "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded") }}
+{{- end }}
 ---
 apiVersion: v1
 kind: ServiceAccount
