@@ -4,6 +4,8 @@
     cost        one replica's step time and capacity on a device                split       attention + expert pools
     patterns    every instance shape that keeps the objectives                  program     counts of them, with a bound
     fit         coefficients from measurements                                  trials      what to run next
+    pairs       prefill and decode apart            rounding    a tighter bound         search    which columns to try
+    curve       an instance's pace at every batch   simulate    a plan under a trace, with replans on the way
     pack        concrete nodes          replan   what to move, in which order   explain     why, and why not otherwise
 
 `katsura plan` and the operator call `planner.plan` on a `problem.Problem`, which `katsura.manifests.problem` makes
