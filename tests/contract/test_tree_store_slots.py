@@ -13,8 +13,9 @@ from katsura.domain.errors import (
 )
 from katsura.domain.ids import NodeId
 from katsura.domain.trees import REDACTED, EventKind, Node, Relation, Request, Slot, request_of
-from katsura.state import slots_redis, twin_slots
+from katsura.state import keys, slots_redis, twin_slots
 from katsura.state.trees import TreeRef, TreeStore
+from katsura.state.trees_redis import RedisTreeStore
 from katsura.testing.tree_suite import BIG, NO_REQUEST, grow, refused, revise
 
 
@@ -113,3 +114,40 @@ async def test_a_redacted_slot_keeps_its_key_only(store: TreeStore, ref: TreeRef
     assert (await store.redact(ref, [1], NO_REQUEST))[0] == (1,)
     (node,) = await store.nodes(ref, [1], BIG)
     assert (node.redacted, node.body) == (True, Slot("pin", REDACTED))
+
+
+async def test_what_one_branch_sets_after_a_fork_at_its_head_the_other_never_sees(
+    store: TreeStore, ref: TreeRef
+) -> None:
+    await grow(store, ref, "a")
+    await store.fork(ref, "", 0, "side", NO_REQUEST)
+    await store.fork(ref, "side", 0, "below", NO_REQUEST)
+    await put(store, ref, k="main's")
+    assert await held(store, ref, "side") == {}
+    assert await held(store, ref, "below") == {}
+    await grow(store, ref, "b")
+    await put(store, ref, deeper="main's")
+    await grow(store, ref, "c", "d", branch="side")
+    assert await held(store, ref, "side") == {}
+    await put(store, ref, "side", k="side's")
+    assert (await held(store, ref, "below"), (await held(store, ref))["k"]) == ({}, "main's")
+
+
+async def test_a_fork_of_an_older_version_has_what_its_parent_had(store: TreeStore, ref: TreeRef) -> None:
+    if not isinstance(store, RedisTreeStore):
+        return  # the twin has no versions
+    await grow(store, ref, "a")
+    await put(store, ref, k="before")
+    await later(store, ref, (await store.read(ref))[0].update_ms)
+    branch, _ = await store.fork(ref, "", 0, "side", NO_REQUEST)
+    await later(store, ref, branch.create_ms)
+    await put(store, ref, k="after")
+    await grow(store, ref, "b", branch="side")
+    await store._store.client.hdel(keys.tree(ref.tenant, ref.tree, "slot_heads"), "side")  # type: ignore[misc]
+    assert await held(store, ref, "side") == {"k": "before"}
+
+
+async def later(store: TreeStore, ref: TreeRef, than_ms: int) -> None:
+    """Wait by forking until the server's clock has passed a millisecond."""
+    while (await store.fork(ref, "", 0, "", NO_REQUEST))[0].create_ms <= than_ms:
+        continue

@@ -340,7 +340,7 @@ class Life:
 
     async def _fork(self, number: int, branch: str, amount: int) -> object:
         path = (await self.memory.get_path(self.ref, branch, 0, 500)).nodes
-        keep = len(path) * amount // 7
+        keep = len(path) * amount // 6
         at = path[keep - 1].node_id if keep else -1
         made, position = await self.memory.fork(self.ref, f"f{number}", branch, at, "")
         if made.name not in self.model:

@@ -95,15 +95,21 @@ local function on_path(t, head, id)
   return at
 end
 
--- The last slot write on a branch's path. A branch without an entry (forked by an older version of us, or in a tree
--- without slots) has what its parent had at the fork.
+-- The last slot write on a branch's path. A branch without an entry (forked by a version of us that knew no slots) has
+-- what its parent had at the fork, and nothing that was set since.
 local function slot_head(t, branch)
   if redis.call('EXISTS', t.slot_heads) == 0 then return 0 end
-  local depth = branch.depth
+  local depth, made = branch.depth, math.huge
   while branch do
     local own = redis.call('HGET', t.slot_heads, branch.name)
-    if own then return climb(t, tonumber(own), depth).id end
-    depth = math.min(depth, link(t, branch.fork_node).depth)
+    if own then
+      local at = climb(t, tonumber(own), depth)
+      while at.id ~= 0 and tonumber(string.match(redis.call('HGET', t.nodes, at.id), '^%d+')) > made do
+        at = link(t, at.parent)
+      end
+      return at.id
+    end
+    depth, made = math.min(depth, link(t, branch.fork_node).depth), math.min(made, branch.create_ms)
     branch = branch.parent_branch ~= '' and load_branch(t, branch.parent_branch) or nil
   end
   return 0

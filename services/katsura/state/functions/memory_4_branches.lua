@@ -3,8 +3,7 @@
 local function branch_at(t, name, source, at, now)
   local summary = climb(t, source.summary_head, at.depth)
   t.branch_count = t.branch_count + 1
-  local slots = climb(t, slot_head(t, source), at.depth).id
-  if slots ~= 0 then redis.call('HSET', t.slot_heads, name, slots) end
+  redis.call('HSET', t.slot_heads, name, climb(t, slot_head(t, source), at.depth).id)
   return {name = name, state = ACTIVE, head = at.id, summary_head = summary.id, boundary = summary.b, fork_node = at.id,
           parent_branch = source.name, depth = at.depth, raw_tokens = at.cum - link(t, summary.b).cum,
           hint = climb(t, source.hint, at.depth).id, cut = math.min(source.cut, at.depth), create_ms = now, order = t.branch_count}
