@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from katsura.domain.ids import TenantId
+from katsura.rpc.clock import SystemClock
+from katsura.sdk.sync import Katsura
+from katsura.state.connect import Store
+from katsura.state.tenants import RedisTenantStore
 from katsura.testing.house import House
+from katsura.testing.process import ServedProcess
+from katsura.testing.store import EmbeddedStore
 from katsura.testing.tiny_chat import save_tiny_chat
 
 
@@ -34,3 +41,26 @@ async def house(tiny_chat: Path) -> AsyncIterator[House]:
     with tempfile.TemporaryDirectory(prefix="kh-") as folder:
         async with House(Path(folder), tiny_chat) as running:
             yield running
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def memory_key(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[str, str]]:
+    """Address of a memory process for every test that leaves it whole, and a key."""
+    with EmbeddedStore() as server:
+        store = await Store.open(server.url)
+        key = await RedisTenantStore(store, SystemClock()).create_key(TenantId("adapters"))
+        await store.close()
+        environment = {
+            "KATSURA_LISTEN": f"unix:{server.folder}/memory.sock",
+            "KATSURA_STORE_URL": server.url,
+            "KATSURA_INTERNAL_TOKEN": "internal-secret",
+        }
+        async with ServedProcess("katsura.memory", environment, tmp_path_factory.mktemp("memory") / "log") as process:
+            yield process.address, key.secret
+
+
+@pytest.fixture
+def katsura(memory_key: tuple[str, str]) -> Iterator[Katsura]:
+    """A synchronous client of that process."""
+    with Katsura(memory_key[0], api_key=memory_key[1]) as katsura:
+        yield katsura

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import operator
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, TypedDict
 from uuid import uuid4
 
 import pytest
-import pytest_asyncio
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
@@ -19,37 +18,7 @@ from langgraph.types import Command, interrupt
 
 from katsura.adapters.langgraph import KatsuraSaver
 from katsura.domain.errors import AlreadyExistsError, NotFoundError
-from katsura.domain.ids import TenantId
-from katsura.rpc.clock import SystemClock
 from katsura.sdk.sync import Katsura
-from katsura.state.connect import Store
-from katsura.state.tenants import RedisTenantStore
-from katsura.testing.process import ServedProcess
-from katsura.testing.store import EmbeddedStore
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def memory(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[str, str]]:
-    """Address of a memory process, and a key."""
-    with EmbeddedStore() as server:
-        store = await Store.open(server.url)
-        key = await RedisTenantStore(store, SystemClock()).create_key(TenantId("adapters"))
-        await store.close()
-        environment = {
-            "KATSURA_LISTEN": f"unix:{server.folder}/memory.sock",
-            "KATSURA_STORE_URL": server.url,
-            "KATSURA_INTERNAL_TOKEN": "internal-secret",
-        }
-        async with ServedProcess("katsura.memory", environment, tmp_path_factory.mktemp("memory") / "log") as process:
-            yield process.address, key.secret
-
-
-@pytest.fixture
-def katsura(memory: tuple[str, str]) -> Iterator[Katsura]:
-    with Katsura(memory[0], api_key=memory[1]) as katsura:
-        yield katsura
 
 
 async def test_the_conformance_suite_passes_whole(katsura: Katsura) -> None:
@@ -91,12 +60,14 @@ def used_by(thread: str) -> RunnableConfig:
     return {"configurable": {"thread_id": thread}}
 
 
-async def test_a_graph_goes_on_where_it_was_in_another_process_and_forks_from_the_past(memory: tuple[str, str]) -> None:
+async def test_a_graph_goes_on_where_it_was_in_another_process_and_forks_from_the_past(
+    memory_key: tuple[str, str],
+) -> None:
     def use() -> None:
-        with Katsura(memory[0], api_key=memory[1]) as katsura:
+        with Katsura(memory_key[0], api_key=memory_key[1]) as katsura:
             graph = counting_graph(KatsuraSaver(katsura))
             assert graph.invoke({"log": ["begin"], "count": 0}, used_by("graph"))["count"] == 3
-        with Katsura(memory[0], api_key=memory[1]) as katsura:
+        with Katsura(memory_key[0], api_key=memory_key[1]) as katsura:
             graph = counting_graph(KatsuraSaver(katsura))
             assert graph.get_state(used_by("graph")).values["log"] == ["begin", "step 0", "step 1", "step 2"]
             past = next(s for s in graph.get_state_history(used_by("graph")) if s.values.get("count") == 2)
