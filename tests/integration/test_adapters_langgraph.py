@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 from uuid import uuid4
 
@@ -200,3 +202,17 @@ async def test_a_thread_that_was_deleted_elsewhere_can_begin_anew(katsura: Katsu
     assert found.checkpoint["channel_values"] == {"a": 2}
     with pytest.raises(NotFoundError):
         katsura.run(katsura.memory.get_tree("langgraph.never"))
+
+
+async def test_the_example_fails_revises_forks_and_finishes(memory_key: tuple[str, str]) -> None:
+    example = Path(__file__).parents[2] / "examples" / "langgraph_agent.py"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(example), "--memory", memory_key[0], "--key", memory_key[1], stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 0
+    tried, revised, forked, branches = said.decode().splitlines()
+    assert "H-7 for 900 USD: too dear" in tried
+    assert revised.endswith("['H-8 for 90 USD: booked']")
+    assert forked.endswith("['H-9 for 120 USD: booked']")
+    assert branches.count("checkpoints deep") == 3

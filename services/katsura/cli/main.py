@@ -33,6 +33,7 @@ examples:
   katsura up --port 0 --data ./data            a free port, a data folder of its own
   katsura chat                                 talk to it; /fork, /revise and /tree work on its memory
   katsura tree show my-session                 draw a session's tree
+  katsura mcp                                  the same memory as tools, for any MCP client to start
   katsura status --json                        processes with role, pid, address, health
   katsura doctor                               what is wrong here, and how to mend it
   katsura plan -f nodes.yaml -f model.yaml     who would go where, at what cost, and why
@@ -173,6 +174,8 @@ def _add_talk(
     chat.add_argument("--branch", default="", help="branch to go on with (default: the session's default branch)")
     chat.add_argument("--model", default="", help="model to ask (default: the first that is served)")
     chat.add_argument("--system", default="", help="system message of a new session")
+    mcp = _leaf(commands, "mcp", "serve trees as MCP tools on standard input and output", _mcp, data)
+    mcp.add_argument("--memory", default="", metavar="ADDRESS", help="memory service (default: the one of --data)")
     tree = _group(commands, "tree", "see and change the tree of a session")
     _leaf(tree, "list", "list sessions", _tree_list, data, remote, as_json)
     show = _leaf(tree, "show", "draw a session's tree", _tree_show, data, remote, as_json)
@@ -358,6 +361,12 @@ def _chat(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Ex
     from katsura.cli.chat import chat
 
     return chat(_gateway(a), a.session, a.branch, a.model, a.system, out)
+
+
+def _mcp(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli.mcp import mcp
+
+    mcp(a.data, a.memory, environ.get("KATSURA_API_KEY", ""), environ)
 
 
 def _tree_list(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
