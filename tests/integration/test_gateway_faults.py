@@ -68,8 +68,6 @@ async def test_everything_behind_the_gateway_may_die_and_come_back(own_house: Ho
 
         await house.processes["engine-0"].kill()
         without = await ask(client, "five")
-        assert (await client.get("/readyz")).status_code == 503
-        assert (await client.get("/readyz?models=false")).status_code == 200, "what it needs itself is there"
         assert without.status_code == 503
         # Until its lease runs out, the router still names the dead engine.
         assert without.json()["error"]["code"] in ("no_shard", "peer_unavailable")
