@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import random
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 from uuid import uuid4
 
 import pytest
 from langchain_core.runnables import RunnableConfig
+from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.conformance import checkpointer_test, validate
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.types import INTERRUPT
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
 
+from katsura.adapters.checkpoints import Key, Record
 from katsura.adapters.langgraph import KatsuraSaver
+from katsura.adapters.threads import Threads
 from katsura.domain.errors import AlreadyExistsError, NotFoundError
 from katsura.sdk.sync import Katsura
 
@@ -154,11 +160,48 @@ async def test_pruning_keeps_the_bytes_that_the_newest_checkpoint_is_made_of(kat
     await saver.aprune(["pruned"])
     (left,) = [item async for item in saver.alist(config_of("pruned"))]
     assert left.checkpoint["channel_values"]["log"] == [f"entry {n}" for n in range(20)]
+    await saver.acopy_thread("pruned", "pruned-copy")  # its nodes have other ids: what was erased is not copied
+    copy = await KatsuraSaver(katsura).aget_tuple(config_of("pruned-copy"))
+    assert copy is not None
+    assert copy.checkpoint == left.checkpoint
     await put(saver, config, {"log": ["new"]}, 21, run_id="late")
     await saver.adelete_for_runs(["late"])
     back = await saver.aget_tuple(config_of("pruned"))
     assert back is not None
     assert back.metadata["step"] == 20
+
+
+def joined(state: list[str], writes: Sequence[list[str]]) -> list[str]:
+    return [*state, *(text for write in writes for text in write)]
+
+
+class Deltas(TypedDict):
+    """A history that LangGraph stores as writes, with a snapshot now and then."""
+
+    log: Annotated[list[str], DeltaChannel(joined, snapshot_frequency=4)]
+
+
+async def test_delta_channels_survive_pruning_forks_and_another_process(katsura: Katsura) -> None:
+    builder = StateGraph(Deltas)
+    builder.add_node("one", lambda state: {"log": [f"one of {len(state['log'])}"]})
+    builder.add_node("two", lambda state: {"log": [f"two of {len(state['log'])}"]})
+    builder.add_edge(START, "one")
+    builder.add_edge("one", "two")
+    builder.add_edge("two", END)
+    kept, graph = list[str](), builder.compile(checkpointer=KatsuraSaver(katsura))
+    for turn in range(5):
+        kept += [f"turn {turn}", f"one of {3 * turn + 1}", f"two of {3 * turn + 2}"]
+        assert (await graph.ainvoke({"log": [f"turn {turn}"]}, used_by("deltas")))["log"] == kept
+    await KatsuraSaver(katsura).aprune(["deltas"])
+    again = builder.compile(checkpointer=KatsuraSaver(katsura))
+    assert (await again.aget_state(used_by("deltas"))).values["log"] == kept
+    assert len([state async for state in again.aget_state_history(used_by("deltas"))]) == 1
+    assert (await again.ainvoke({"log": ["last"]}, used_by("deltas")))["log"] == [
+        *kept,
+        "last",
+        "one of 16",
+        "two of 17",
+    ]
 
 
 async def test_two_writers_on_one_parent_both_keep_their_line_and_the_last_one_is_the_newest(katsura: Katsura) -> None:
@@ -191,6 +234,34 @@ async def test_writes_wait_for_their_checkpoint_and_values_are_never_pickled(kat
         await put(saver, config_of(str(uuid4())), {"odd": object()}, 1)
 
 
+class SlowToFind(Threads):
+    """Hands on what it found only when told to."""
+
+    def __init__(self, katsura: Katsura) -> None:
+        super().__init__(katsura.memory)
+        self.asked, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def _found(self, key: Key, checkpoint_id: str) -> Record | None:
+        found = await super()._found(key, checkpoint_id)
+        self.asked.set()
+        await self.go_on.wait()
+        return found
+
+
+async def test_a_write_sees_the_checkpoint_that_came_while_it_looked_for_it(katsura: Katsura) -> None:
+    async def race() -> list[str]:
+        threads, key = SlowToFind(katsura), Key("overtaken", "")
+        write = asyncio.create_task(threads.put_writes(key, "c", "task", "", [(0, "a", ("null", b""))]))
+        await threads.asked.wait()
+        await threads.put(key, "c", "", "", ("null", b""), ("null", b""), {}, (), {}, lambda _: ("null", b""))
+        threads.go_on.set()
+        await write
+        record = await Threads(katsura.memory).get(key)
+        return [item.channel for item in record.writes] if record else []
+
+    assert await asyncio.to_thread(katsura.run, race()) == ["a"]
+
+
 async def test_a_thread_that_was_deleted_elsewhere_can_begin_anew(katsura: Katsura) -> None:
     one, other = KatsuraSaver(katsura), KatsuraSaver(katsura)
     await put(one, config_of("again"), {"a": 1}, 1)
@@ -216,3 +287,95 @@ async def test_the_example_fails_revises_forks_and_finishes(memory_key: tuple[st
     assert revised.endswith("['H-8 for 90 USD: booked']")
     assert forked.endswith("['H-9 for 120 USD: booked']")
     assert branches.count("checkpoints deep") == 3
+
+
+class Twins:
+    """The same calls to our savers and to LangGraph's in-memory one, which is right by definition."""
+
+    def __init__(self, katsura: Katsura, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.ours = [KatsuraSaver(katsura), KatsuraSaver(katsura)]
+        self.theirs = InMemorySaver()
+        self.thread = f"twin-{seed}"
+        self.made: list[tuple[RunnableConfig, dict[str, Any], dict[str, Any]]] = []
+        self.paths: dict[tuple[str, str], str] = {}
+
+    @property
+    def one(self) -> KatsuraSaver:
+        """Either saver: what one wrote the other must see."""
+        return self.random.choice(self.ours)
+
+    async def put(self) -> None:
+        """A checkpoint after the newest one, or after any; some channels grow, shrink, appear and go."""
+        namespace = self.random.choice(["", "", "", "child:1"])
+        there = [made for made in self.made if made[0]["configurable"]["checkpoint_ns"] == namespace]
+        parent, values, versions = (
+            self.random.choice([there[-1], there[-1], self.random.choice(there)])
+            if there
+            else ({"configurable": {"thread_id": self.thread, "checkpoint_ns": namespace}}, {}, {})
+        )
+        values, versions, new = dict(values), dict(versions), dict[str, Any]()
+        for name in self.random.sample(["list", "text", "map", "gone"], self.random.randint(0, 3)):
+            number = len(self.made) + 1
+            versions[name] = new[name] = number
+            if name == "list":
+                kept = values.get(name, [])[: self.random.choice([None, None, None, 3])]
+                values[name] = [*kept, *(f"{number}-{n}" * 9 for n in range(self.random.randint(0, 4)))]
+            elif name == "gone" and name in values:
+                values.pop(name)
+            else:
+                values[name] = {"text": f"{number}" * number, "map": {"n": number}, "gone": number}[name]
+        checkpoint = empty_checkpoint()
+        checkpoint.update(id=str(uuid6()), channel_values=values, channel_versions=versions)
+        metadata: Any = {"source": "loop", "step": len(self.made), "run_id": f"run-{self.random.randint(0, 5)}"}
+        config = await self.one.aput(parent, checkpoint, metadata, new)
+        assert config == self.theirs.put(parent, checkpoint, metadata, new)
+        self.made.append((config, values, versions))
+
+    async def write(self) -> None:
+        """Pending writes of a task beside any checkpoint, some of them again."""
+        config, _, _ = self.random.choice(self.made)
+        task, path = f"task-{self.random.randint(0, 2)}", self.random.choice(["", "~a", "~b"])
+        writes = [(self.random.choice(["a", "b", INTERRUPT]), n) for n in range(self.random.randint(1, 3))]
+        if any(name == INTERRUPT for name, _ in writes):
+            writes = writes[:1]
+        path = self.paths.setdefault((config["configurable"]["checkpoint_id"], task), path)  # a task has one
+        await self.one.aput_writes(config, writes, task, path)
+        self.theirs.put_writes(config, writes, task, path)
+
+    async def same(self) -> None:
+        """Every checkpoint, the newest of each namespace and every listing are the same."""
+        saver = self.one
+        for config in [made[0] for made in self.made[-5:]] + [config_of(self.thread), config_of(self.thread + "x")]:
+            assert await saver.aget_tuple(config) == self.theirs.get_tuple(config)
+        everything: RunnableConfig = {"configurable": {"thread_id": self.thread}}
+        before = self.random.choice(self.made)[0]
+        for more in ({}, {"filter": {"run_id": "run-1"}}, {"limit": 3}, {"before": before}):
+            ours = [item async for item in saver.alist(everything, **more)]
+            assert all(item in self.theirs.list(everything, **{**more, "limit": None}) for item in ours)
+            if "limit" not in more:
+                assert len(ours) == len(list(self.theirs.list(everything, **more)))
+            assert [item.config for item in ours] == sorted(
+                (item.config for item in ours), key=lambda c: c["configurable"]["checkpoint_id"], reverse=True
+            )
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_random_calls_to_two_savers_answer_as_langgraphs_own_saver(katsura: Katsura, seed: int) -> None:
+    twins = Twins(katsura, seed)
+    await twins.put()
+    for _ in range(60):
+        await twins.random.choice([twins.put, twins.put, twins.write])()
+    await twins.same()
+    await twins.one.acopy_thread(twins.thread, f"{twins.thread}-copy")
+    copies = [item async for item in twins.one.alist({"configurable": {"thread_id": f"{twins.thread}-copy"}})]
+    for copy in copies:
+        copy.config["configurable"]["thread_id"] = twins.thread
+        if copy.parent_config:
+            copy.parent_config["configurable"]["thread_id"] = twins.thread
+        assert copy == twins.theirs.get_tuple(copy.config)
+    assert len(copies) == len(twins.made)
+    newest = await twins.one.aget_tuple(config_of(twins.thread))
+    await twins.one.aprune([twins.thread])
+    for saver in twins.ours:
+        assert await saver.aget_tuple(config_of(twins.thread)) == newest

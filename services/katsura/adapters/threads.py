@@ -362,6 +362,9 @@ class Threads:
         return next((record for record in records if record is not None), None)
 
     async def _arrival(self, key: Key, checkpoint_id: str) -> Record:
+        known = self._records.get((key, checkpoint_id))
+        if known is not None:  # it came while the service was asked for it
+            return known
         future = self._awaited.setdefault((key, checkpoint_id), asyncio.get_running_loop().create_future())
         try:
             return await asyncio.wait_for(asyncio.shield(future), _ARRIVAL_S)
