@@ -151,6 +151,19 @@ async def test_values_and_writes_beyond_a_megabyte_are_kept_in_pieces(katsura: K
         await saver.acopy_thread("large", "large-copy")
 
 
+async def test_the_writes_of_many_tasks_beside_one_checkpoint_are_all_kept(katsura: Katsura) -> None:
+    saver = KatsuraSaver(katsura)
+    config = await put(saver, config_of("fan-out"), {"a": 1}, 1)
+    texts = [f"{number:02}" * 7_000 for number in range(60)]
+    await asyncio.gather(
+        *(saver.aput_writes(config, [("a", text), ("b", n)], f"task-{n:02}") for n, text in enumerate(texts))
+    )
+    found = await saver.aget_tuple(config)
+    assert found is not None
+    wanted = [item for n, text in enumerate(texts) for item in ((f"task-{n:02}", "a", text), (f"task-{n:02}", "b", n))]
+    assert found.pending_writes == wanted
+
+
 async def test_pruning_keeps_the_bytes_that_the_newest_checkpoint_is_made_of(katsura: Katsura) -> None:
     saver, config = KatsuraSaver(katsura), config_of("pruned")
     for version in range(1, 21):

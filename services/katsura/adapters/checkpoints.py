@@ -21,8 +21,8 @@ from katsura.domain.ids import checked_name
 
 CHUNK_BYTES: Final = 512 * 1024
 """Most bytes of values beside a checkpoint, and of one node that holds nothing else: a step takes 1 MiB in all."""
-WRITE_BYTES: Final = 64 * 1024
-"""A pending write that is longer is kept in nodes of its own."""
+WRITE_BYTES: Final = 16 * 1024
+"""Pending writes of a task that are longer together are kept in nodes of their own."""
 NAMESPACE, CHECKPOINT, RUN = "langgraph.ns", "langgraph.checkpoint", "langgraph.run"
 """Attributes of a checkpoint's step."""
 THREAD: Final = "langgraph.thread"

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from katsura.adapters import checkpoints as stored
 from katsura.adapters.checkpoints import CHUNK_BYTES, Channel, Key, Record, Typed, Write
-from katsura.adapters.ropes import Blob, Rope, extended
+from katsura.adapters.ropes import Blob, Rope, extended, placed
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
 from katsura.domain.errors import (
@@ -20,6 +20,7 @@ from katsura.domain.errors import (
     FailedPreconditionError,
     NotFoundError,
     OutOfRangeError,
+    ResourceExhaustedError,
 )
 from katsura.sdk.memory import EMPTY_ROOT, MemoryClient
 
@@ -109,10 +110,20 @@ class Threads:
         """
         record = await self._record(key, checkpoint_id) or await self._arrival(key, checkpoint_id)
         for special in (False, True):
-            chosen = [await self._write(key, task, path, *write) for write in writes if (write[0] < 0) == special]
-            for at in range(0, len(chosen), _BATCH):
-                batch = [stored.attachment_of(write) for write in chosen[at : at + _BATCH]]
-                await self._memory.put_attachments(key.tree, record.node_id, batch, replace=special)
+            chosen = [write for write in writes if (write[0] < 0) == special]
+            if not chosen:
+                continue
+            try:
+                found = await self._kept(key, task, path, chosen, stored.WRITE_BYTES)
+                await self._attach(record, found, special)
+            except ResourceExhaustedError:  # the writes of many tasks together: keep only places beside the checkpoint
+                found = await self._kept(key, task, path, chosen, 0)
+                await self._attach(record, found, special)
+
+    async def _attach(self, record: Record, writes: Sequence[Write], replace_old: bool) -> None:
+        for at in range(0, len(writes), _BATCH):
+            batch = [stored.attachment_of(write) for write in writes[at : at + _BATCH]]
+            await self._memory.put_attachments(record.key.tree, record.node_id, batch, replace=replace_old)
 
     async def get(self, key: Key, checkpoint_id: str = "") -> Record | None:
         """A checkpoint, or the newest of its namespace: the one that was accepted last."""
@@ -304,14 +315,20 @@ class Threads:
     async def _grow_values(self, tree: str, steps: Sequence[tree_pb.Step]) -> pb.GrowResponse:
         return await self._memory.grow(tree, steps, branch=stored.VALUES_BRANCH, dedupe=pb.DEDUPE_ALWAYS_NEW)
 
-    async def _write(self, key: Key, task: str, path: str, index: int, channel: str, value: Typed) -> Write:
-        kind, data = value
-        if len(data) <= stored.WRITE_BYTES:
-            return Write(task, index, path, channel, Rope(kind, b"", ()), data)
+    async def _kept(
+        self, key: Key, task: str, path: str, writes: Sequence[tuple[int, str, Typed]], inline_bytes: int
+    ) -> list[Write]:
+        """Writes as they lie beside a checkpoint; those of more bytes together in nodes of their own."""
+        if sum(len(data) for _, _, (_, data) in writes) <= inline_bytes:
+            return [Write(task, n, path, name, Rope(kind, b"", ()), data) for n, name, (kind, data) in writes]
         blob = Blob()
-        rope = extended(kind, data, blob)
-        (there,) = stored.moved({"": Channel(0, rope)}, await self._spill(key.tree, key.thread, blob)).values()
-        return Write(task, index, path, channel, there.rope, b"")
+        pieces = [blob.add(data) for _, _, (_, data) in writes]
+        nodes = await self._spill(key.tree, key.thread, blob)
+        ropes = (placed(each, nodes, CHUNK_BYTES) for each in pieces)
+        return [
+            Write(task, n, path, name, Rope(kind, b"", rope), b"")
+            for (n, name, (kind, _)), rope in zip(writes, ropes, strict=True)
+        ]
 
     async def _newest_line(self, key: Key) -> tuple[int, pb.GetPathResponse | None]:
         """The namespace's newest line (0: none) and its newest steps."""
