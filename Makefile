@@ -43,7 +43,7 @@ fmt: $(VENV)/.dev  ## format the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 lint: $(VENV)/.dev
-	$(call step,format and lint,$(BIN)/ruff format --check . && $(BIN)/ruff check .)
+	$(call step,format and lint,$(BIN)/ruff format --check .; $(BIN)/ruff check .)
 
 types: $(VENV)/.dev
 	$(call step,types,$(BIN)/mypy)
@@ -70,12 +70,12 @@ clean:  ## remove environments and caches
 	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(BIN)/python:
-	$(call step,making $(VENV) with $(PYTHON),$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Katsura needs Python 3.11 or newer; say which with PYTHON=")' && $(PYTHON) -m venv $(VENV))
+	$(call step,making $(VENV) with $(PYTHON),$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Katsura needs Python 3.11 or newer; say which with PYTHON=")'; $(PYTHON) -m venv $(VENV))
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
-	$(call step,installing katsura (about 1 GB; torch is most of it),$(PIP) -e '.[all]' && touch $@)
+	$(call step,installing katsura (about 1 GB; torch is most of it),$(PIP) -e '.[all]'; touch $@)
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(call step,installing katsura and its tools,$(PIP) -e '.[all$(comma)dev]' && touch $@ $(VENV)/.run)
+	$(call step,installing katsura and its tools,$(PIP) -e '.[all$(comma)dev]'; touch $@ $(VENV)/.run)
 
 comma := ,
