@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ormsgpack
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from katsura.adapters.ropes import Blob, Piece, Rope, common_prefix, extended, head_length, placed, shared
@@ -32,6 +32,7 @@ class Versions:
         return rope.head + rope.body(self.blobs)
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.lists(values, max_size=12))
 def test_every_version_reads_back_as_it_was_written(versions: list[list[bytes]]) -> None:
     store, written = Versions(), list[tuple[Rope, bytes]]()
@@ -51,6 +52,7 @@ def test_a_list_that_grows_has_few_pieces_and_stores_each_byte_a_few_times() -> 
     assert sum(map(len, store.blobs.values())) <= 5 * 3000 * 203
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.binary(max_size=64), st.binary(max_size=64))
 def test_the_common_prefix_is_the_longest(one: bytes, other: bytes) -> None:
     length = common_prefix(one, other)
@@ -58,6 +60,7 @@ def test_the_common_prefix_is_the_longest(one: bytes, other: bytes) -> None:
     assert one[length : length + 1] != other[length : length + 1] or length == min(len(one), len(other))
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.binary(min_size=1, max_size=200), st.integers(1, 50))
 def test_pieces_of_a_blob_lie_in_the_chunks_that_took_them(data: bytes, size: int) -> None:
     blob = Blob()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from katsura.adapters.store import matches, name_of, place_of
@@ -14,6 +14,7 @@ from katsura.domain.errors import InvalidArgumentError
 part = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.lists(part, max_size=4).map(tuple), part)
 def test_a_name_says_its_namespace_and_key_whatever_they_hold(namespace: tuple[str, ...], key: str) -> None:
     assert place_of(name_of(namespace, key)) == (namespace, key)
