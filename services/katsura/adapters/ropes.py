@@ -50,9 +50,9 @@ def head_length(kind: str, data: bytes) -> int:
 
 def common_prefix(one: bytes, other: bytes) -> int:
     """Bytes that both begin with."""
+    if one.startswith(other) or other.startswith(one):  # the common case, without a copy
+        return min(len(one), len(other))
     low, high = 0, min(len(one), len(other))
-    if one[:high] == other[:high]:
-        return high
     while high - low > 1:  # the first difference lies in [low, high)
         middle = (low + high) // 2
         low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle)
