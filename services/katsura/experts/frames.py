@@ -137,12 +137,12 @@ class Frames:
         hidden = slot.request.hidden
         held.write_partials(hidden, slot.reply.sums)
         end_s = self._now()
-        request.answer(slot.reply.write(numbers, int((end_s - begin_s) * 1e6)))
         self.clients[request.client] = LastFrame(numbers.epoch, begin_s)
         self._seconds += end_s - begin_s
         self._answered += 1
         if trace:
             self._trace(trace, numbers.step, begin_ns, hidden.shape[0])
+        request.answer(slot.reply.write(numbers, int((end_s - begin_s) * 1e6)))
         return True
 
     def _read(self, request: Request) -> _Arrived | None:
@@ -233,10 +233,10 @@ class Frames:
         request, frame, buffer = arrived.request, arrived.frame, arrived.request.reply_buffer
         nbytes = encode_partial(buffer, frame, parts, member_us)
         arrived.slot.reply.learn(buffer, nbytes, frame)
-        request.answer(nbytes)
         self._answered += 1
         if frame.trace:
             self._trace(frame.trace, frame.header.step, arrived.at_ns, frame.header.n_tokens)
+        request.answer(nbytes)  # last: who has its answer finds it counted
 
     def _trace(self, trace: bytes, step: int, begin_ns: int, n_tokens: int) -> None:
         past = self._steps.get((trace, step))
