@@ -485,7 +485,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64, help="tokens of each answer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--core", type=int, default=0, help="the core that systems are pinned to")
-    parser.add_argument("--groups", type=int, default=4, help="reduction groups of each FFN")
+    parser.add_argument("--groups", type=int, default=2, help="reduction groups of each FFN")
     parser.add_argument("--page-tokens", type=int, default=16)
     options = parser.parse_args()
     if options.setup:
