@@ -80,7 +80,7 @@ class _Ends:
 
 
 @dataclass(slots=True)
-class _Form:
+class _FormCost:
     """What all frames of one form cost: groups, rows, columns, dtype, routes and whether a trace goes with it."""
 
     key: tuple[object, ...]
@@ -107,7 +107,7 @@ class Link:
         self._barred = False
         self._held: list[Slot] = []
         self._ends: dict[int, _Ends] = {}
-        self._form = _Form((), 0, 0, 0, 0.0)
+        self._form = _FormCost((), 0, 0, 0, 0.0)
 
     @property
     def is_open(self) -> bool:
@@ -139,7 +139,7 @@ class Link:
         self._pause_s = _PAUSE_FIRST_S
         self._held = []
         self._ends = {}
-        self._form = _Form((), 0, 0, 0, 0.0)
+        self._form = _FormCost((), 0, 0, 0, 0.0)
 
     def close(self, why: str) -> None:
         """Let go of the member."""
@@ -228,17 +228,17 @@ class Link:
         self._ends[ask.slot.index].reply.learn(reply, partial)
         return partial.parts, header.time_us
 
-    def _form_of(self, groups: tuple[int, ...], hidden: Tensor, n_routes: int, traced: bool) -> _Form:
+    def _form_of(self, groups: tuple[int, ...], hidden: Tensor, n_routes: int, traced: bool) -> _FormCost:
         key = (groups, hidden.shape, hidden.dtype, n_routes, traced)
         if self._form.key != key:
             n_tokens, width = hidden.shape
             units = len(groups) * self._settings.units_per_group
             token_units = n_routes or units * n_tokens
             nbytes = dispatch_bytes(n_tokens, width, hidden.dtype, len(groups), n_routes, traced)
-            self._form = _Form(key, nbytes, units, token_units, self._cost.predict_s(units, token_units))
+            self._form = _FormCost(key, nbytes, units, token_units, self._cost.predict_s(units, token_units))
         return self._form
 
-    def _patience_s(self, form: _Form) -> float:
+    def _patience_s(self, form: _FormCost) -> float:
         most_s = self._settings.frame_timeout_s
         return suspicion_s(self._cost, form.units, form.token_units, self._queue_s, self._strikes, most_s)
 

@@ -163,7 +163,7 @@ class Pool:
     def _at_once(self, id: FrameId, hidden: Tensor) -> Tensor | set[int]:
         """The way of a dense decode loop: a frame to every member, and their sum; ranks that failed where one did."""
         asked: list[tuple[Link, Ask]] = []
-        parts: list[GroupSums] = []
+        parts: dict[int, Tensor] = {}
         failed: set[int] = set()
         for link, groups in self._all[id.layer]:
             try:
@@ -171,15 +171,17 @@ class Pool:
                 asked.append((link, ask))
             except LostError as lost:
                 _note_lost(link, lost, failed)
-        # The last one first: on a shared core the others answer meanwhile, without waking us each time.
-        for link, ask in reversed(asked):
-            try:
-                parts.extend(link.answer(ask))
-            except LostError as lost:
-                _note_lost(link, lost, failed)
-        total = _sum(parts) if not failed else None
-        for link, _ in asked:
-            link.release()
+        try:
+            # The last one first: on a shared core the others answer meanwhile, without waking us each time.
+            for link, ask in reversed(asked):
+                try:
+                    parts |= {part.group: part.sums for part in link.answer(ask)}
+                except LostError as lost:
+                    _note_lost(link, lost, failed)
+            total = _own_sum(parts) if not failed else None
+        finally:
+            for link, _ in asked:
+                link.release()
         if total is None:
             return failed
         slowest_s = max([ask.member_s for _, ask in asked])
@@ -211,8 +213,7 @@ class Pool:
                 self._count(layer, asked)
                 missing = [group for group in missing if group not in partials]
                 batch.replay = True
-            total = sum_groups(partials)
-            return total.clone() if len(partials) == 1 else total
+            return _own_sum(partials)
         finally:
             for link in held:
                 link.release()
@@ -336,19 +337,10 @@ def _note_lost(link: Link, lost: LostError, failed: set[int]) -> None:
     _LOG.warning("a member did not serve a frame", member=link.assignment.member_id, why=lost.why)
 
 
-def _sum(parts: list[GroupSums]) -> Tensor:
-    """`sum_groups` of partials of all rows, in memory of its own."""
-    parts.sort(key=_group_of)
-    if len(parts) == 1:
-        return parts[0].sums.clone()
-    total = parts[0].sums + parts[1].sums
-    for part in parts[2:]:
-        total += part.sums
-    return total
-
-
-def _group_of(part: GroupSums) -> int:
-    return part.group
+def _own_sum(partials: dict[int, Tensor]) -> Tensor:
+    """`sum_groups` in memory of its own: partials lie in slots that are given back."""
+    total = sum_groups(partials)
+    return total.clone() if len(partials) == 1 else total
 
 
 def _no_copy(why: str) -> UnavailableError:

@@ -171,12 +171,12 @@ class Groups:
         return found
 
     def _take_apart(self, layer: int, fused: tuple[tuple[int, ...], GroupSet]) -> None:
-        """Read what is still ours of a set anew."""
-        self._sets[layer].remove(fused)
-        self._ready.clear()
+        """Read what is still ours of a set anew; if that fails, the set stays."""
         for group in fused[0]:
             if (layer, group) in self._keys:
                 self._read((layer, group))
+        self._sets[layer].remove(fused)
+        self._ready.clear()
 
     def _read(self, key: Key) -> None:
         h = self.holdings

@@ -69,7 +69,7 @@ class KernelPlan:
         numerics: what the plan was tested for.
         linear: kernel by (input width, output width).
         attention: kernel of every attention part.
-        fuse_groups: gate and up of several dense groups may be one product without changing a bit (`ffn.FusedGroups`).
+        fuse_groups: gate and up of several dense groups may be one product without changing a bit (`ffn.GroupSet`).
     """
 
     dtype: DType

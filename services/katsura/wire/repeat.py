@@ -211,7 +211,3 @@ class PartialWriter:
         sums = torch.frombuffer(buffer, dtype=torch.float32, count=groups * rows * width, offset=start)
         self.sums = tuple(sums.view(groups, rows, width).unbind())
         self._buffer, self._form = buffer, _Form(buffer[:nbytes], False, groups)
-
-    def forget(self) -> None:
-        """Something else was written into the slot."""
-        self._form = None

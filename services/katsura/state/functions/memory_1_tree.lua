@@ -133,6 +133,17 @@ local function replay(t, args)
   return {'OK', string.sub(seen, #digest + 1)}
 end
 
+-- What a write to the branch ARGV[5] begins with: the tree and the branch, or nil, nil and the answer to give.
+local function begin(keys, args)
+  local t, missing = open(keys)
+  if not t then return nil, nil, missing end
+  local again = replay(t, args)
+  if again then return nil, nil, again end
+  local branch, unknown = load_branch(t, args[5])
+  if not branch then return nil, nil, unknown end
+  return t, branch
+end
+
 local function remember(t, args, text)
   if args[3] == '' then return end
   redis.call('HSET', t.replays, args[3], args[4] .. text)

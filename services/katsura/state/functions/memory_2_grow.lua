@@ -71,12 +71,8 @@ end
 
 -- ARGV: 1-4, branch, expected head (-1: any), planned base, its content hash, merge, then 9 per step.
 register('grow', function(keys, args)
-  local t, missing = open(keys)
-  if not t then return missing end
-  local again = replay(t, args)
-  if again then return again end
-  local branch, unknown = load_branch(t, args[5])
-  if not branch then return unknown end
+  local t, branch, answer = begin(keys, args)
+  if answer then return answer end
   if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
   local count = (#args - GROW_ARGS) / STEP_ARGS
   local found, wrong = resolve(t, branch, args, count)

@@ -82,12 +82,8 @@ end, {'no-writes'})
 -- ARGV: 1-4, branch, expected head (-1: any), summary head seen, chain parent, base, last, versions seen, status,
 -- record, hash, body tokens, judgement JSON.
 register('summarise', function(keys, args)
-  local t, missing = open(keys)
-  if not t then return missing end
-  local again = replay(t, args)
-  if again then return again end
-  local branch, unknown = load_branch(t, args[5])
-  if not branch then return unknown end
+  local t, branch, answer = begin(keys, args)
+  if answer then return answer end
   if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
   local expected, parent, base, last = tonumber(args[6]), tonumber(args[8]), tonumber(args[9]), tonumber(args[10])
   local moved = expected >= 0 and expected ~= branch.head
@@ -113,12 +109,8 @@ end)
 
 -- ARGV: 1-4, branch, summary, version seen, status, judgement JSON.
 register('judge', function(keys, args)
-  local t, missing = open(keys)
-  if not t then return missing end
-  local again = replay(t, args)
-  if again then return again end
-  local branch, unknown = load_branch(t, args[5])
-  if not branch then return unknown end
+  local t, branch, answer = begin(keys, args)
+  if answer then return answer end
   local id, version, status = tonumber(args[6]), tonumber(args[7]), tonumber(args[8])
   if redis.call('HEXISTS', t.verdicts, id) == 0 then return {'NODE_NOT_FOUND', id} end
   local _, seen = verdict(t, id)
@@ -136,12 +128,8 @@ end)
 
 -- ARGV: 1-4, branch, status, record, hash, tokens, judgement JSON, then the summaries, oldest first.
 register('roll_up', function(keys, args)
-  local t, missing = open(keys)
-  if not t then return missing end
-  local again = replay(t, args)
-  if again then return again end
-  local branch, unknown = load_branch(t, args[5])
-  if not branch then return unknown end
+  local t, branch, answer = begin(keys, args)
+  if answer then return answer end
   local status, children = tonumber(args[6]), {}
   for i = 11, #args do
     local id = tonumber(args[i])

@@ -63,12 +63,8 @@ end
 
 -- ARGV: 1-4, branch, slot head seen, head seen, most keys, then 5 per write.
 register('set_slots', function(keys, args)
-  local t, missing = open(keys)
-  if not t then return missing end
-  local again = replay(t, args)
-  if again then return again end
-  local branch, unknown = load_branch(t, args[5])
-  if not branch then return unknown end
+  local t, branch, answer = begin(keys, args)
+  if answer then return answer end
   if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
   local seen, now = slot_head(t, branch), now_ms(t)
   if seen ~= tonumber(args[6]) or branch.head ~= tonumber(args[7]) then

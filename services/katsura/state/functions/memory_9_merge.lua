@@ -33,12 +33,8 @@ end, {'no-writes'})
 -- ARGV: 1-4, branch, head seen, slot head seen, source, its head seen, its slot head seen, most keys, steps, keys in
 -- conflict (JSON), common node, then 9 per step (as in Grow) and 5 per slot.
 register('merge', function(keys, args)
-  local t, missing = open(keys)
-  if not t then return missing end
-  local again = replay(t, args)
-  if again then return again end
-  local branch, unknown = load_branch(t, args[5])
-  if not branch then return unknown end
+  local t, branch, answer = begin(keys, args)
+  if answer then return answer end
   local source, unknown_source = load_branch(t, args[8])
   if not source then return unknown_source end
   if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
