@@ -24,6 +24,9 @@ from katsura.model.gate import Routing
 from katsura.testing.compute import environment
 from katsura.testing.members import InlineMember, table_of
 from katsura.testing.tiny import save_tiny
+from katsura.wire.frame import Dispatch
+from katsura.wire.header import Flag, Header
+from katsura.wire.transport import Request
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 LAYERS = 3
@@ -332,3 +335,41 @@ def test_an_answer_to_another_question_is_not_believed(
     assert "m0" not in [
         name for name, link in zip(("m0", "m1"), house.pool._links.values(), strict=True) if link.is_open
     ]
+
+
+def test_who_refused_is_not_asked_again_and_whoever_stands_in_hears_of_a_replay(
+    pair: tuple[House, InlineMember, InlineMember], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house, a, b = pair
+    a.groups.free((0, 0))
+    flags, checked = [], b.frames._checked
+
+    def noted(request: Request, header: Header) -> Dispatch:
+        flags.append(header.flags)
+        return checked(request, header)
+
+    monkeypatch.setattr(b.frames, "_checked", noted)
+    assert house.agrees(0, 2)
+    report = a.frames.tally(1)
+    assert report is not None
+    assert (report.frames, report.nacks) == (0, 1)
+    assert bool(flags[-1] & Flag.REPLAY)
+
+
+def test_an_answer_for_the_groups_of_the_last_table_is_not_believed(
+    open_house: Callable[[str], House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = open_house("llama")
+    a, b = house.member(), house.member()
+    house.turn_to(a.assignment(0, over(0, 2), over(1, 3)), b.assignment(1, over(1, 3), over(0, 2)))
+    assert all(house.agrees(0, 2, seed) for seed in range(3))
+    house.turn_to(a.assignment(0, over(0, 1), over(2, 3)), b.assignment(1, over(2, 3), over(0, 1)))
+    reply = a.frames._reply
+
+    def behind(arrived: object, *rest: object) -> None:
+        arrived.frame = replace(arrived.frame, groups=(0, 2))  # type: ignore[attr-defined]
+        reply(arrived, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(a.frames, "_reply", behind)
+    assert house.agrees(0, 2, 3)
+    assert [link.is_open for link in house.pool._links.values()] == [False, True]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -159,6 +161,7 @@ def test_whatever_subsets_are_asked_for_the_bits_are_those_of_each_group_alone(f
 def test_a_member_that_another_joins_computes_no_more_than_its_new_share(folders: dict[str, object]) -> None:
     """The first member of a pool is primary of everything for a while; its fused sets must not outlive that."""
     holdings = holdings_of(folders["llama"], slices=4, groups=4)  # type: ignore[arg-type]
+    holdings = replace(holdings, kernels=replace(holdings.kernels, fuse_groups=True))
     groups = Groups(holdings, Checkpoint(holdings.folder))
     for group in range(4):
         groups.load((0, group))
@@ -168,10 +171,8 @@ def test_a_member_that_another_joins_computes_no_more_than_its_new_share(folders
         groups.fuse(0, share)
         groups.compute([frame(0, share, hidden, None, 1)])
         held = groups.ready(0, share)
-        if len(share) > 1 and not holdings.kernels.fuse_groups:
-            continue
         assert held is not None
         assert set(held.partials(hidden, None)) == set(share)
         sums = tuple(torch.empty_like(hidden) for _ in share)
         held.write_partials(hidden, sums)
-        assert torch.equal(sums[share.index(1)], alone)
+        assert torch.allclose(sums[share.index(1)], alone, atol=1e-5)
