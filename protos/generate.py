@@ -1,4 +1,4 @@
-"""Generate `services/katsura/api` from these protos (`make protos`). The output is committed and never edited."""
+"""Generate `services/katsura/api` and `docs/api` from these protos (`make protos`): committed, and never edited."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from grpc_tools import protoc
+from reference import write_reference
 
 PROTOS = Path(__file__).resolve().parent
 CHARTER = '"""Generated from protos/ by `make protos`; never edit."""\n'
@@ -37,10 +38,12 @@ def main() -> None:
     """Replace the committed output."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=PROTOS.parent / "services", help="folder that holds `katsura`")
-    out: Path = parser.parse_args().out
-    shutil.rmtree(out / "katsura" / "api", ignore_errors=True)
-    (out / "katsura").mkdir(parents=True, exist_ok=True)
-    generate(out)
+    parser.add_argument("--docs", type=Path, default=PROTOS.parent / "docs" / "api", help="folder of the reference")
+    given = parser.parse_args()
+    shutil.rmtree(given.out / "katsura" / "api", ignore_errors=True)
+    (given.out / "katsura").mkdir(parents=True, exist_ok=True)
+    generate(given.out)
+    write_reference(given.docs)
 
 
 if __name__ == "__main__":

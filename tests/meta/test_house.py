@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from katsura.cli.main import build_parser
+from katsura.domain.errors import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "services" / "katsura"
@@ -129,13 +130,28 @@ def test_no_machine_path_is_written_down() -> None:
 
 
 def test_generated_code_is_fresh(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "protos" / "generate.py"), "--out", str(tmp_path)]
+    generator, docs = str(ROOT / "protos" / "generate.py"), tmp_path / "docs"
+    command = [sys.executable, generator, "--out", str(tmp_path), "--docs", str(docs)]
     subprocess.run(command, check=True, capture_output=True)
-    made, kept = tmp_path / "katsura" / "api", PACKAGE / "api"
-    names = {path.relative_to(made) for path in made.rglob("*.py*") if "__pycache__" not in path.parts}
-    assert names == {path.relative_to(kept) for path in kept.rglob("*.py*") if "__pycache__" not in path.parts}
-    _, different, broken = filecmp.cmpfiles(made, kept, [str(name) for name in names], shallow=False)
-    assert (different, broken) == ([], []), "run `make protos` and commit the output"
+    pairs = [(tmp_path / "katsura" / "api", PACKAGE / "api", "*.py*"), (docs, ROOT / "docs" / "api", "*.md")]
+    for made, kept, kind in pairs:
+        names = {path.relative_to(made) for path in made.rglob(kind) if "__pycache__" not in path.parts}
+        assert names == {path.relative_to(kept) for path in kept.rglob(kind) if "__pycache__" not in path.parts}
+        _, different, broken = filecmp.cmpfiles(made, kept, [str(name) for name in names], shallow=False)
+        assert (different, broken) == ([], []), "run `make protos` and commit the output"
+
+
+def test_the_api_reference_names_only_reasons_that_exist_and_links_to_what_is_there() -> None:
+    pages = {path.name: path.read_text() for path in (ROOT / "docs" / "api").glob("*.md")}
+    said = {name for text in pages.values() for pair in re.findall(r"\b[A-Z_]{5,} / ((?:[A-Z_]+(?:, )?)+)", text)
+            for name in pair.split(", ") if name}  # fmt: skip
+    assert said
+    assert said <= set(Reason.__members__)
+    headings = {name: re.findall(r"^#+ (.+)$", text, re.M) for name, text in pages.items()}
+    assert [name for name, titles in headings.items() if len(set(titles)) < len(titles)] == []
+    for name, text in pages.items():
+        for page, anchor in re.findall(r"\]\(([a-z]+\.md)?(?:#([a-z]+))?\)", text):
+            assert not anchor or anchor in {title.lower() for title in headings[page or name]}, (name, page, anchor)
 
 
 def test_the_readme_names_only_commands_that_exist() -> None:

@@ -26,8 +26,12 @@ if _version_not_supported:
 
 
 class BlockServiceStub(object):
-    """Blocks of the tenant that the call's credential belongs to; another tenant's names are unknown here. A lost
-    compare-and-set is ABORTED / VERSION_MOVED with metadata "version".
+    """Blocks of the tenant that the call's credential belongs to; another tenant's names are unknown here. What an answered
+    write survives is the store's Durability (see MemoryService). A lost compare-and-set (VERSION_MOVED) tells the version
+    of now in the metadata "version".
+    Errors of every call: UNAUTHENTICATED / MISSING_CREDENTIAL, INVALID_CREDENTIAL; INVALID_ARGUMENT / INVALID_FIELD,
+    BODY_TOO_LARGE; ALREADY_EXISTS / REQUEST_ID_REUSED (with another body); UNAVAILABLE / STORE_UNAVAILABLE;
+    DEADLINE_EXCEEDED / DEADLINE.
     """
 
     def __init__(self, channel):
@@ -64,12 +68,17 @@ class BlockServiceStub(object):
 
 
 class BlockServiceServicer(object):
-    """Blocks of the tenant that the call's credential belongs to; another tenant's names are unknown here. A lost
-    compare-and-set is ABORTED / VERSION_MOVED with metadata "version".
+    """Blocks of the tenant that the call's credential belongs to; another tenant's names are unknown here. What an answered
+    write survives is the store's Durability (see MemoryService). A lost compare-and-set (VERSION_MOVED) tells the version
+    of now in the metadata "version".
+    Errors of every call: UNAUTHENTICATED / MISSING_CREDENTIAL, INVALID_CREDENTIAL; INVALID_ARGUMENT / INVALID_FIELD,
+    BODY_TOO_LARGE; ALREADY_EXISTS / REQUEST_ID_REUSED (with another body); UNAVAILABLE / STORE_UNAVAILABLE;
+    DEADLINE_EXCEEDED / DEADLINE.
     """
 
     def PutBlock(self, request, context):
         """Writes a value as a new version. Putting what is there already changes nothing.
+        Errors: ABORTED / VERSION_MOVED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,6 +86,7 @@ class BlockServiceServicer(object):
 
     def GetBlock(self, request, context):
         """Reads a value.
+        Errors: NOT_FOUND / BLOCK_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,6 +94,7 @@ class BlockServiceServicer(object):
 
     def DeleteBlock(self, request, context):
         """Takes a value away; its history stays readable until it is forgotten.
+        Errors: ABORTED / VERSION_MOVED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,8 +151,12 @@ def add_BlockServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class BlockService(object):
-    """Blocks of the tenant that the call's credential belongs to; another tenant's names are unknown here. A lost
-    compare-and-set is ABORTED / VERSION_MOVED with metadata "version".
+    """Blocks of the tenant that the call's credential belongs to; another tenant's names are unknown here. What an answered
+    write survives is the store's Durability (see MemoryService). A lost compare-and-set (VERSION_MOVED) tells the version
+    of now in the metadata "version".
+    Errors of every call: UNAUTHENTICATED / MISSING_CREDENTIAL, INVALID_CREDENTIAL; INVALID_ARGUMENT / INVALID_FIELD,
+    BODY_TOO_LARGE; ALREADY_EXISTS / REQUEST_ID_REUSED (with another body); UNAVAILABLE / STORE_UNAVAILABLE;
+    DEADLINE_EXCEEDED / DEADLINE.
     """
 
     @staticmethod

@@ -27,8 +27,12 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class BlockServiceStub:
-    """Blocks of the tenant that the call's credential belongs to; another tenant's names are unknown here. A lost
-    compare-and-set is ABORTED / VERSION_MOVED with metadata "version".
+    """Blocks of the tenant that the call's credential belongs to; another tenant's names are unknown here. What an answered
+    write survives is the store's Durability (see MemoryService). A lost compare-and-set (VERSION_MOVED) tells the version
+    of now in the metadata "version".
+    Errors of every call: UNAUTHENTICATED / MISSING_CREDENTIAL, INVALID_CREDENTIAL; INVALID_ARGUMENT / INVALID_FIELD,
+    BODY_TOO_LARGE; ALREADY_EXISTS / REQUEST_ID_REUSED (with another body); UNAVAILABLE / STORE_UNAVAILABLE;
+    DEADLINE_EXCEEDED / DEADLINE.
     """
 
     @_typing.overload
@@ -36,11 +40,17 @@ class BlockServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> BlockServiceAsyncStub: ...
     PutBlock: _grpc.UnaryUnaryMultiCallable[_block_service_pb2.PutBlockRequest, _block_service_pb2.PutBlockResponse]
-    """Writes a value as a new version. Putting what is there already changes nothing."""
+    """Writes a value as a new version. Putting what is there already changes nothing.
+    Errors: ABORTED / VERSION_MOVED.
+    """
     GetBlock: _grpc.UnaryUnaryMultiCallable[_block_service_pb2.GetBlockRequest, _block_service_pb2.GetBlockResponse]
-    """Reads a value."""
+    """Reads a value.
+    Errors: NOT_FOUND / BLOCK_NOT_FOUND.
+    """
     DeleteBlock: _grpc.UnaryUnaryMultiCallable[_block_service_pb2.DeleteBlockRequest, _block_service_pb2.DeleteBlockResponse]
-    """Takes a value away; its history stays readable until it is forgotten."""
+    """Takes a value away; its history stays readable until it is forgotten.
+    Errors: ABORTED / VERSION_MOVED.
+    """
     ListBlocks: _grpc.UnaryUnaryMultiCallable[_block_service_pb2.ListBlocksRequest, _block_service_pb2.ListBlocksResponse]
     """Lists blocks by name."""
     GetBlockHistory: _grpc.UnaryUnaryMultiCallable[_block_service_pb2.GetBlockHistoryRequest, _block_service_pb2.GetBlockHistoryResponse]
@@ -48,25 +58,39 @@ class BlockServiceStub:
 
 @_typing.type_check_only
 class BlockServiceAsyncStub(BlockServiceStub):
-    """Blocks of the tenant that the call's credential belongs to; another tenant's names are unknown here. A lost
-    compare-and-set is ABORTED / VERSION_MOVED with metadata "version".
+    """Blocks of the tenant that the call's credential belongs to; another tenant's names are unknown here. What an answered
+    write survives is the store's Durability (see MemoryService). A lost compare-and-set (VERSION_MOVED) tells the version
+    of now in the metadata "version".
+    Errors of every call: UNAUTHENTICATED / MISSING_CREDENTIAL, INVALID_CREDENTIAL; INVALID_ARGUMENT / INVALID_FIELD,
+    BODY_TOO_LARGE; ALREADY_EXISTS / REQUEST_ID_REUSED (with another body); UNAVAILABLE / STORE_UNAVAILABLE;
+    DEADLINE_EXCEEDED / DEADLINE.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PutBlock: _aio.UnaryUnaryMultiCallable[_block_service_pb2.PutBlockRequest, _block_service_pb2.PutBlockResponse]  # type: ignore[assignment]
-    """Writes a value as a new version. Putting what is there already changes nothing."""
+    """Writes a value as a new version. Putting what is there already changes nothing.
+    Errors: ABORTED / VERSION_MOVED.
+    """
     GetBlock: _aio.UnaryUnaryMultiCallable[_block_service_pb2.GetBlockRequest, _block_service_pb2.GetBlockResponse]  # type: ignore[assignment]
-    """Reads a value."""
+    """Reads a value.
+    Errors: NOT_FOUND / BLOCK_NOT_FOUND.
+    """
     DeleteBlock: _aio.UnaryUnaryMultiCallable[_block_service_pb2.DeleteBlockRequest, _block_service_pb2.DeleteBlockResponse]  # type: ignore[assignment]
-    """Takes a value away; its history stays readable until it is forgotten."""
+    """Takes a value away; its history stays readable until it is forgotten.
+    Errors: ABORTED / VERSION_MOVED.
+    """
     ListBlocks: _aio.UnaryUnaryMultiCallable[_block_service_pb2.ListBlocksRequest, _block_service_pb2.ListBlocksResponse]  # type: ignore[assignment]
     """Lists blocks by name."""
     GetBlockHistory: _aio.UnaryUnaryMultiCallable[_block_service_pb2.GetBlockHistoryRequest, _block_service_pb2.GetBlockHistoryResponse]  # type: ignore[assignment]
     """Reads the versions of a block that are kept, newest first."""
 
 class BlockServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Blocks of the tenant that the call's credential belongs to; another tenant's names are unknown here. A lost
-    compare-and-set is ABORTED / VERSION_MOVED with metadata "version".
+    """Blocks of the tenant that the call's credential belongs to; another tenant's names are unknown here. What an answered
+    write survives is the store's Durability (see MemoryService). A lost compare-and-set (VERSION_MOVED) tells the version
+    of now in the metadata "version".
+    Errors of every call: UNAUTHENTICATED / MISSING_CREDENTIAL, INVALID_CREDENTIAL; INVALID_ARGUMENT / INVALID_FIELD,
+    BODY_TOO_LARGE; ALREADY_EXISTS / REQUEST_ID_REUSED (with another body); UNAVAILABLE / STORE_UNAVAILABLE;
+    DEADLINE_EXCEEDED / DEADLINE.
     """
 
     @_abc_1.abstractmethod
@@ -75,7 +99,9 @@ class BlockServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _block_service_pb2.PutBlockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_block_service_pb2.PutBlockResponse, _abc.Awaitable[_block_service_pb2.PutBlockResponse]]:
-        """Writes a value as a new version. Putting what is there already changes nothing."""
+        """Writes a value as a new version. Putting what is there already changes nothing.
+        Errors: ABORTED / VERSION_MOVED.
+        """
 
     @_abc_1.abstractmethod
     def GetBlock(
@@ -83,7 +109,9 @@ class BlockServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _block_service_pb2.GetBlockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_block_service_pb2.GetBlockResponse, _abc.Awaitable[_block_service_pb2.GetBlockResponse]]:
-        """Reads a value."""
+        """Reads a value.
+        Errors: NOT_FOUND / BLOCK_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def DeleteBlock(
@@ -91,7 +119,9 @@ class BlockServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _block_service_pb2.DeleteBlockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_block_service_pb2.DeleteBlockResponse, _abc.Awaitable[_block_service_pb2.DeleteBlockResponse]]:
-        """Takes a value away; its history stays readable until it is forgotten."""
+        """Takes a value away; its history stays readable until it is forgotten.
+        Errors: ABORTED / VERSION_MOVED.
+        """
 
     @_abc_1.abstractmethod
     def ListBlocks(

@@ -31,8 +31,12 @@ if _version_not_supported:
 
 class MemoryServiceStub(object):
     """Trees of the tenant that the call's credential belongs to; another tenant's ids are unknown here. Every mutation is
-    atomic within its tree and takes a request_id: repeating it with the same body answers the same result, with another
-    body ALREADY_EXISTS / REQUEST_ID_REUSED. A lost compare-and-set is ABORTED / HEAD_MOVED with metadata "head".
+    atomic within its tree and takes a request_id: repeating it with the same body answers the same result, while it is
+    among the tree's last 1,024 (a client_step_id of Grow is remembered for ever). What an answered write survives is the
+    store's Durability. A lost compare-and-set (HEAD_MOVED) tells the head of now in the metadata "head".
+    Errors of every call: UNAUTHENTICATED / MISSING_CREDENTIAL, INVALID_CREDENTIAL; INVALID_ARGUMENT / INVALID_FIELD,
+    BODY_TOO_LARGE; NOT_FOUND / TREE_NOT_FOUND, BRANCH_NOT_FOUND; ALREADY_EXISTS / REQUEST_ID_REUSED (with another body);
+    UNAVAILABLE / STORE_UNAVAILABLE; DEADLINE_EXCEEDED / DEADLINE.
     """
 
     def __init__(self, channel):
@@ -195,12 +199,17 @@ class MemoryServiceStub(object):
 
 class MemoryServiceServicer(object):
     """Trees of the tenant that the call's credential belongs to; another tenant's ids are unknown here. Every mutation is
-    atomic within its tree and takes a request_id: repeating it with the same body answers the same result, with another
-    body ALREADY_EXISTS / REQUEST_ID_REUSED. A lost compare-and-set is ABORTED / HEAD_MOVED with metadata "head".
+    atomic within its tree and takes a request_id: repeating it with the same body answers the same result, while it is
+    among the tree's last 1,024 (a client_step_id of Grow is remembered for ever). What an answered write survives is the
+    store's Durability. A lost compare-and-set (HEAD_MOVED) tells the head of now in the metadata "head".
+    Errors of every call: UNAUTHENTICATED / MISSING_CREDENTIAL, INVALID_CREDENTIAL; INVALID_ARGUMENT / INVALID_FIELD,
+    BODY_TOO_LARGE; NOT_FOUND / TREE_NOT_FOUND, BRANCH_NOT_FOUND; ALREADY_EXISTS / REQUEST_ID_REUSED (with another body);
+    UNAVAILABLE / STORE_UNAVAILABLE; DEADLINE_EXCEEDED / DEADLINE.
     """
 
     def CreateTree(self, request, context):
         """Makes a tree with one empty branch.
+        Errors: ALREADY_EXISTS / TREE_EXISTS; FAILED_PRECONDITION / DURABILITY_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -222,13 +231,15 @@ class MemoryServiceServicer(object):
 
     def UpdateTree(self, request, context):
         """Changes goal, pins, labels or the default branch of a tree.
+        Errors: RESOURCE_EXHAUSTED / QUEUE_FULL (too many pins or labels); FAILED_PRECONDITION / BRANCH_NOT_WRITABLE (an
+        abandoned branch as default).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTree(self, request, context):
-        """Drops a tree and everything in it.
+        """Drops a tree and everything in it; a repeated call finds nothing to drop.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -236,6 +247,9 @@ class MemoryServiceServicer(object):
 
     def Grow(self, request, context):
         """Appends steps to a branch, all or none.
+        Errors: ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE;
+        NOT_FOUND / NODE_NOT_FOUND (of related_node_ids); ALREADY_EXISTS / REQUEST_ID_REUSED (a client_step_id with
+        another body, too).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -243,6 +257,9 @@ class MemoryServiceServicer(object):
 
     def Compress(self, request, context):
         """Closes the raw segment with a summary and, by default, validates it before answering.
+        Errors: ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE;
+        FAILED_PRECONDITION / BAD_BOUNDARY (nothing raw up to last_covered); OUT_OF_RANGE / BAD_BOUNDARY (too many steps
+        for one summary).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -250,6 +267,7 @@ class MemoryServiceServicer(object):
 
     def Maintain(self, request, context):
         """Validates a summary again, or records the verdict of a validator outside.
+        Errors: NOT_FOUND / NODE_NOT_FOUND (no such summary); ABORTED / HEAD_MOVED (it was judged meanwhile).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -258,6 +276,8 @@ class MemoryServiceServicer(object):
     def RollUp(self, request, context):
         """Rolls up the oldest summaries of a level into one of the next level. Compress does it by itself where it is due; this
         takes the words of an agent, or of a model outside.
+        Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, or they do not follow each other); NOT_FOUND /
+        NODE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -265,6 +285,9 @@ class MemoryServiceServicer(object):
 
     def Revise(self, request, context):
         """Goes back to a boundary on a new branch; the old one is abandoned and leaves a hint.
+        Errors: ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE;
+        NOT_FOUND / NODE_NOT_FOUND; FAILED_PRECONDITION / BAD_BOUNDARY (restore_after is not on the path, or is the
+        head); ALREADY_EXISTS / BRANCH_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -272,6 +295,8 @@ class MemoryServiceServicer(object):
 
     def Fork(self, request, context):
         """Names a new branch at any step: constant cost, nothing is copied.
+        Errors: NOT_FOUND / NODE_NOT_FOUND; FAILED_PRECONDITION / BAD_BOUNDARY (at_node is not on the path);
+        ALREADY_EXISTS / BRANCH_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -286,6 +311,9 @@ class MemoryServiceServicer(object):
 
     def Merge(self, request, context):
         """Brings work from one branch to another, by summary or step by step, with the slots that it changed.
+        Errors: ABORTED / MERGE_CONFLICT, HEAD_MOVED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE; NOT_FOUND /
+        NODE_NOT_FOUND (of pick); FAILED_PRECONDITION / BAD_BOUNDARY (nothing to merge); OUT_OF_RANGE / BAD_BOUNDARY (too
+        many steps for one note).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -293,13 +321,16 @@ class MemoryServiceServicer(object):
 
     def AssembleContext(self, request, context):
         """Assembles the prompt of a branch under a token budget, byte-stable in its prefix.
+        Errors: OUT_OF_RANGE / BUDGET_TOO_SMALL (goal, pins, slots and obligations alone do not fit).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AttachTokens(self, request, context):
-        """Attaches the token ids of rendered segments to nodes. Ids are the truth: the first ones attached stay.
+        """Attaches the token ids of rendered segments to nodes. Ids are the truth: the first ones attached stay,
+        so that it may be repeated.
+        Errors: NOT_FOUND / NODE_NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL (ids of 16 tokenizers are kept).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -307,6 +338,7 @@ class MemoryServiceServicer(object):
 
     def GetPath(self, request, context):
         """Reads the steps of a branch's path, newest page first, oldest step first within a page.
+        Errors: NOT_FOUND / NODE_NOT_FOUND; FAILED_PRECONDITION / BAD_BOUNDARY (end_node is not on the path).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -314,6 +346,8 @@ class MemoryServiceServicer(object):
 
     def GetNodes(self, request, context):
         """Reads nodes by id.
+        Errors: NOT_FOUND / NODE_NOT_FOUND; OUT_OF_RANGE / BODY_TOO_LARGE with metadata "fits": how many of them fit an
+        answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -328,6 +362,7 @@ class MemoryServiceServicer(object):
 
     def PutAttachments(self, request, context):
         """Puts named bytes beside a node, outside its content hash: a checkpointer's pending writes.
+        Errors: NOT_FOUND / NODE_NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL (768 KiB or 1,024 pieces beside one node).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -349,6 +384,7 @@ class MemoryServiceServicer(object):
 
     def Search(self, request, context):
         """Finds nodes by the words that they say.
+        Errors: FAILED_PRECONDITION / BAD_BOUNDARY (the page token is of another path).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -356,6 +392,7 @@ class MemoryServiceServicer(object):
 
     def Redact(self, request, context):
         """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too.
+        Errors: NOT_FOUND / NODE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -363,6 +400,8 @@ class MemoryServiceServicer(object):
 
     def SetSlots(self, request, context):
         """Writes named values of a branch, with their relation to the values before.
+        Errors: ABORTED / VERSION_MOVED, HEAD_MOVED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE; RESOURCE_EXHAUSTED /
+        QUEUE_FULL (64 slots).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -391,6 +430,8 @@ class MemoryServiceServicer(object):
 
     def ImportTree(self, request_iterator, context):
         """Makes a tree from an archive, with the same node ids and hashes. It is not there until the archive's last line.
+        Errors: ALREADY_EXISTS / TREE_EXISTS; DATA_LOSS / UNSPECIFIED (a node does not match its hash: nothing was
+        imported).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -405,6 +446,7 @@ class MemoryServiceServicer(object):
 
     def Watch(self, request, context):
         """Streams every commit after a point, once and in order.
+        Errors: OUT_OF_RANGE / WATCH_COMPACTED (it cannot go on without a gap: read the tree, watch from its revision).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -573,8 +615,12 @@ def add_MemoryServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class MemoryService(object):
     """Trees of the tenant that the call's credential belongs to; another tenant's ids are unknown here. Every mutation is
-    atomic within its tree and takes a request_id: repeating it with the same body answers the same result, with another
-    body ALREADY_EXISTS / REQUEST_ID_REUSED. A lost compare-and-set is ABORTED / HEAD_MOVED with metadata "head".
+    atomic within its tree and takes a request_id: repeating it with the same body answers the same result, while it is
+    among the tree's last 1,024 (a client_step_id of Grow is remembered for ever). What an answered write survives is the
+    store's Durability. A lost compare-and-set (HEAD_MOVED) tells the head of now in the metadata "head".
+    Errors of every call: UNAUTHENTICATED / MISSING_CREDENTIAL, INVALID_CREDENTIAL; INVALID_ARGUMENT / INVALID_FIELD,
+    BODY_TOO_LARGE; NOT_FOUND / TREE_NOT_FOUND, BRANCH_NOT_FOUND; ALREADY_EXISTS / REQUEST_ID_REUSED (with another body);
+    UNAVAILABLE / STORE_UNAVAILABLE; DEADLINE_EXCEEDED / DEADLINE.
     """
 
     @staticmethod

@@ -32,8 +32,12 @@ GRPC_VERSION: str
 
 class MemoryServiceStub:
     """Trees of the tenant that the call's credential belongs to; another tenant's ids are unknown here. Every mutation is
-    atomic within its tree and takes a request_id: repeating it with the same body answers the same result, with another
-    body ALREADY_EXISTS / REQUEST_ID_REUSED. A lost compare-and-set is ABORTED / HEAD_MOVED with metadata "head".
+    atomic within its tree and takes a request_id: repeating it with the same body answers the same result, while it is
+    among the tree's last 1,024 (a client_step_id of Grow is remembered for ever). What an answered write survives is the
+    store's Durability. A lost compare-and-set (HEAD_MOVED) tells the head of now in the metadata "head".
+    Errors of every call: UNAUTHENTICATED / MISSING_CREDENTIAL, INVALID_CREDENTIAL; INVALID_ARGUMENT / INVALID_FIELD,
+    BODY_TOO_LARGE; NOT_FOUND / TREE_NOT_FOUND, BRANCH_NOT_FOUND; ALREADY_EXISTS / REQUEST_ID_REUSED (with another body);
+    UNAVAILABLE / STORE_UNAVAILABLE; DEADLINE_EXCEEDED / DEADLINE.
     """
 
     @_typing.overload
@@ -41,55 +45,102 @@ class MemoryServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MemoryServiceAsyncStub: ...
     CreateTree: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.CreateTreeRequest, _memory_service_pb2.CreateTreeResponse]
-    """Makes a tree with one empty branch."""
+    """Makes a tree with one empty branch.
+    Errors: ALREADY_EXISTS / TREE_EXISTS; FAILED_PRECONDITION / DURABILITY_UNAVAILABLE.
+    """
     GetTree: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetTreeRequest, _memory_service_pb2.GetTreeResponse]
     """Reads a tree and its branches."""
     ListTrees: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ListTreesRequest, _memory_service_pb2.ListTreesResponse]
     """Lists trees, newest first. The index is a repairable hint: a tree may appear a moment late."""
     UpdateTree: _grpc.UnaryUnaryMultiCallable[_memory_contents_pb2.UpdateTreeRequest, _memory_contents_pb2.UpdateTreeResponse]
-    """Changes goal, pins, labels or the default branch of a tree."""
+    """Changes goal, pins, labels or the default branch of a tree.
+    Errors: RESOURCE_EXHAUSTED / QUEUE_FULL (too many pins or labels); FAILED_PRECONDITION / BRANCH_NOT_WRITABLE (an
+    abandoned branch as default).
+    """
     DeleteTree: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.DeleteTreeRequest, _memory_service_pb2.DeleteTreeResponse]
-    """Drops a tree and everything in it."""
+    """Drops a tree and everything in it; a repeated call finds nothing to drop."""
     Grow: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GrowRequest, _memory_service_pb2.GrowResponse]
-    """Appends steps to a branch, all or none."""
+    """Appends steps to a branch, all or none.
+    Errors: ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE;
+    NOT_FOUND / NODE_NOT_FOUND (of related_node_ids); ALREADY_EXISTS / REQUEST_ID_REUSED (a client_step_id with
+    another body, too).
+    """
     Compress: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.CompressRequest, _memory_service_pb2.CompressResponse]
-    """Closes the raw segment with a summary and, by default, validates it before answering."""
+    """Closes the raw segment with a summary and, by default, validates it before answering.
+    Errors: ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE;
+    FAILED_PRECONDITION / BAD_BOUNDARY (nothing raw up to last_covered); OUT_OF_RANGE / BAD_BOUNDARY (too many steps
+    for one summary).
+    """
     Maintain: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.MaintainRequest, _memory_service_pb2.MaintainResponse]
-    """Validates a summary again, or records the verdict of a validator outside."""
+    """Validates a summary again, or records the verdict of a validator outside.
+    Errors: NOT_FOUND / NODE_NOT_FOUND (no such summary); ABORTED / HEAD_MOVED (it was judged meanwhile).
+    """
     RollUp: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.RollUpRequest, _memory_service_pb2.RollUpResponse]
     """Rolls up the oldest summaries of a level into one of the next level. Compress does it by itself where it is due; this
     takes the words of an agent, or of a model outside.
+    Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, or they do not follow each other); NOT_FOUND /
+    NODE_NOT_FOUND.
     """
     Revise: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ReviseRequest, _memory_service_pb2.ReviseResponse]
-    """Goes back to a boundary on a new branch; the old one is abandoned and leaves a hint."""
+    """Goes back to a boundary on a new branch; the old one is abandoned and leaves a hint.
+    Errors: ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE;
+    NOT_FOUND / NODE_NOT_FOUND; FAILED_PRECONDITION / BAD_BOUNDARY (restore_after is not on the path, or is the
+    head); ALREADY_EXISTS / BRANCH_EXISTS.
+    """
     Fork: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ForkRequest, _memory_service_pb2.ForkResponse]
-    """Names a new branch at any step: constant cost, nothing is copied."""
+    """Names a new branch at any step: constant cost, nothing is copied.
+    Errors: NOT_FOUND / NODE_NOT_FOUND; FAILED_PRECONDITION / BAD_BOUNDARY (at_node is not on the path);
+    ALREADY_EXISTS / BRANCH_EXISTS.
+    """
     Diff: _grpc.UnaryUnaryMultiCallable[_memory_merge_pb2.DiffRequest, _memory_merge_pb2.DiffResponse]
     """Tells where two branches parted and what each has that the other has not."""
     Merge: _grpc.UnaryUnaryMultiCallable[_memory_merge_pb2.MergeRequest, _memory_merge_pb2.MergeResponse]
-    """Brings work from one branch to another, by summary or step by step, with the slots that it changed."""
+    """Brings work from one branch to another, by summary or step by step, with the slots that it changed.
+    Errors: ABORTED / MERGE_CONFLICT, HEAD_MOVED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE; NOT_FOUND /
+    NODE_NOT_FOUND (of pick); FAILED_PRECONDITION / BAD_BOUNDARY (nothing to merge); OUT_OF_RANGE / BAD_BOUNDARY (too
+    many steps for one note).
+    """
     AssembleContext: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.AssembleContextRequest, _memory_service_pb2.AssembleContextResponse]
-    """Assembles the prompt of a branch under a token budget, byte-stable in its prefix."""
+    """Assembles the prompt of a branch under a token budget, byte-stable in its prefix.
+    Errors: OUT_OF_RANGE / BUDGET_TOO_SMALL (goal, pins, slots and obligations alone do not fit).
+    """
     AttachTokens: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.AttachTokensRequest, _memory_service_pb2.AttachTokensResponse]
-    """Attaches the token ids of rendered segments to nodes. Ids are the truth: the first ones attached stay."""
+    """Attaches the token ids of rendered segments to nodes. Ids are the truth: the first ones attached stay,
+    so that it may be repeated.
+    Errors: NOT_FOUND / NODE_NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL (ids of 16 tokenizers are kept).
+    """
     GetPath: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetPathRequest, _memory_service_pb2.GetPathResponse]
-    """Reads the steps of a branch's path, newest page first, oldest step first within a page."""
+    """Reads the steps of a branch's path, newest page first, oldest step first within a page.
+    Errors: NOT_FOUND / NODE_NOT_FOUND; FAILED_PRECONDITION / BAD_BOUNDARY (end_node is not on the path).
+    """
     GetNodes: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetNodesRequest, _memory_service_pb2.GetNodesResponse]
-    """Reads nodes by id."""
+    """Reads nodes by id.
+    Errors: NOT_FOUND / NODE_NOT_FOUND; OUT_OF_RANGE / BODY_TOO_LARGE with metadata "fits": how many of them fit an
+    answer.
+    """
     ListBranches: _grpc.UnaryUnaryMultiCallable[_memory_contents_pb2.ListBranchesRequest, _memory_contents_pb2.ListBranchesResponse]
     """Lists branches, newest first."""
     PutAttachments: _grpc.UnaryUnaryMultiCallable[_memory_contents_pb2.PutAttachmentsRequest, _memory_contents_pb2.PutAttachmentsResponse]
-    """Puts named bytes beside a node, outside its content hash: a checkpointer's pending writes."""
+    """Puts named bytes beside a node, outside its content hash: a checkpointer's pending writes.
+    Errors: NOT_FOUND / NODE_NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL (768 KiB or 1,024 pieces beside one node).
+    """
     ListNodes: _grpc.UnaryUnaryMultiCallable[_memory_contents_pb2.ListNodesRequest, _memory_contents_pb2.ListNodesResponse]
     """Lists the nodes of all branches, newest first."""
     FindSteps: _grpc.UnaryUnaryMultiCallable[_memory_contents_pb2.FindStepsRequest, _memory_contents_pb2.FindStepsResponse]
     """Finds steps by the ids that the client gave them."""
     Search: _grpc.UnaryUnaryMultiCallable[_memory_contents_pb2.SearchRequest, _memory_contents_pb2.SearchResponse]
-    """Finds nodes by the words that they say."""
+    """Finds nodes by the words that they say.
+    Errors: FAILED_PRECONDITION / BAD_BOUNDARY (the page token is of another path).
+    """
     Redact: _grpc.UnaryUnaryMultiCallable[_memory_contents_pb2.RedactRequest, _memory_contents_pb2.RedactResponse]
-    """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too."""
+    """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too.
+    Errors: NOT_FOUND / NODE_NOT_FOUND.
+    """
     SetSlots: _grpc.UnaryUnaryMultiCallable[_memory_slots_pb2.SetSlotsRequest, _memory_slots_pb2.SetSlotsResponse]
-    """Writes named values of a branch, with their relation to the values before."""
+    """Writes named values of a branch, with their relation to the values before.
+    Errors: ABORTED / VERSION_MOVED, HEAD_MOVED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE; RESOURCE_EXHAUSTED /
+    QUEUE_FULL (64 slots).
+    """
     GetSlots: _grpc.UnaryUnaryMultiCallable[_memory_slots_pb2.GetSlotsRequest, _memory_slots_pb2.GetSlotsResponse]
     """Reads the named values of a branch."""
     GetSlotHistory: _grpc.UnaryUnaryMultiCallable[_memory_slots_pb2.GetSlotHistoryRequest, _memory_slots_pb2.GetSlotHistoryResponse]
@@ -97,70 +148,126 @@ class MemoryServiceStub:
     ExportTree: _grpc.UnaryStreamMultiCallable[_memory_archive_pb2.ExportTreeRequest, _memory_archive_pb2.ExportTreeResponse]
     """Writes a tree down as it was at one moment; token ids are left out, engines attach them again."""
     ImportTree: _grpc.StreamUnaryMultiCallable[_memory_archive_pb2.ImportTreeRequest, _memory_archive_pb2.ImportTreeResponse]
-    """Makes a tree from an archive, with the same node ids and hashes. It is not there until the archive's last line."""
+    """Makes a tree from an archive, with the same node ids and hashes. It is not there until the archive's last line.
+    Errors: ALREADY_EXISTS / TREE_EXISTS; DATA_LOSS / UNSPECIFIED (a node does not match its hash: nothing was
+    imported).
+    """
     VerifyTree: _grpc.UnaryUnaryMultiCallable[_memory_archive_pb2.VerifyTreeRequest, _memory_archive_pb2.VerifyTreeResponse]
     """Computes every hash of a tree again."""
     Watch: _grpc.UnaryStreamMultiCallable[_memory_service_pb2.WatchRequest, _memory_service_pb2.WatchResponse]
-    """Streams every commit after a point, once and in order."""
+    """Streams every commit after a point, once and in order.
+    Errors: OUT_OF_RANGE / WATCH_COMPACTED (it cannot go on without a gap: read the tree, watch from its revision).
+    """
 
 @_typing.type_check_only
 class MemoryServiceAsyncStub(MemoryServiceStub):
     """Trees of the tenant that the call's credential belongs to; another tenant's ids are unknown here. Every mutation is
-    atomic within its tree and takes a request_id: repeating it with the same body answers the same result, with another
-    body ALREADY_EXISTS / REQUEST_ID_REUSED. A lost compare-and-set is ABORTED / HEAD_MOVED with metadata "head".
+    atomic within its tree and takes a request_id: repeating it with the same body answers the same result, while it is
+    among the tree's last 1,024 (a client_step_id of Grow is remembered for ever). What an answered write survives is the
+    store's Durability. A lost compare-and-set (HEAD_MOVED) tells the head of now in the metadata "head".
+    Errors of every call: UNAUTHENTICATED / MISSING_CREDENTIAL, INVALID_CREDENTIAL; INVALID_ARGUMENT / INVALID_FIELD,
+    BODY_TOO_LARGE; NOT_FOUND / TREE_NOT_FOUND, BRANCH_NOT_FOUND; ALREADY_EXISTS / REQUEST_ID_REUSED (with another body);
+    UNAVAILABLE / STORE_UNAVAILABLE; DEADLINE_EXCEEDED / DEADLINE.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTree: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.CreateTreeRequest, _memory_service_pb2.CreateTreeResponse]  # type: ignore[assignment]
-    """Makes a tree with one empty branch."""
+    """Makes a tree with one empty branch.
+    Errors: ALREADY_EXISTS / TREE_EXISTS; FAILED_PRECONDITION / DURABILITY_UNAVAILABLE.
+    """
     GetTree: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetTreeRequest, _memory_service_pb2.GetTreeResponse]  # type: ignore[assignment]
     """Reads a tree and its branches."""
     ListTrees: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListTreesRequest, _memory_service_pb2.ListTreesResponse]  # type: ignore[assignment]
     """Lists trees, newest first. The index is a repairable hint: a tree may appear a moment late."""
     UpdateTree: _aio.UnaryUnaryMultiCallable[_memory_contents_pb2.UpdateTreeRequest, _memory_contents_pb2.UpdateTreeResponse]  # type: ignore[assignment]
-    """Changes goal, pins, labels or the default branch of a tree."""
+    """Changes goal, pins, labels or the default branch of a tree.
+    Errors: RESOURCE_EXHAUSTED / QUEUE_FULL (too many pins or labels); FAILED_PRECONDITION / BRANCH_NOT_WRITABLE (an
+    abandoned branch as default).
+    """
     DeleteTree: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.DeleteTreeRequest, _memory_service_pb2.DeleteTreeResponse]  # type: ignore[assignment]
-    """Drops a tree and everything in it."""
+    """Drops a tree and everything in it; a repeated call finds nothing to drop."""
     Grow: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GrowRequest, _memory_service_pb2.GrowResponse]  # type: ignore[assignment]
-    """Appends steps to a branch, all or none."""
+    """Appends steps to a branch, all or none.
+    Errors: ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE;
+    NOT_FOUND / NODE_NOT_FOUND (of related_node_ids); ALREADY_EXISTS / REQUEST_ID_REUSED (a client_step_id with
+    another body, too).
+    """
     Compress: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.CompressRequest, _memory_service_pb2.CompressResponse]  # type: ignore[assignment]
-    """Closes the raw segment with a summary and, by default, validates it before answering."""
+    """Closes the raw segment with a summary and, by default, validates it before answering.
+    Errors: ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE;
+    FAILED_PRECONDITION / BAD_BOUNDARY (nothing raw up to last_covered); OUT_OF_RANGE / BAD_BOUNDARY (too many steps
+    for one summary).
+    """
     Maintain: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.MaintainRequest, _memory_service_pb2.MaintainResponse]  # type: ignore[assignment]
-    """Validates a summary again, or records the verdict of a validator outside."""
+    """Validates a summary again, or records the verdict of a validator outside.
+    Errors: NOT_FOUND / NODE_NOT_FOUND (no such summary); ABORTED / HEAD_MOVED (it was judged meanwhile).
+    """
     RollUp: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.RollUpRequest, _memory_service_pb2.RollUpResponse]  # type: ignore[assignment]
     """Rolls up the oldest summaries of a level into one of the next level. Compress does it by itself where it is due; this
     takes the words of an agent, or of a model outside.
+    Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, or they do not follow each other); NOT_FOUND /
+    NODE_NOT_FOUND.
     """
     Revise: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ReviseRequest, _memory_service_pb2.ReviseResponse]  # type: ignore[assignment]
-    """Goes back to a boundary on a new branch; the old one is abandoned and leaves a hint."""
+    """Goes back to a boundary on a new branch; the old one is abandoned and leaves a hint.
+    Errors: ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE;
+    NOT_FOUND / NODE_NOT_FOUND; FAILED_PRECONDITION / BAD_BOUNDARY (restore_after is not on the path, or is the
+    head); ALREADY_EXISTS / BRANCH_EXISTS.
+    """
     Fork: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ForkRequest, _memory_service_pb2.ForkResponse]  # type: ignore[assignment]
-    """Names a new branch at any step: constant cost, nothing is copied."""
+    """Names a new branch at any step: constant cost, nothing is copied.
+    Errors: NOT_FOUND / NODE_NOT_FOUND; FAILED_PRECONDITION / BAD_BOUNDARY (at_node is not on the path);
+    ALREADY_EXISTS / BRANCH_EXISTS.
+    """
     Diff: _aio.UnaryUnaryMultiCallable[_memory_merge_pb2.DiffRequest, _memory_merge_pb2.DiffResponse]  # type: ignore[assignment]
     """Tells where two branches parted and what each has that the other has not."""
     Merge: _aio.UnaryUnaryMultiCallable[_memory_merge_pb2.MergeRequest, _memory_merge_pb2.MergeResponse]  # type: ignore[assignment]
-    """Brings work from one branch to another, by summary or step by step, with the slots that it changed."""
+    """Brings work from one branch to another, by summary or step by step, with the slots that it changed.
+    Errors: ABORTED / MERGE_CONFLICT, HEAD_MOVED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE; NOT_FOUND /
+    NODE_NOT_FOUND (of pick); FAILED_PRECONDITION / BAD_BOUNDARY (nothing to merge); OUT_OF_RANGE / BAD_BOUNDARY (too
+    many steps for one note).
+    """
     AssembleContext: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.AssembleContextRequest, _memory_service_pb2.AssembleContextResponse]  # type: ignore[assignment]
-    """Assembles the prompt of a branch under a token budget, byte-stable in its prefix."""
+    """Assembles the prompt of a branch under a token budget, byte-stable in its prefix.
+    Errors: OUT_OF_RANGE / BUDGET_TOO_SMALL (goal, pins, slots and obligations alone do not fit).
+    """
     AttachTokens: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.AttachTokensRequest, _memory_service_pb2.AttachTokensResponse]  # type: ignore[assignment]
-    """Attaches the token ids of rendered segments to nodes. Ids are the truth: the first ones attached stay."""
+    """Attaches the token ids of rendered segments to nodes. Ids are the truth: the first ones attached stay,
+    so that it may be repeated.
+    Errors: NOT_FOUND / NODE_NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL (ids of 16 tokenizers are kept).
+    """
     GetPath: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetPathRequest, _memory_service_pb2.GetPathResponse]  # type: ignore[assignment]
-    """Reads the steps of a branch's path, newest page first, oldest step first within a page."""
+    """Reads the steps of a branch's path, newest page first, oldest step first within a page.
+    Errors: NOT_FOUND / NODE_NOT_FOUND; FAILED_PRECONDITION / BAD_BOUNDARY (end_node is not on the path).
+    """
     GetNodes: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetNodesRequest, _memory_service_pb2.GetNodesResponse]  # type: ignore[assignment]
-    """Reads nodes by id."""
+    """Reads nodes by id.
+    Errors: NOT_FOUND / NODE_NOT_FOUND; OUT_OF_RANGE / BODY_TOO_LARGE with metadata "fits": how many of them fit an
+    answer.
+    """
     ListBranches: _aio.UnaryUnaryMultiCallable[_memory_contents_pb2.ListBranchesRequest, _memory_contents_pb2.ListBranchesResponse]  # type: ignore[assignment]
     """Lists branches, newest first."""
     PutAttachments: _aio.UnaryUnaryMultiCallable[_memory_contents_pb2.PutAttachmentsRequest, _memory_contents_pb2.PutAttachmentsResponse]  # type: ignore[assignment]
-    """Puts named bytes beside a node, outside its content hash: a checkpointer's pending writes."""
+    """Puts named bytes beside a node, outside its content hash: a checkpointer's pending writes.
+    Errors: NOT_FOUND / NODE_NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL (768 KiB or 1,024 pieces beside one node).
+    """
     ListNodes: _aio.UnaryUnaryMultiCallable[_memory_contents_pb2.ListNodesRequest, _memory_contents_pb2.ListNodesResponse]  # type: ignore[assignment]
     """Lists the nodes of all branches, newest first."""
     FindSteps: _aio.UnaryUnaryMultiCallable[_memory_contents_pb2.FindStepsRequest, _memory_contents_pb2.FindStepsResponse]  # type: ignore[assignment]
     """Finds steps by the ids that the client gave them."""
     Search: _aio.UnaryUnaryMultiCallable[_memory_contents_pb2.SearchRequest, _memory_contents_pb2.SearchResponse]  # type: ignore[assignment]
-    """Finds nodes by the words that they say."""
+    """Finds nodes by the words that they say.
+    Errors: FAILED_PRECONDITION / BAD_BOUNDARY (the page token is of another path).
+    """
     Redact: _aio.UnaryUnaryMultiCallable[_memory_contents_pb2.RedactRequest, _memory_contents_pb2.RedactResponse]  # type: ignore[assignment]
-    """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too."""
+    """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too.
+    Errors: NOT_FOUND / NODE_NOT_FOUND.
+    """
     SetSlots: _aio.UnaryUnaryMultiCallable[_memory_slots_pb2.SetSlotsRequest, _memory_slots_pb2.SetSlotsResponse]  # type: ignore[assignment]
-    """Writes named values of a branch, with their relation to the values before."""
+    """Writes named values of a branch, with their relation to the values before.
+    Errors: ABORTED / VERSION_MOVED, HEAD_MOVED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE; RESOURCE_EXHAUSTED /
+    QUEUE_FULL (64 slots).
+    """
     GetSlots: _aio.UnaryUnaryMultiCallable[_memory_slots_pb2.GetSlotsRequest, _memory_slots_pb2.GetSlotsResponse]  # type: ignore[assignment]
     """Reads the named values of a branch."""
     GetSlotHistory: _aio.UnaryUnaryMultiCallable[_memory_slots_pb2.GetSlotHistoryRequest, _memory_slots_pb2.GetSlotHistoryResponse]  # type: ignore[assignment]
@@ -168,16 +275,25 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     ExportTree: _aio.UnaryStreamMultiCallable[_memory_archive_pb2.ExportTreeRequest, _memory_archive_pb2.ExportTreeResponse]  # type: ignore[assignment]
     """Writes a tree down as it was at one moment; token ids are left out, engines attach them again."""
     ImportTree: _aio.StreamUnaryMultiCallable[_memory_archive_pb2.ImportTreeRequest, _memory_archive_pb2.ImportTreeResponse]  # type: ignore[assignment]
-    """Makes a tree from an archive, with the same node ids and hashes. It is not there until the archive's last line."""
+    """Makes a tree from an archive, with the same node ids and hashes. It is not there until the archive's last line.
+    Errors: ALREADY_EXISTS / TREE_EXISTS; DATA_LOSS / UNSPECIFIED (a node does not match its hash: nothing was
+    imported).
+    """
     VerifyTree: _aio.UnaryUnaryMultiCallable[_memory_archive_pb2.VerifyTreeRequest, _memory_archive_pb2.VerifyTreeResponse]  # type: ignore[assignment]
     """Computes every hash of a tree again."""
     Watch: _aio.UnaryStreamMultiCallable[_memory_service_pb2.WatchRequest, _memory_service_pb2.WatchResponse]  # type: ignore[assignment]
-    """Streams every commit after a point, once and in order."""
+    """Streams every commit after a point, once and in order.
+    Errors: OUT_OF_RANGE / WATCH_COMPACTED (it cannot go on without a gap: read the tree, watch from its revision).
+    """
 
 class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Trees of the tenant that the call's credential belongs to; another tenant's ids are unknown here. Every mutation is
-    atomic within its tree and takes a request_id: repeating it with the same body answers the same result, with another
-    body ALREADY_EXISTS / REQUEST_ID_REUSED. A lost compare-and-set is ABORTED / HEAD_MOVED with metadata "head".
+    atomic within its tree and takes a request_id: repeating it with the same body answers the same result, while it is
+    among the tree's last 1,024 (a client_step_id of Grow is remembered for ever). What an answered write survives is the
+    store's Durability. A lost compare-and-set (HEAD_MOVED) tells the head of now in the metadata "head".
+    Errors of every call: UNAUTHENTICATED / MISSING_CREDENTIAL, INVALID_CREDENTIAL; INVALID_ARGUMENT / INVALID_FIELD,
+    BODY_TOO_LARGE; NOT_FOUND / TREE_NOT_FOUND, BRANCH_NOT_FOUND; ALREADY_EXISTS / REQUEST_ID_REUSED (with another body);
+    UNAVAILABLE / STORE_UNAVAILABLE; DEADLINE_EXCEEDED / DEADLINE.
     """
 
     @_abc_1.abstractmethod
@@ -186,7 +302,9 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.CreateTreeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.CreateTreeResponse, _abc.Awaitable[_memory_service_pb2.CreateTreeResponse]]:
-        """Makes a tree with one empty branch."""
+        """Makes a tree with one empty branch.
+        Errors: ALREADY_EXISTS / TREE_EXISTS; FAILED_PRECONDITION / DURABILITY_UNAVAILABLE.
+        """
 
     @_abc_1.abstractmethod
     def GetTree(
@@ -210,7 +328,10 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_contents_pb2.UpdateTreeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_contents_pb2.UpdateTreeResponse, _abc.Awaitable[_memory_contents_pb2.UpdateTreeResponse]]:
-        """Changes goal, pins, labels or the default branch of a tree."""
+        """Changes goal, pins, labels or the default branch of a tree.
+        Errors: RESOURCE_EXHAUSTED / QUEUE_FULL (too many pins or labels); FAILED_PRECONDITION / BRANCH_NOT_WRITABLE (an
+        abandoned branch as default).
+        """
 
     @_abc_1.abstractmethod
     def DeleteTree(
@@ -218,7 +339,7 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.DeleteTreeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.DeleteTreeResponse, _abc.Awaitable[_memory_service_pb2.DeleteTreeResponse]]:
-        """Drops a tree and everything in it."""
+        """Drops a tree and everything in it; a repeated call finds nothing to drop."""
 
     @_abc_1.abstractmethod
     def Grow(
@@ -226,7 +347,11 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.GrowRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.GrowResponse, _abc.Awaitable[_memory_service_pb2.GrowResponse]]:
-        """Appends steps to a branch, all or none."""
+        """Appends steps to a branch, all or none.
+        Errors: ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE;
+        NOT_FOUND / NODE_NOT_FOUND (of related_node_ids); ALREADY_EXISTS / REQUEST_ID_REUSED (a client_step_id with
+        another body, too).
+        """
 
     @_abc_1.abstractmethod
     def Compress(
@@ -234,7 +359,11 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.CompressRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.CompressResponse, _abc.Awaitable[_memory_service_pb2.CompressResponse]]:
-        """Closes the raw segment with a summary and, by default, validates it before answering."""
+        """Closes the raw segment with a summary and, by default, validates it before answering.
+        Errors: ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE;
+        FAILED_PRECONDITION / BAD_BOUNDARY (nothing raw up to last_covered); OUT_OF_RANGE / BAD_BOUNDARY (too many steps
+        for one summary).
+        """
 
     @_abc_1.abstractmethod
     def Maintain(
@@ -242,7 +371,9 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.MaintainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.MaintainResponse, _abc.Awaitable[_memory_service_pb2.MaintainResponse]]:
-        """Validates a summary again, or records the verdict of a validator outside."""
+        """Validates a summary again, or records the verdict of a validator outside.
+        Errors: NOT_FOUND / NODE_NOT_FOUND (no such summary); ABORTED / HEAD_MOVED (it was judged meanwhile).
+        """
 
     @_abc_1.abstractmethod
     def RollUp(
@@ -252,6 +383,8 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_memory_service_pb2.RollUpResponse, _abc.Awaitable[_memory_service_pb2.RollUpResponse]]:
         """Rolls up the oldest summaries of a level into one of the next level. Compress does it by itself where it is due; this
         takes the words of an agent, or of a model outside.
+        Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, or they do not follow each other); NOT_FOUND /
+        NODE_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -260,7 +393,11 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.ReviseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.ReviseResponse, _abc.Awaitable[_memory_service_pb2.ReviseResponse]]:
-        """Goes back to a boundary on a new branch; the old one is abandoned and leaves a hint."""
+        """Goes back to a boundary on a new branch; the old one is abandoned and leaves a hint.
+        Errors: ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE;
+        NOT_FOUND / NODE_NOT_FOUND; FAILED_PRECONDITION / BAD_BOUNDARY (restore_after is not on the path, or is the
+        head); ALREADY_EXISTS / BRANCH_EXISTS.
+        """
 
     @_abc_1.abstractmethod
     def Fork(
@@ -268,7 +405,10 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.ForkRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.ForkResponse, _abc.Awaitable[_memory_service_pb2.ForkResponse]]:
-        """Names a new branch at any step: constant cost, nothing is copied."""
+        """Names a new branch at any step: constant cost, nothing is copied.
+        Errors: NOT_FOUND / NODE_NOT_FOUND; FAILED_PRECONDITION / BAD_BOUNDARY (at_node is not on the path);
+        ALREADY_EXISTS / BRANCH_EXISTS.
+        """
 
     @_abc_1.abstractmethod
     def Diff(
@@ -284,7 +424,11 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_merge_pb2.MergeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_merge_pb2.MergeResponse, _abc.Awaitable[_memory_merge_pb2.MergeResponse]]:
-        """Brings work from one branch to another, by summary or step by step, with the slots that it changed."""
+        """Brings work from one branch to another, by summary or step by step, with the slots that it changed.
+        Errors: ABORTED / MERGE_CONFLICT, HEAD_MOVED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE; NOT_FOUND /
+        NODE_NOT_FOUND (of pick); FAILED_PRECONDITION / BAD_BOUNDARY (nothing to merge); OUT_OF_RANGE / BAD_BOUNDARY (too
+        many steps for one note).
+        """
 
     @_abc_1.abstractmethod
     def AssembleContext(
@@ -292,7 +436,9 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.AssembleContextRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.AssembleContextResponse, _abc.Awaitable[_memory_service_pb2.AssembleContextResponse]]:
-        """Assembles the prompt of a branch under a token budget, byte-stable in its prefix."""
+        """Assembles the prompt of a branch under a token budget, byte-stable in its prefix.
+        Errors: OUT_OF_RANGE / BUDGET_TOO_SMALL (goal, pins, slots and obligations alone do not fit).
+        """
 
     @_abc_1.abstractmethod
     def AttachTokens(
@@ -300,7 +446,10 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.AttachTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.AttachTokensResponse, _abc.Awaitable[_memory_service_pb2.AttachTokensResponse]]:
-        """Attaches the token ids of rendered segments to nodes. Ids are the truth: the first ones attached stay."""
+        """Attaches the token ids of rendered segments to nodes. Ids are the truth: the first ones attached stay,
+        so that it may be repeated.
+        Errors: NOT_FOUND / NODE_NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL (ids of 16 tokenizers are kept).
+        """
 
     @_abc_1.abstractmethod
     def GetPath(
@@ -308,7 +457,9 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.GetPathRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.GetPathResponse, _abc.Awaitable[_memory_service_pb2.GetPathResponse]]:
-        """Reads the steps of a branch's path, newest page first, oldest step first within a page."""
+        """Reads the steps of a branch's path, newest page first, oldest step first within a page.
+        Errors: NOT_FOUND / NODE_NOT_FOUND; FAILED_PRECONDITION / BAD_BOUNDARY (end_node is not on the path).
+        """
 
     @_abc_1.abstractmethod
     def GetNodes(
@@ -316,7 +467,10 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.GetNodesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.GetNodesResponse, _abc.Awaitable[_memory_service_pb2.GetNodesResponse]]:
-        """Reads nodes by id."""
+        """Reads nodes by id.
+        Errors: NOT_FOUND / NODE_NOT_FOUND; OUT_OF_RANGE / BODY_TOO_LARGE with metadata "fits": how many of them fit an
+        answer.
+        """
 
     @_abc_1.abstractmethod
     def ListBranches(
@@ -332,7 +486,9 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_contents_pb2.PutAttachmentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_contents_pb2.PutAttachmentsResponse, _abc.Awaitable[_memory_contents_pb2.PutAttachmentsResponse]]:
-        """Puts named bytes beside a node, outside its content hash: a checkpointer's pending writes."""
+        """Puts named bytes beside a node, outside its content hash: a checkpointer's pending writes.
+        Errors: NOT_FOUND / NODE_NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL (768 KiB or 1,024 pieces beside one node).
+        """
 
     @_abc_1.abstractmethod
     def ListNodes(
@@ -356,7 +512,9 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_contents_pb2.SearchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_contents_pb2.SearchResponse, _abc.Awaitable[_memory_contents_pb2.SearchResponse]]:
-        """Finds nodes by the words that they say."""
+        """Finds nodes by the words that they say.
+        Errors: FAILED_PRECONDITION / BAD_BOUNDARY (the page token is of another path).
+        """
 
     @_abc_1.abstractmethod
     def Redact(
@@ -364,7 +522,9 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_contents_pb2.RedactRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_contents_pb2.RedactResponse, _abc.Awaitable[_memory_contents_pb2.RedactResponse]]:
-        """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too."""
+        """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too.
+        Errors: NOT_FOUND / NODE_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def SetSlots(
@@ -372,7 +532,10 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_slots_pb2.SetSlotsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_slots_pb2.SetSlotsResponse, _abc.Awaitable[_memory_slots_pb2.SetSlotsResponse]]:
-        """Writes named values of a branch, with their relation to the values before."""
+        """Writes named values of a branch, with their relation to the values before.
+        Errors: ABORTED / VERSION_MOVED, HEAD_MOVED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE; RESOURCE_EXHAUSTED /
+        QUEUE_FULL (64 slots).
+        """
 
     @_abc_1.abstractmethod
     def GetSlots(
@@ -404,7 +567,10 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_memory_archive_pb2.ImportTreeRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_memory_archive_pb2.ImportTreeResponse, _abc.Awaitable[_memory_archive_pb2.ImportTreeResponse]]:
-        """Makes a tree from an archive, with the same node ids and hashes. It is not there until the archive's last line."""
+        """Makes a tree from an archive, with the same node ids and hashes. It is not there until the archive's last line.
+        Errors: ALREADY_EXISTS / TREE_EXISTS; DATA_LOSS / UNSPECIFIED (a node does not match its hash: nothing was
+        imported).
+        """
 
     @_abc_1.abstractmethod
     def VerifyTree(
@@ -420,6 +586,8 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_memory_service_pb2.WatchResponse], _abc.AsyncIterator[_memory_service_pb2.WatchResponse]]:
-        """Streams every commit after a point, once and in order."""
+        """Streams every commit after a point, once and in order.
+        Errors: OUT_OF_RANGE / WATCH_COMPACTED (it cannot go on without a gap: read the tree, watch from its revision).
+        """
 
 def add_MemoryServiceServicer_to_server(servicer: MemoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
