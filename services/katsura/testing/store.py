@@ -39,9 +39,7 @@ class EmbeddedStore:
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
         log_path = self.folder / "log"
         with log_path.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - our own binary
-                [str(get_binary_path()), *arguments], stdout=log, stderr=log
-            )
+            self._process = self._spawn([str(get_binary_path()), *arguments], log.fileno())
         limit = time.monotonic() + _START_LIMIT_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > limit:
@@ -86,6 +84,9 @@ class EmbeddedStore:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+    def _spawn(self, command: list[str], log: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - our own binary
 
     def _answers(self) -> bool:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
