@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from katsura.domain.errors import KatsuraError
-from katsura.rpc.channel import TlsFiles, open_channel
+from katsura.rpc.channel import open_channel
+from katsura.rpc.renewal import TlsFiles
 from katsura.sdk.attention import AttentionClient
 from katsura.sdk.connection import Connection
 from katsura.sdk.experts import ExpertClient

@@ -10,7 +10,7 @@ from pathlib import Path
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.units import MIB
 from katsura.gateway.core.access import is_loopback
-from katsura.rpc.channel import TlsFiles
+from katsura.rpc.renewal import TlsFiles
 from katsura.rpc.env import Env
 
 

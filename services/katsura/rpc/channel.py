@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.units import MIB
+from katsura.rpc.renewal import Pem, RenewedChannel, TlsFiles
 
 MESSAGE_BYTES_MAX = 64 * MIB
 TLS_NAME = "katsura.internal"
@@ -23,15 +22,6 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_retries", 0),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """PEM files of mutual TLS between our processes."""
-
-    certificate: Path
-    key: Path
-    authority: Path
 
 
 def is_local(address: str) -> bool:
@@ -52,13 +42,15 @@ def open_channel(address: str, tls: TlsFiles | None = None) -> grpc.aio.Channel:
         InvalidArgumentError: `address` leaves this machine and there is no TLS.
     """
     if tls is not None and not address.startswith("unix:"):
-        credentials = grpc.ssl_channel_credentials(
-            tls.authority.read_bytes(), tls.key.read_bytes(), tls.certificate.read_bytes()
-        )
-        options = (*_OPTIONS, ("grpc.ssl_target_name_override", TLS_NAME))
-        return grpc.aio.secure_channel(address, credentials, options=options)
+        return RenewedChannel(tls, lambda pem: _secure(address, pem))
     require_local(address)
     return grpc.aio.insecure_channel(address, options=_OPTIONS)
+
+
+def _secure(address: str, pem: Pem) -> grpc.aio.Channel:
+    credentials = grpc.ssl_channel_credentials(pem.authority, pem.key, pem.certificate)
+    options = (*_OPTIONS, ("grpc.ssl_target_name_override", TLS_NAME))
+    return grpc.aio.secure_channel(address, credentials, options=options)
 
 
 def require_local(address: str) -> None:

@@ -28,10 +28,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from katsura.domain.errors import InvalidArgumentError, KatsuraError
-from katsura.rpc.channel import MESSAGE_BYTES_MAX, TlsFiles, require_local
+from katsura.rpc.channel import MESSAGE_BYTES_MAX, require_local
 from katsura.rpc.context import TenantResolver
 from katsura.rpc.env import Env
 from katsura.rpc.interceptor import Boundary
+from katsura.rpc.renewal import TlsFiles, server_credentials
 from katsura.telemetry import log, metrics
 
 _LOG = log.get(__name__)
@@ -190,8 +191,7 @@ class Server:
             Path(listen.removeprefix("unix:")).unlink(missing_ok=True)
         credentials = None
         if self.config.tls is not None and not listen.startswith("unix:"):
-            pair = (self.config.tls.key.read_bytes(), self.config.tls.certificate.read_bytes())
-            credentials = grpc.ssl_server_credentials([pair], self.config.tls.authority.read_bytes(), True)
+            credentials = server_credentials(self.config.tls)
         else:
             require_local(listen)
         return _add_port(self.grpc, listen, credentials, "KATSURA_LISTEN")

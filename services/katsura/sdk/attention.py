@@ -7,8 +7,9 @@ from typing import cast
 
 from katsura.api.attention.v1 import attention_service_pb2 as pb
 from katsura.api.attention.v1.attention_service_pb2_grpc import AttentionServiceStub
-from katsura.rpc.channel import TlsFiles, open_channel
+from katsura.rpc.channel import open_channel
 from katsura.rpc.context import CallContext
+from katsura.rpc.renewal import TlsFiles
 from katsura.sdk.connection import Connection, new_request_id
 
 

@@ -17,7 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from katsura.domain.errors import DeadlineExceededError, KatsuraError, Reason, UnavailableError
 from katsura.rpc import context as calls
 from katsura.rpc import status
-from katsura.rpc.channel import TlsFiles, open_channel
+from katsura.rpc.channel import open_channel
+from katsura.rpc.renewal import TlsFiles
 from katsura.telemetry import names, trace
 
 Q = TypeVar("Q")

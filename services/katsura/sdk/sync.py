@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
-from katsura.rpc.channel import TlsFiles, open_channel
+from katsura.rpc.channel import open_channel
+from katsura.rpc.renewal import TlsFiles
 from katsura.sdk.blocks import BlockClient
 from katsura.sdk.connection import Connection
 from katsura.sdk.memory import MemoryClient, step
