@@ -120,6 +120,28 @@ class EventKind(IntEnum):
     REDACTED = 11
     SLOTS_SET = 12
     MERGED = 13
+    REFERRED = 14
+    INVALIDATED = 15
+
+
+class ReferenceKind(IntEnum):
+    """What a step has to do with a node that was there before."""
+
+    UNSPECIFIED = 0
+    DEPENDS_ON = 1
+    REUSES = 2
+    DERIVED_FROM = 3
+
+
+class StaleReason(IntEnum):
+    """What happened to a node, so that whatever refers to it is stale."""
+
+    UNSPECIFIED = 0
+    REPLACED = 1
+    REDACTED = 2
+    ABANDONED = 3
+    INVALIDATED = 4
+    FAILED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +173,7 @@ class Tree:
     branch_count: int
     create_ms: int
     update_ms: int
+    stale_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +232,27 @@ class Attachment:
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """From a step to a node made before it, of the tree `tree_id` (empty: its own). `declared` by the step itself when
+    it was made, or added later."""
+
+    node_id: NodeId
+    kind: ReferenceKind = ReferenceKind.DEPENDS_ON
+    tree_id: str = ""
+    declared: bool = False
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StaleMark:
+    """Why a node is stale: `reason` befell `cause`, which it is or leads to. Seen only from paths that hold the step
+    `seen_from`; from everywhere where that is ROOT."""
+
+    seen_from: NodeId
+    cause: NodeId
+    reason: StaleReason
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """An action, an observation or a message."""
 
@@ -227,6 +271,7 @@ class Step:
     opaque: bytes = b""
     attachments: tuple[Attachment, ...] = ()
     agent_id: str = ""
+    references: tuple[Reference, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +373,7 @@ Body = Step | Summary | Hint | Slot
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node: immutable but for what is kept beside it (`judgement`, `tokenized_for`, `attachments`) and for Redact.
+    """A node: immutable but for what is kept beside it (from `judgement` on) and for Redact.
 
     Attributes:
         parent_id: the step before it; of a summary, hint or slot, the one of its kind before it.
@@ -339,6 +384,8 @@ class Node:
         tokenized_for: digests of the tokenizers for which token ids are attached.
         attachments: put beside it after it was made, in the order they were first put.
         redacted: whether its content was destroyed; hash and shape are what they were.
+        references: of a step, what it refers to, declared by itself or added later.
+        stale: why it no longer holds, in the order of the marks.
     """
 
     node_id: NodeId
@@ -355,6 +402,8 @@ class Node:
     tokenized_for: tuple[str, ...] = ()
     attachments: tuple[Attachment, ...] = ()
     redacted: bool = False
+    references: tuple[Reference, ...] = ()
+    stale: tuple[StaleMark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,6 +447,7 @@ class Snapshot:
         steps: raw steps oldest first, without those covered by a VALID summary.
         summaries, hints: the branch's chains, oldest first.
         slots: the current write of each key, oldest first.
+        stale: stale steps of the path, newest first.
         root_count, root_ids: of the segment that shows goal and pins (attached under node 0).
     """
 
@@ -412,6 +462,7 @@ class Snapshot:
     root_count: int | None = None
     root_ids: tuple[int, ...] = ()
     slots: tuple[Shown, ...] = ()
+    stale: tuple[Node, ...] = ()
 
 
 def cover_digest(hashes: Iterable[bytes]) -> bytes:

@@ -71,6 +71,8 @@ FULL = Step(
         (ConflictPolicy, memory_merge_pb2.ConflictPolicy, "CONFLICT_POLICY_"),
         (Scope, memory_contents_pb2.SearchScope, "SEARCH_SCOPE_"),
         (SegmentKind, memory_service_pb2.SegmentKind, "SEGMENT_KIND_"),
+        (trees.ReferenceKind, memory_pb2.ReferenceKind, "REFERENCE_KIND_"),
+        (trees.StaleReason, memory_pb2.StaleReason, "STALE_REASON_"),
     ],
 )
 def test_enumerations_have_the_numbers_of_the_api(kind: type[IntEnum], proto: object, prefix: str) -> None:

@@ -57,6 +57,7 @@ class SegmentKind(IntEnum):
     STEP = 3
     HINT = 4
     SLOT = 5
+    STALE = 6
 
 
 _AFTER: Final = {SegmentKind.SLOT: 1, SegmentKind.HINT: 2}

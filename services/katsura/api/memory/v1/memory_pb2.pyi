@@ -196,6 +196,70 @@ PROVENANCE_SYSTEM: Provenance.ValueType  # 4
 """The application."""
 Global___Provenance: _TypeAlias = Provenance  # noqa: Y015
 
+class _ReferenceKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReferenceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReferenceKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REFERENCE_KIND_UNSPECIFIED: _ReferenceKind.ValueType  # 0
+    """Not said: DEPENDS_ON."""
+    REFERENCE_KIND_DEPENDS_ON: _ReferenceKind.ValueType  # 1
+    """It relies on it."""
+    REFERENCE_KIND_REUSES: _ReferenceKind.ValueType  # 2
+    """It uses its result instead of doing the same again: a substep that branches, or trees, share."""
+    REFERENCE_KIND_DERIVED_FROM: _ReferenceKind.ValueType  # 3
+    """It was made of it: a copy, or a note that tells of it."""
+
+class ReferenceKind(_ReferenceKind, metaclass=_ReferenceKindEnumTypeWrapper):
+    """What a step has to do with a node that was there before."""
+
+REFERENCE_KIND_UNSPECIFIED: ReferenceKind.ValueType  # 0
+"""Not said: DEPENDS_ON."""
+REFERENCE_KIND_DEPENDS_ON: ReferenceKind.ValueType  # 1
+"""It relies on it."""
+REFERENCE_KIND_REUSES: ReferenceKind.ValueType  # 2
+"""It uses its result instead of doing the same again: a substep that branches, or trees, share."""
+REFERENCE_KIND_DERIVED_FROM: ReferenceKind.ValueType  # 3
+"""It was made of it: a copy, or a note that tells of it."""
+Global___ReferenceKind: _TypeAlias = ReferenceKind  # noqa: Y015
+
+class _StaleReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StaleReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StaleReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STALE_REASON_UNSPECIFIED: _StaleReason.ValueType  # 0
+    """Not said."""
+    STALE_REASON_REPLACED: _StaleReason.ValueType  # 1
+    """A step on the same path took its place (RELATION_REPLACE)."""
+    STALE_REASON_REDACTED: _StaleReason.ValueType  # 2
+    """Its content was destroyed."""
+    STALE_REASON_ABANDONED: _StaleReason.ValueType  # 3
+    """It was left behind by a Revise, and no branch goes on from it."""
+    STALE_REASON_INVALIDATED: _StaleReason.ValueType  # 4
+    """Somebody said so (Invalidate)."""
+    STALE_REASON_FAILED: _StaleReason.ValueType  # 5
+    """It is a summary that failed."""
+
+class StaleReason(_StaleReason, metaclass=_StaleReasonEnumTypeWrapper):
+    """What happened to a node, so that whatever refers to it is stale."""
+
+STALE_REASON_UNSPECIFIED: StaleReason.ValueType  # 0
+"""Not said."""
+STALE_REASON_REPLACED: StaleReason.ValueType  # 1
+"""A step on the same path took its place (RELATION_REPLACE)."""
+STALE_REASON_REDACTED: StaleReason.ValueType  # 2
+"""Its content was destroyed."""
+STALE_REASON_ABANDONED: StaleReason.ValueType  # 3
+"""It was left behind by a Revise, and no branch goes on from it."""
+STALE_REASON_INVALIDATED: StaleReason.ValueType  # 4
+"""Somebody said so (Invalidate)."""
+STALE_REASON_FAILED: StaleReason.ValueType  # 5
+"""It is a summary that failed."""
+Global___StaleReason: _TypeAlias = StaleReason  # noqa: Y015
+
 class _SummaryStatus:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -290,6 +354,7 @@ class Tree(_message.Message):
     BRANCH_COUNT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    STALE_COUNT_FIELD_NUMBER: _builtins.int
     tree_id: _builtins.str
     """Identity within the tenant; clients may choose it."""
     goal: _builtins.str
@@ -304,6 +369,8 @@ class Tree(_message.Message):
     """Nodes made so far."""
     branch_count: _builtins.int
     """Branches made so far."""
+    stale_count: _builtins.int
+    """Nodes that something no longer holds under (Node.stale)."""
     @_builtins.property
     def pins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Constraints that are part of every context and never dropped."""
@@ -339,10 +406,11 @@ class Tree(_message.Message):
         branch_count: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        stale_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "policy", b"policy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch_count", b"branch_count", "create_time", b"create_time", "default_branch", b"default_branch", "goal", b"goal", "labels", b"labels", "node_count", b"node_count", "pins", b"pins", "policy", b"policy", "revision", b"revision", "store_incarnation", b"store_incarnation", "tree_id", b"tree_id", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch_count", b"branch_count", "create_time", b"create_time", "default_branch", b"default_branch", "goal", b"goal", "labels", b"labels", "node_count", b"node_count", "pins", b"pins", "policy", b"policy", "revision", b"revision", "stale_count", b"stale_count", "store_incarnation", b"store_incarnation", "tree_id", b"tree_id", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -486,6 +554,8 @@ class Node(_message.Message):
     TOKENIZED_FOR_FIELD_NUMBER: _builtins.int
     ATTACHMENTS_FIELD_NUMBER: _builtins.int
     REDACTED_FIELD_NUMBER: _builtins.int
+    REFERENCES_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.int
     """Integer within the tree: short enough for an agent to type."""
     parent_id: _builtins.int
@@ -528,6 +598,14 @@ class Node(_message.Message):
     def attachments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attachment]:
         """Put beside it after it was made (PutAttachments), in the order they were first put."""
 
+    @_builtins.property
+    def references(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reference]:
+        """Of a step: what it refers to, declared by itself or added later."""
+
+    @_builtins.property
+    def stale(self) -> _containers.RepeatedCompositeFieldContainer[Global___StaleMark]:
+        """Why it no longer holds; none where it does. On a path, only what is so as seen from its branch."""
+
     def __init__(
         self,
         *,
@@ -545,16 +623,82 @@ class Node(_message.Message):
         tokenized_for: _abc.Iterable[_builtins.str] | None = ...,
         attachments: _abc.Iterable[Global___Attachment] | None = ...,
         redacted: _builtins.bool = ...,
+        references: _abc.Iterable[Global___Reference] | None = ...,
+        stale: _abc.Iterable[Global___StaleMark] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "create_time", b"create_time", "hint", b"hint", "slot", b"slot", "step", b"step", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "birth_branch", b"birth_branch", "body", b"body", "content_hash", b"content_hash", "create_time", b"create_time", "depth", b"depth", "hint", b"hint", "node_id", b"node_id", "parent_id", b"parent_id", "redacted", b"redacted", "revision", b"revision", "slot", b"slot", "step", b"step", "summary", b"summary", "tokenized_for", b"tokenized_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "birth_branch", b"birth_branch", "body", b"body", "content_hash", b"content_hash", "create_time", b"create_time", "depth", b"depth", "hint", b"hint", "node_id", b"node_id", "parent_id", b"parent_id", "redacted", b"redacted", "references", b"references", "revision", b"revision", "slot", b"slot", "stale", b"stale", "step", b"step", "summary", b"summary", "tokenized_for", b"tokenized_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["step", "summary", "hint", "slot"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___Node: _TypeAlias = Node  # noqa: Y015
+
+@_typing.final
+class Reference(_message.Message):
+    """From a step to a node made before it. What a step refers to is never collected."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TREE_ID_FIELD_NUMBER: _builtins.int
+    DECLARED_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.int
+    """A step or a summary."""
+    kind: Global___ReferenceKind.ValueType
+    """What it is to the step."""
+    tree_id: _builtins.str
+    """Tree that the node is in; empty means the step's own. Nothing goes stale across trees."""
+    declared: _builtins.bool
+    """Whether the step said so itself when it was made; ignored where references are sent."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.int = ...,
+        kind: Global___ReferenceKind.ValueType = ...,
+        tree_id: _builtins.str = ...,
+        declared: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared", b"declared", "kind", b"kind", "node_id", b"node_id", "tree_id", b"tree_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reference: _TypeAlias = Reference  # noqa: Y015
+
+@_typing.final
+class StaleMark(_message.Message):
+    """Why a node is stale."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAUSE_NODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SEEN_FROM_FIELD_NUMBER: _builtins.int
+    cause_node: _builtins.int
+    """The node that no longer holds: this one, or one that it leads to."""
+    reason: Global___StaleReason.ValueType
+    """What happened to it."""
+    seen_from: _builtins.int
+    """The step that took its place: stale only on paths that hold this step. 0: everywhere."""
+    def __init__(
+        self,
+        *,
+        cause_node: _builtins.int = ...,
+        reason: Global___StaleReason.ValueType = ...,
+        seen_from: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause_node", b"cause_node", "reason", b"reason", "seen_from", b"seen_from"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StaleMark: _TypeAlias = StaleMark  # noqa: Y015
 
 @_typing.final
 class Step(_message.Message):
@@ -597,6 +741,7 @@ class Step(_message.Message):
     OPAQUE_FIELD_NUMBER: _builtins.int
     ATTACHMENTS_FIELD_NUMBER: _builtins.int
     AGENT_ID_FIELD_NUMBER: _builtins.int
+    REFERENCES_FIELD_NUMBER: _builtins.int
     client_step_id: _builtins.str
     """The client's own id: Grow with the same one on the same branch answers the step made before."""
     kind: Global___StepKind.ValueType
@@ -637,6 +782,10 @@ class Step(_message.Message):
     def attachments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attachment]:
         """Named bytes."""
 
+    @_builtins.property
+    def references(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reference]:
+        """What it relies on, reuses or was made of; at most 64, part of its content."""
+
     def __init__(
         self,
         *,
@@ -655,10 +804,11 @@ class Step(_message.Message):
         opaque: _builtins.bytes = ...,
         attachments: _abc.Iterable[Global___Attachment] | None = ...,
         agent_id: _builtins.str = ...,
+        references: _abc.Iterable[Global___Reference] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "tool_call", b"tool_call"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attachments", b"attachments", "attributes", b"attributes", "client_step_id", b"client_step_id", "content", b"content", "cost", b"cost", "effect", b"effect", "kind", b"kind", "opaque", b"opaque", "provenance", b"provenance", "related_node_ids", b"related_node_ids", "relation", b"relation", "role", b"role", "tool_call", b"tool_call", "undo_ref", b"undo_ref"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attachments", b"attachments", "attributes", b"attributes", "client_step_id", b"client_step_id", "content", b"content", "cost", b"cost", "effect", b"effect", "kind", b"kind", "opaque", b"opaque", "provenance", b"provenance", "references", b"references", "related_node_ids", b"related_node_ids", "relation", b"relation", "role", b"role", "tool_call", b"tool_call", "undo_ref", b"undo_ref"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -86,6 +86,8 @@ class _SegmentKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SegmentKi
     """What was tried and abandoned: untrusted."""
     SEGMENT_KIND_SLOT: _SegmentKind.ValueType  # 5
     """A named value."""
+    SEGMENT_KIND_STALE: _SegmentKind.ValueType  # 6
+    """That a step on the path no longer holds, and why."""
 
 class SegmentKind(_SegmentKind, metaclass=_SegmentKindEnumTypeWrapper):
     """Part of a context."""
@@ -102,6 +104,8 @@ SEGMENT_KIND_HINT: SegmentKind.ValueType  # 4
 """What was tried and abandoned: untrusted."""
 SEGMENT_KIND_SLOT: SegmentKind.ValueType  # 5
 """A named value."""
+SEGMENT_KIND_STALE: SegmentKind.ValueType  # 6
+"""That a step on the path no longer holds, and why."""
 Global___SegmentKind: _TypeAlias = SegmentKind  # noqa: Y015
 
 class _EventKind:
@@ -138,6 +142,10 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """Named values were set."""
     EVENT_KIND_MERGED: _EventKind.ValueType  # 13
     """Work of another branch was merged."""
+    EVENT_KIND_REFERRED: _EventKind.ValueType  # 14
+    """References of a step were added or taken away."""
+    EVENT_KIND_INVALIDATED: _EventKind.ValueType  # 15
+    """Nodes were said to hold no longer, or to hold after all."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What a commit did."""
@@ -170,6 +178,10 @@ EVENT_KIND_SLOTS_SET: EventKind.ValueType  # 12
 """Named values were set."""
 EVENT_KIND_MERGED: EventKind.ValueType  # 13
 """Work of another branch was merged."""
+EVENT_KIND_REFERRED: EventKind.ValueType  # 14
+"""References of a step were added or taken away."""
+EVENT_KIND_INVALIDATED: EventKind.ValueType  # 15
+"""Nodes were said to hold no longer, or to hold after all."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final
@@ -1199,7 +1211,7 @@ class Dropped(_message.Message):
     node_id: _builtins.int
     """The node."""
     reason: _builtins.str
-    """Why: "covered-by-summary", "over-budget", "summary-not-valid", "hint-limit"."""
+    """Why: "covered-by-summary", "over-budget", "summary-not-valid", "hint-limit", "stale-limit"."""
     token_count: _builtins.int
     """Tokens saved."""
     def __init__(
@@ -1231,6 +1243,7 @@ class AssembleContextResponse(_message.Message):
     CUT_MOVED_FIELD_NUMBER: _builtins.int
     BRANCH_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    STALE_NODES_FIELD_NUMBER: _builtins.int
     total_tokens: _builtins.int
     """Sum of their counts; never more than budget less reserve."""
     cut_moved: _builtins.bool
@@ -1255,6 +1268,10 @@ class AssembleContextResponse(_message.Message):
     def position(self) -> Global___Position:
         """When."""
 
+    @_builtins.property
+    def stale_nodes(self) -> _containers.RepeatedCompositeFieldContainer[_memory_pb2.Node]:
+        """Stale steps of the path, newest first, at most 64: shown by segments of kind STALE where they fit."""
+
     def __init__(
         self,
         *,
@@ -1265,10 +1282,11 @@ class AssembleContextResponse(_message.Message):
         cut_moved: _builtins.bool = ...,
         branch: _memory_pb2.Branch | None = ...,
         position: Global___Position | None = ...,
+        stale_nodes: _abc.Iterable[_memory_pb2.Node] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "cut_moved", b"cut_moved", "dropped", b"dropped", "position", b"position", "segments", b"segments", "total_tokens", b"total_tokens", "untokenized_node_ids", b"untokenized_node_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "cut_moved", b"cut_moved", "dropped", b"dropped", "position", b"position", "segments", b"segments", "stale_nodes", b"stale_nodes", "total_tokens", b"total_tokens", "untokenized_node_ids", b"untokenized_node_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

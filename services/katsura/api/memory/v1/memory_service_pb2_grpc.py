@@ -6,6 +6,7 @@ import warnings
 from katsura.api.memory.v1 import memory_archive_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2
 from katsura.api.memory.v1 import memory_contents_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2
 from katsura.api.memory.v1 import memory_merge_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__merge__pb2
+from katsura.api.memory.v1 import memory_references_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2
 from katsura.api.memory.v1 import memory_service_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2
 from katsura.api.memory.v1 import memory_slots_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2
 
@@ -159,6 +160,31 @@ class MemoryServiceStub(object):
                 '/katsura.api.memory.v1.MemoryService/Redact',
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactRequest.SerializeToString,
                 response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactResponse.FromString,
+                _registered_method=True)
+        self.AddReferences = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/AddReferences',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.AddReferencesRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.AddReferencesResponse.FromString,
+                _registered_method=True)
+        self.RemoveReferences = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/RemoveReferences',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.RemoveReferencesRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.RemoveReferencesResponse.FromString,
+                _registered_method=True)
+        self.ListDependents = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/ListDependents',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.ListDependentsRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.ListDependentsResponse.FromString,
+                _registered_method=True)
+        self.Invalidate = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/Invalidate',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.InvalidateRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.InvalidateResponse.FromString,
+                _registered_method=True)
+        self.Revalidate = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/Revalidate',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.RevalidateRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.RevalidateResponse.FromString,
                 _registered_method=True)
         self.SetSlots = channel.unary_unary(
                 '/katsura.api.memory.v1.MemoryService/SetSlots',
@@ -398,6 +424,41 @@ class MemoryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddReferences(self, request, context):
+        """Adds references to a step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveReferences(self, request, context):
+        """Takes added references away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDependents(self, request, context):
+        """Lists the steps that refer to a node.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Invalidate(self, request, context):
+        """Says that nodes no longer hold; whatever refers to them is stale.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Revalidate(self, request, context):
+        """Says that stale nodes hold after all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetSlots(self, request, context):
         """Writes named values of a branch, with their relation to the values before.
         Errors: ABORTED / VERSION_MOVED, HEAD_MOVED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE; RESOURCE_EXHAUSTED /
@@ -569,6 +630,31 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.Redact,
                     request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactRequest.FromString,
                     response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactResponse.SerializeToString,
+            ),
+            'AddReferences': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddReferences,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.AddReferencesRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.AddReferencesResponse.SerializeToString,
+            ),
+            'RemoveReferences': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveReferences,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.RemoveReferencesRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.RemoveReferencesResponse.SerializeToString,
+            ),
+            'ListDependents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDependents,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.ListDependentsRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.ListDependentsResponse.SerializeToString,
+            ),
+            'Invalidate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Invalidate,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.InvalidateRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.InvalidateResponse.SerializeToString,
+            ),
+            'Revalidate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Revalidate,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.RevalidateRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.RevalidateResponse.SerializeToString,
             ),
             'SetSlots': grpc.unary_unary_rpc_method_handler(
                     servicer.SetSlots,
@@ -1234,6 +1320,141 @@ class MemoryService(object):
             '/katsura.api.memory.v1.MemoryService/Redact',
             katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactRequest.SerializeToString,
             katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddReferences(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/AddReferences',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.AddReferencesRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.AddReferencesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveReferences(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/RemoveReferences',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.RemoveReferencesRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.RemoveReferencesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDependents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/ListDependents',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.ListDependentsRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.ListDependentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Invalidate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/Invalidate',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.InvalidateRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.InvalidateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Revalidate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/Revalidate',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.RevalidateRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2.RevalidateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -8,6 +8,7 @@ from grpc import aio as _aio
 from katsura.api.memory.v1 import memory_archive_pb2 as _memory_archive_pb2
 from katsura.api.memory.v1 import memory_contents_pb2 as _memory_contents_pb2
 from katsura.api.memory.v1 import memory_merge_pb2 as _memory_merge_pb2
+from katsura.api.memory.v1 import memory_references_pb2 as _memory_references_pb2
 from katsura.api.memory.v1 import memory_service_pb2 as _memory_service_pb2
 from katsura.api.memory.v1 import memory_slots_pb2 as _memory_slots_pb2
 import abc as _abc_1
@@ -136,6 +137,16 @@ class MemoryServiceStub:
     """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too.
     Errors: NOT_FOUND / NODE_NOT_FOUND.
     """
+    AddReferences: _grpc.UnaryUnaryMultiCallable[_memory_references_pb2.AddReferencesRequest, _memory_references_pb2.AddReferencesResponse]
+    """Adds references to a step."""
+    RemoveReferences: _grpc.UnaryUnaryMultiCallable[_memory_references_pb2.RemoveReferencesRequest, _memory_references_pb2.RemoveReferencesResponse]
+    """Takes added references away."""
+    ListDependents: _grpc.UnaryUnaryMultiCallable[_memory_references_pb2.ListDependentsRequest, _memory_references_pb2.ListDependentsResponse]
+    """Lists the steps that refer to a node."""
+    Invalidate: _grpc.UnaryUnaryMultiCallable[_memory_references_pb2.InvalidateRequest, _memory_references_pb2.InvalidateResponse]
+    """Says that nodes no longer hold; whatever refers to them is stale."""
+    Revalidate: _grpc.UnaryUnaryMultiCallable[_memory_references_pb2.RevalidateRequest, _memory_references_pb2.RevalidateResponse]
+    """Says that stale nodes hold after all."""
     SetSlots: _grpc.UnaryUnaryMultiCallable[_memory_slots_pb2.SetSlotsRequest, _memory_slots_pb2.SetSlotsResponse]
     """Writes named values of a branch, with their relation to the values before.
     Errors: ABORTED / VERSION_MOVED, HEAD_MOVED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE; RESOURCE_EXHAUSTED /
@@ -263,6 +274,16 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too.
     Errors: NOT_FOUND / NODE_NOT_FOUND.
     """
+    AddReferences: _aio.UnaryUnaryMultiCallable[_memory_references_pb2.AddReferencesRequest, _memory_references_pb2.AddReferencesResponse]  # type: ignore[assignment]
+    """Adds references to a step."""
+    RemoveReferences: _aio.UnaryUnaryMultiCallable[_memory_references_pb2.RemoveReferencesRequest, _memory_references_pb2.RemoveReferencesResponse]  # type: ignore[assignment]
+    """Takes added references away."""
+    ListDependents: _aio.UnaryUnaryMultiCallable[_memory_references_pb2.ListDependentsRequest, _memory_references_pb2.ListDependentsResponse]  # type: ignore[assignment]
+    """Lists the steps that refer to a node."""
+    Invalidate: _aio.UnaryUnaryMultiCallable[_memory_references_pb2.InvalidateRequest, _memory_references_pb2.InvalidateResponse]  # type: ignore[assignment]
+    """Says that nodes no longer hold; whatever refers to them is stale."""
+    Revalidate: _aio.UnaryUnaryMultiCallable[_memory_references_pb2.RevalidateRequest, _memory_references_pb2.RevalidateResponse]  # type: ignore[assignment]
+    """Says that stale nodes hold after all."""
     SetSlots: _aio.UnaryUnaryMultiCallable[_memory_slots_pb2.SetSlotsRequest, _memory_slots_pb2.SetSlotsResponse]  # type: ignore[assignment]
     """Writes named values of a branch, with their relation to the values before.
     Errors: ABORTED / VERSION_MOVED, HEAD_MOVED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE; RESOURCE_EXHAUSTED /
@@ -525,6 +546,46 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too.
         Errors: NOT_FOUND / NODE_NOT_FOUND.
         """
+
+    @_abc_1.abstractmethod
+    def AddReferences(
+        self,
+        request: _memory_references_pb2.AddReferencesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_references_pb2.AddReferencesResponse, _abc.Awaitable[_memory_references_pb2.AddReferencesResponse]]:
+        """Adds references to a step."""
+
+    @_abc_1.abstractmethod
+    def RemoveReferences(
+        self,
+        request: _memory_references_pb2.RemoveReferencesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_references_pb2.RemoveReferencesResponse, _abc.Awaitable[_memory_references_pb2.RemoveReferencesResponse]]:
+        """Takes added references away."""
+
+    @_abc_1.abstractmethod
+    def ListDependents(
+        self,
+        request: _memory_references_pb2.ListDependentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_references_pb2.ListDependentsResponse, _abc.Awaitable[_memory_references_pb2.ListDependentsResponse]]:
+        """Lists the steps that refer to a node."""
+
+    @_abc_1.abstractmethod
+    def Invalidate(
+        self,
+        request: _memory_references_pb2.InvalidateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_references_pb2.InvalidateResponse, _abc.Awaitable[_memory_references_pb2.InvalidateResponse]]:
+        """Says that nodes no longer hold; whatever refers to them is stale."""
+
+    @_abc_1.abstractmethod
+    def Revalidate(
+        self,
+        request: _memory_references_pb2.RevalidateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_references_pb2.RevalidateResponse, _abc.Awaitable[_memory_references_pb2.RevalidateResponse]]:
+        """Says that stale nodes hold after all."""
 
     @_abc_1.abstractmethod
     def SetSlots(
