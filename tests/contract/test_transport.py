@@ -22,7 +22,7 @@ import pytest
 import trustme
 
 from katsura.domain.errors import OutOfRangeError, ResourceExhaustedError
-from katsura.wire import inproc, tcp
+from katsura.wire import inproc, tcp, tls
 from katsura.wire.server import Server
 from katsura.wire.transport import Channel, ChannelRetiredError, ChannelTimeoutError, Limits
 
@@ -135,11 +135,17 @@ class House:
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One file: key, certificate and authority, good for both ends."""
+    path = tmp_path_factory.mktemp("tls") / "all.pem"
+    issue(path)
+    return str(path)
+
+
+def issue(path: Path) -> None:
+    """A certificate of a new authority, in one step."""
     authority = trustme.CA()
     issued = authority.issue_cert("localhost", "127.0.0.1")
-    path = tmp_path_factory.mktemp("tls") / "all.pem"
-    path.write_bytes(issued.private_key_and_cert_chain_pem.bytes() + authority.cert_pem.bytes())
-    return str(path)
+    path.with_suffix(".new").write_bytes(issued.private_key_and_cert_chain_pem.bytes() + authority.cert_pem.bytes())
+    path.with_suffix(".new").rename(path)
 
 
 @pytest.fixture
@@ -470,7 +476,21 @@ def test_a_client_without_a_certificate_of_our_authority_is_not_let_in(
     house.serve("echo")
     stranger = ssl.create_default_context(cafile=certificate)
     stranger.check_hostname = False
-    strangers = [None, stranger]
-    for tls in strangers:
+    strangers = [None, lambda: stranger]
+    for contexts in strangers:
         with pytest.raises((ChannelRetiredError, ChannelTimeoutError)):
-            tcp.connect("127.0.0.1", int(house.address), {"who": "x"}, LIMITS, 2.0, tls)
+            tcp.connect("127.0.0.1", int(house.address), {"who": "x"}, LIMITS, 2.0, contexts)
+
+
+def test_both_ends_read_a_renewed_certificate_and_old_channels_go_on(
+    open_house: Callable[[str], House], certificate: str
+) -> None:
+    house = open_house("tls")
+    house.serve("echo")
+    before = house.connect()
+    old = tls.client_contexts(*[Path(certificate)] * 3)()
+    issue(Path(certificate))
+    assert ask(house.connect(), b"new") == b"new"
+    assert ask(before, b"old") == b"old"
+    with pytest.raises((ChannelRetiredError, ChannelTimeoutError)):
+        tcp.connect("127.0.0.1", int(house.address), {"who": "x"}, LIMITS, 2.0, lambda: old)

@@ -5,7 +5,6 @@ It says where it is by a line on standard output and goes on at a line on standa
 
 from __future__ import annotations
 
-import ssl
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ def hold(where: str) -> None:
     sys.stdin.readline()
 
 
-def tls_of(make: Callable[[Path, Path, Path], ssl.SSLContext], certificate: str) -> ssl.SSLContext:
+def tls_of(make: Callable[[Path, Path, Path], tls.Contexts], certificate: str) -> tls.Contexts:
     """One file holds certificate, key and authority."""
     return make(Path(certificate), Path(certificate), Path(certificate))
 
@@ -37,15 +36,15 @@ def listen(server: Server, backend: str, address: str, certificate: str) -> str:
         shm.listen(server, address)
         return address
     return str(
-        tcp.listen(server, "127.0.0.1", 0, tls_of(tls.server_context, certificate) if backend == "tls" else None)
+        tcp.listen(server, "127.0.0.1", 0, tls_of(tls.server_contexts, certificate) if backend == "tls" else None)
     )
 
 
 def connect(backend: str, address: str, certificate: str, limits: Limits = LIMITS, timeout_s: float = 20.0) -> Channel:
     if backend == "shm":
         return shm.connect(address, {"who": "test"}, limits, timeout_s)
-    context = tls_of(tls.client_context, certificate) if backend == "tls" else None
-    return tcp.connect("127.0.0.1", int(address), {"who": "test"}, limits, timeout_s, context)
+    contexts = tls_of(tls.client_contexts, certificate) if backend == "tls" else None
+    return tcp.connect("127.0.0.1", int(address), {"who": "test"}, limits, timeout_s, contexts)
 
 
 def echo(request: Request) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 import time
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from katsura.wire.connect import connect
 from katsura.wire.frame import TRACE_BYTES, FrameId, GroupSums, Routes, decode_partial, dispatch_bytes, encode_dispatch
 from katsura.wire.header import BadFrameError, Kind, NackReason, read_control, read_header
 from katsura.wire.repeat import DispatchWriter, PartialReader
+from katsura.wire.tls import Contexts
 from katsura.wire.transport import Channel, Limits, Slot
 
 _CONNECT_S = 0.5
@@ -53,7 +53,7 @@ class LinkSettings:
     units_per_group: int
     limits: Limits
     frame_timeout_s: float
-    tls: ssl.SSLContext | None = None
+    tls: Contexts | None = None
 
 
 @dataclass(slots=True)

@@ -372,7 +372,7 @@ def make_pool(config: ShardConfig, model: Model) -> tuple[Pool, Pool]:
         units_per_group=layout.units_per_group,
         limits=limits,
         frame_timeout_s=config.frame_timeout_s,
-        tls=tls.client_context(files.certificate, files.key, files.authority) if files else None,
+        tls=tls.client_contexts(files.certificate, files.key, files.authority) if files else None,
     )
     pool = Pool(settings, layout, shape.layer_count, shape.hidden_size, rows_max)
     return pool, pool

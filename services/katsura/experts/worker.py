@@ -126,8 +126,8 @@ def _listen(server: Server, config: MemberConfig) -> tuple[str, ...]:
                 field="KATSURA_DATA_LISTEN",
             )
         files = config.serve.tls
-        context = tls.server_context(files.certificate, files.key, files.authority) if files else None
-        bound = tcp.listen(server, host.strip("[]"), int(port), context)
+        contexts = tls.server_contexts(files.certificate, files.key, files.authority) if files else None
+        bound = tcp.listen(server, host.strip("[]"), int(port), contexts)
         endpoints.append(f"tcp:{config.data_host or host}:{bound}")
     return tuple(endpoints)
 

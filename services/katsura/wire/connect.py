@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from katsura.domain.errors import InvalidArgumentError, KatsuraError
 from katsura.wire import shm, tcp
+from katsura.wire.tls import Contexts
 from katsura.wire.transport import Channel, ChannelRetiredError, Limits
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def connect(
     hello: Mapping[str, Any],
     limits: Limits,
     timeout_s: float,
-    tls: ssl.SSLContext | None = None,
+    tls: Contexts | None = None,
 ) -> tuple[Channel, str]:
     """The first channel that works, shm before tcp, and a sentence that says how it was chosen.
 
@@ -64,7 +64,7 @@ def connect(
 
 
 def _open(
-    endpoint: Endpoint, hello: Mapping[str, Any], limits: Limits, timeout_s: float, tls: ssl.SSLContext | None
+    endpoint: Endpoint, hello: Mapping[str, Any], limits: Limits, timeout_s: float, tls: Contexts | None
 ) -> Channel:
     if endpoint.transport == "tcp":
         return tcp.connect(endpoint.address, endpoint.port, hello, limits, timeout_s, tls)

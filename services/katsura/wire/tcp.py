@@ -22,6 +22,7 @@ from typing import Any
 from katsura.domain.errors import FailedPreconditionError, KatsuraError, UnavailableError
 from katsura.wire.header import CONTROL_BYTES_MAX, BadFrameError, Kind, control
 from katsura.wire.server import READ, WRITE, Server
+from katsura.wire.tls import Contexts
 from katsura.wire.transport import (
     LEAD_BYTES,
     ChannelRetiredError,
@@ -48,7 +49,7 @@ def connect(
     hello: Mapping[str, Any],
     limits: Limits,
     timeout_s: float,
-    tls: ssl.SSLContext | None = None,
+    tls: Contexts | None = None,
 ) -> TcpChannel:
     """A channel to `host`:`port`, under TLS if `tls` is given; off loopback it must be.
 
@@ -65,7 +66,7 @@ def connect(
         _must_be_safe(sock.getpeername()[0], tls)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
-            sock = tls.wrap_socket(sock, server_hostname=host)
+            sock = tls().wrap_socket(sock, server_hostname=host)
         sock.setblocking(False)
         stream = _Stream(sock)
         greeting = control(Kind.HELLO, {**hello, **limits.as_json()})
@@ -85,7 +86,7 @@ def connect(
     return TcpChannel(stream, limits, welcome)
 
 
-def _must_be_safe(address: str, tls: ssl.SSLContext | None) -> None:
+def _must_be_safe(address: str, tls: Contexts | None) -> None:
     if tls is None and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
         raise FailedPreconditionError(
             f"{address} is not loopback: activations leave this machine only under TLS; configure a certificate"
@@ -193,7 +194,7 @@ def _message(region: memoryview, index: int, slot_bytes: int, nbytes: int) -> me
     return region[start : start + _PREAMBLE.size + nbytes]
 
 
-def listen(server: Server, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
+def listen(server: Server, host: str, port: int, tls: Contexts | None = None) -> int:
     """Accept clients of `server` at `host`:`port` (0: any free one). Returns the port.
 
     Raises FailedPreconditionError for an address off loopback without TLS, UnavailableError if the port is taken.
@@ -217,7 +218,7 @@ def listen(server: Server, host: str, port: int, tls: ssl.SSLContext | None = No
 
 
 class _Listener:
-    def __init__(self, server: Server, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, server: Server, sock: socket.socket, tls: Contexts | None) -> None:
         self._server, self._socket, self._tls = server, sock, tls
         server.add(sock.fileno(), self._on_event)
         server.on_close(self._close)
@@ -228,7 +229,7 @@ class _Listener:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
-                sock = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+                sock = self._tls().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         except OSError as error:
             _log.warning("cannot accept a data-plane client: %s", error)
             return
