@@ -21,10 +21,11 @@ from katsura.domain.trees import (
     cover_digest,
     request_of,
 )
+from katsura.domain.work import EXTERNAL
 from katsura.memory.core import limits
 from katsura.memory.core.compress import COMPRESSORS, body_tokens
 from katsura.memory.core.rollup import DEFAULT_FANOUT, NEVER, due, rolled_body
-from katsura.memory.core.validate import EXTERNAL, FIDELITY, OUTCOME, VALIDATORS, Evidence, judge
+from katsura.memory.core.validate import FIDELITY, OUTCOME, VALIDATORS, Evidence, judge
 from katsura.memory.operations import ID_MAX, Operations, Write, as_answer, committing, thread_if
 from katsura.state.trees import (
     Cover,

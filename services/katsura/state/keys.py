@@ -123,7 +123,7 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
     """A key of one tree. Parts, where `id` is a node's number in decimal:
 
     - `meta` HASH: goal, pins, policy, labels (JSON); revision, next (last node id), branch_count, default, created,
-      updated (ms), ttl_ms, raw_limit, rollup, incarnation, create (replay record), replayed;
+      updated (ms), ttl_ms, raw_limit, rollup, incarnation, create (replay record), replayed, claims;
       `importing` alone (a token, for 10 minutes) while an import fills the keys.
     - `branches` HASH name -> JSON of heads. - `versions` HASH `<chain parent>:<base>:<last>` -> summaries made of it.
     - `nodes` HASH id -> `<ms> <revision> <birth branch>\\n<salt 16 bytes><JSON>`; changed by Redact only.
@@ -134,6 +134,8 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
     - `rollups` HASH summary id -> the roll-up over it, the newest one made.
     - `slot_heads` HASH branch -> last slot node of its path. - `slot_maps` HASH slot node -> JSON key -> last node that
       wrote it (negative where that unset it); never changed.
+    - `work` HASH name -> JSON WorkItem; `compress_due`, `validate_due` ZSETs name by the millisecond from which it may
+      be claimed: none that was given up.
     - `steps` HASH `<branch> <client step id>` -> `<id> <body digest>`. - `kids` HASH `<parent>:<body digest>` -> id.
     - `verdicts` HASH summary id -> `<status> <version>\\n<JSON>`: the half of a summary that changes.
     - `replays` HASH request id -> digest and answer; `order` LIST of request ids, oldest first: at most Limits.replays.
@@ -147,6 +149,11 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
 def tree_index(tenant: str) -> bytes:
     """ZSET, all scores 0, of `<created ms, 13 digits>:<tree id>`. A hint: completed and cleaned by reads. No TTL."""
     return f"katsura:trees:{quoted(tenant)}".encode()
+
+
+def work_index(tenant: str) -> bytes:
+    """ZSET tree id by the millisecond from which it may have tasks to claim. A hint: repaired by claims. No TTL."""
+    return f"katsura:work:{quoted(tenant)}".encode()
 
 
 def blocks(tenant: str, scope: str, owner: str, part: str) -> bytes:

@@ -45,10 +45,12 @@ from katsura.domain.trees import (
     Tree,
     TreePolicy,
 )
+from katsura.domain.work import Fence
 from katsura.state.archive import TreeArchive
 from katsura.state.contents import TreeContents
 from katsura.state.contents import TreeRef as TreeRef
 from katsura.state.merging import TreeMerging
+from katsura.state.queue import TreeQueue
 from katsura.state.slots import TreeSlots
 
 SHORT_TEXT_CHARS = 200
@@ -176,7 +178,7 @@ class Event:
     resume_token: str = ""
 
 
-class TreeStore(TreeContents, TreeSlots, TreeMerging, TreeArchive, Protocol):
+class TreeStore(TreeContents, TreeSlots, TreeMerging, TreeQueue, TreeArchive, Protocol):
     """Trees of all tenants. A branch given as "" is the tree's default branch."""
 
     @property
@@ -229,14 +231,24 @@ class TreeStore(TreeContents, TreeSlots, TreeMerging, TreeArchive, Protocol):
         summary: Summary,
         judgement: Judgement,
         request: Request,
+        fence: Fence | None = None,
     ) -> Written:
         """Write a summary of `cover`; it becomes the branch's unless it FAILED. Raises HEAD_MOVED where the branch is
-        no longer as `cover` saw it."""
+        no longer as `cover` saw it. One that is PENDING and requires EXTERNAL becomes a task. With `fence` it is the
+        result of a task (state/queue.py)."""
         ...
 
-    async def judge(self, ref: TreeRef, branch: str, summary: Node, judgement: Judgement, request: Request) -> Written:
+    async def judge(
+        self,
+        ref: TreeRef,
+        branch: str,
+        summary: Node,
+        judgement: Judgement,
+        request: Request,
+        fence: Fence | None = None,
+    ) -> Written:
         """Replace what is known about a summary, if it is still what `summary` shows (else HEAD_MOVED). One that turns
-        VALID and continues the branch's chain becomes its summary."""
+        VALID and continues the branch's chain becomes its summary. With `fence` it is the result of a task."""
         ...
 
     async def summaries(self, ref: TreeRef, branch: str, most: int) -> tuple[tuple[Node, bool], ...]:
@@ -337,6 +349,13 @@ def refusal(ref: TreeRef, reason: str, *details: str) -> KatsuraError:
         case "HEAD_MOVED":
             text = f"branch {details[1]!r} has moved: its head is now {first}; read it again, then decide"
             return ConflictError(text, reason=Reason.HEAD_MOVED, metadata={"head": first, "branch": details[1]})
+        case "LEASE_LOST":
+            why = "it is done" if details[1] == "done" else "another worker has it, or it was given back"
+            text = f"the claim of {first!r} is not the newest: {why}; drop the result and claim again"
+            return ConflictError(text, reason=Reason.LEASE_LOST, field="token", metadata={"work_id": first})
+        case "NO_WORK":
+            text = f"nothing waits on branch {details[1]!r}: no step is raw, or summary {details[2]} is not pending"
+            return FailedPreconditionError(text, reason=Reason.NO_WORK, metadata={"branch": details[1]})
         case "BAD_BOUNDARY":
             text = f"node {first} is not a place on this branch where that can be done"
             return FailedPreconditionError(text, reason=Reason.BAD_BOUNDARY, metadata={"node": first})

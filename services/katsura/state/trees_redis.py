@@ -29,11 +29,13 @@ from katsura.domain.trees import (
     Summary,
     Tree,
 )
+from katsura.domain.work import EXTERNAL, Fence
 from katsura.state import keys
 from katsura.state.archive_redis import RedisArchive
 from katsura.state.connect import Arg, Store, translated
 from katsura.state.contents_redis import RedisContents
 from katsura.state.merging_redis import RedisMerging
+from katsura.state.queue_redis import RedisQueue
 from katsura.state.slots_redis import RedisSlots
 from katsura.state.tree_calls import MEMORY_FUNCTIONS, NO_LIMIT, identity, said_of, step_arguments
 from katsura.state.tree_records import (
@@ -92,7 +94,7 @@ class _Plan:
     head: int
 
 
-class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisArchive, TreeWatch):
+class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisArchive, TreeWatch):
     """Trees of all tenants in one store."""
 
     def __init__(self, store: Store, limits: Limits) -> None:
@@ -226,13 +228,15 @@ class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisArchive, Tree
         summary: Summary,
         judgement: Judgement,
         request: Request,
+        fence: Fence | None = None,
     ) -> Written:
         """Write a summary of `cover`; it becomes the branch's unless it FAILED."""
         record = record_of(summary, secrets.token_bytes(SALT_BYTES))
-        said = await self._write(
+        said = await self._write_fenced(
             ref,
             "summarise",
             request,
+            fence,
             cover.branch.name,
             -1 if expected_head is None else expected_head,
             cover.branch.summary_head,
@@ -245,18 +249,28 @@ class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisArchive, Tree
             content_hash(cover.parent_hash, record).hex(),
             summary.body_tokens,
             judgement_json(judgement),
+            int(EXTERNAL in judgement.required),
         )
         written = await self._written(ref, said)
         assert isinstance(written, Written)
         return written
 
-    async def judge(self, ref: TreeRef, branch: str, summary: Node, judgement: Judgement, request: Request) -> Written:
+    async def judge(
+        self,
+        ref: TreeRef,
+        branch: str,
+        summary: Node,
+        judgement: Judgement,
+        request: Request,
+        fence: Fence | None = None,
+    ) -> Written:
         """Replace what is known about a summary, if it is still what `summary` shows."""
         assert summary.judgement is not None, "only summaries are judged"
-        said = await self._write(
+        said = await self._write_fenced(
             ref,
             "judge",
             request,
+            fence,
             branch,
             summary.node_id,
             summary.judgement.version,

@@ -30,6 +30,7 @@ from katsura.domain.trees import (
     SummaryStatus,
     Tree,
 )
+from katsura.domain.work import EXTERNAL, Fence
 from katsura.state.tree_records import stored_size
 from katsura.state.trees import (
     TOKENIZERS_MAX,
@@ -51,11 +52,12 @@ from katsura.state.trees import (
 from katsura.state.twin_archive import TwinArchive
 from katsura.state.twin_contents import TwinContents
 from katsura.state.twin_merging import TwinMerging
+from katsura.state.twin_queue import TwinQueue, ask_for_verdict, fenced
 from katsura.state.twin_slots import TwinSlots
 from katsura.state.twin_tree import HARMLESS, TwinTree
 
 
-class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinArchive):
+class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinArchive):
     """Trees of all tenants in one dictionary."""
 
     @property
@@ -152,6 +154,7 @@ class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinArchive):
         summary: Summary,
         judgement: Judgement,
         request: Request,
+        fence: Fence | None = None,
     ) -> Written:
         """Write a summary of `cover`; it becomes the branch's unless it FAILED."""
         state = self._state(ref)
@@ -169,12 +172,22 @@ class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinArchive):
             node = state.nodes[node.node_id] = replace(node, judgement=replace(judgement, version=1))
             if judgement.status is not SummaryStatus.FAILED:
                 branch = state.adopt(branch, node)
+            if judgement.status is SummaryStatus.PENDING and EXTERNAL in judgement.required:
+                ask_for_verdict(state, node, branch.name, self._tick())
             position = state.commit(EventKind.COMPRESSED, branch.name, (node.node_id,))
             return Written(node, branch, position)
 
-        return state.once(request, write)
+        return state.once(request, lambda: fenced(state, fence, write))
 
-    async def judge(self, ref: TreeRef, branch: str, summary: Node, judgement: Judgement, request: Request) -> Written:
+    async def judge(
+        self,
+        ref: TreeRef,
+        branch: str,
+        summary: Node,
+        judgement: Judgement,
+        request: Request,
+        fence: Fence | None = None,
+    ) -> Written:
         """Replace what is known about a summary, if it is still what `summary` shows."""
         state = self._state(ref)
 
@@ -196,7 +209,7 @@ class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinArchive):
                 found = state.adopt(found, node)
             return Written(node, found, state.commit(EventKind.MAINTAINED, found.name, (node.node_id, *failed)))
 
-        return state.once(request, write)
+        return state.once(request, lambda: fenced(state, fence, write))
 
     async def summaries(self, ref: TreeRef, branch: str, most: int) -> tuple[tuple[Node, bool], ...]:
         """The branch's summaries, newest first, roll-ups standing for their covers."""

@@ -27,6 +27,7 @@ from katsura.domain.trees import (
     Tree,
     Verdict,
 )
+from katsura.domain.work import WorkItem
 from katsura.state.tree_records import SALT_BYTES, body_digest, content_hash, record_of
 from katsura.state.trees import (
     Event,
@@ -66,6 +67,8 @@ class TwinTree:
     rollups: dict[int, NodeId] = field(default_factory=dict)
     slot_heads: dict[str, NodeId] = field(default_factory=dict)
     extras: dict[int, dict[str, Attachment]] = field(default_factory=dict)
+    work: dict[str, WorkItem] = field(default_factory=dict)
+    claims: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def up(self, node_id: int) -> Iterator[Node]:

@@ -10,9 +10,10 @@ from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError,
 from katsura.domain.ids import checked_name
 from katsura.domain.trees import Durability, Effect, Provenance, Relation, Step, StepKind, SummaryBody, TreePolicy
 from katsura.domain.units import KIB, MIB, human_bytes
+from katsura.domain.work import EXTERNAL
 from katsura.memory.core.compress import COMPRESSORS, DEFAULT_COMPRESSOR
 from katsura.memory.core.rollup import DEFAULT_FANOUT
-from katsura.memory.core.validate import DEFAULT_VALIDATORS, EXTERNAL, VALIDATORS
+from katsura.memory.core.validate import DEFAULT_VALIDATORS, VALIDATORS
 
 STEPS_MAX: Final = 256
 CONTENT_BYTES_MAX: Final = MIB

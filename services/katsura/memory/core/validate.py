@@ -24,12 +24,12 @@ from katsura.domain.trees import (
     Verdict,
     cover_digest,
 )
+from katsura.domain.work import EXTERNAL
 from katsura.memory.core.compress import body_tokens, open_obligations, summary_token_limit
 from katsura.memory.core.quotes import quotes_of, unsupported
 
 FIDELITY: Final = "fidelity"
 OUTCOME: Final = "outcome"
-EXTERNAL: Final = "external"
 DEFAULT_VALIDATORS: Final = (FIDELITY, OUTCOME)
 CRITERION: Final = "criterion."
 CLOSED: Final = "closed: "

@@ -15,7 +15,7 @@ local EVENT = {CREATED = 2, GROWN = 3, COMPRESSED = 4, MAINTAINED = 5, REVISED =
 local DELETED_EVENTS_KEPT_MS = 60000
 local SUFFIXES = {'meta', 'branches', 'nodes', 'links', 'blobs', 'steps', 'kids', 'verdicts', 'versions', 'replays',
                   'order', 'events', 'tokenizers', 'extras', 'slot_heads', 'slot_maps',
-                  'rollups'}
+                  'rollups', 'work', 'compress_due', 'validate_due'}
 
 local function keys_of(meta_key)
   local t = {prefix = string.sub(meta_key, 1, -5), fresh = {}}

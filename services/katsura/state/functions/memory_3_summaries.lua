@@ -80,8 +80,8 @@ register('cover', function(keys, args)
 end, {'no-writes'})
 
 -- ARGV: 1-4, branch, expected head (-1: any), summary head seen, chain parent, base, last, versions seen, status,
--- record, hash, body tokens, judgement JSON.
-register('summarise', function(keys, args)
+-- record, hash, body tokens, judgement JSON, a worker outside is to judge it (1).
+local function summarise(keys, args)
   local t, branch, answer = begin(keys, args)
   if answer then return answer end
   if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
@@ -103,12 +103,15 @@ register('summarise', function(keys, args)
   redis.call('HSET', t.versions, segment, versions + 1)
   redis.call('HSET', t.meta, 'next', t.next)
   if status ~= FAILED then adopt(t, branch, place) end
+  local asked = status == PENDING and args[17] == '1'
+  if asked then put_work(t, VALIDATE, branch.name, place.id, '', now) end
   return commit(t, args, now, EVENT.COMPRESSED, branch.name, {place.id},
-                {ids = {place.id}, branch = branch, judgement = args[16]})
-end)
+                {ids = {place.id}, branch = branch, judgement = args[16], asked = asked})
+end
+register('summarise', summarise)
 
 -- ARGV: 1-4, branch, summary, version seen, status, judgement JSON.
-register('judge', function(keys, args)
+local function judge(keys, args)
   local t, branch, answer = begin(keys, args)
   if answer then return answer end
   local id, version, status = tonumber(args[6]), tonumber(args[7]), tonumber(args[8])
@@ -124,7 +127,8 @@ register('judge', function(keys, args)
   end
   return commit(t, args, now_ms(t), EVENT.MAINTAINED, branch.name, changed,
                 {ids = {id}, branch = branch, judgement = args[9]})
-end)
+end
+register('judge', judge)
 
 -- ARGV: 1-4, branch, status, record, hash, tokens, judgement JSON, then the summaries, oldest first.
 register('roll_up', function(keys, args)
