@@ -33,10 +33,10 @@ from katsura.testing.store import EmbeddedStore
 
 # The kernel's numbers by machine: AUDIT_ARCH, fsync, fdatasync, seccomp.
 _KERNEL: Final = {"x86_64": (0xC000003E, 74, 75, 317), "aarch64": (0xC00000B7, 82, 83, 277)}
-_RECEIVE, _SEND, _STILL_WAITS = 0xC0502100, 0xC0182101, 0x40082102  # SECCOMP_IOCTL_NOTIF_*
+_RECEIVE, _SEND = 0xC0502100, 0xC0182101  # SECCOMP_IOCTL_NOTIF_*
 _NOTICE, _ANSWER = struct.Struct("=QIIiIQ6Q"), struct.Struct("=QqiI")  # struct seccomp_notif, seccomp_notif_resp
-_SMALL_BYTES: Final = 1 << 16
-"""Files up to this size are read anew at each sync; longer ones are append-only files, of which the new end is."""
+_TAIL_BYTES: Final = 1 << 16
+"""Files are append-only, but for the tail that a server cuts off when it loads a torn one: so much is compared."""
 
 _LAUNCHER: Final = """
 import ctypes, os, socket, struct, sys
@@ -75,6 +75,7 @@ class Disk:
         self.folder = folder
         self.syncs = 0
         """Syncs of files, not of directories, so far."""
+        self._stalling, self._stalled = threading.Event(), threading.Event()
         self._names: dict[Path, int] = {}
         self._content: dict[int, bytearray] = {}
         self._held: dict[int, int] = {}
@@ -83,9 +84,18 @@ class Disk:
             self._sync(path)
         self.syncs = 0
 
-    def synced(self, pid: int, descriptor: int) -> None:
-        """A process syncs one of its descriptors."""
+    def synced(self, pid: int, descriptor: int) -> bool:
+        """A process syncs one of its descriptors. Whether that ever ends: not on a disk that stalls."""
+        if self._stalling.is_set():
+            self._stalled.set()
+            return False
         self._sync(Path(f"/proc/{pid}/fd/{descriptor}"))
+        return True
+
+    def stall(self, limit_s: float) -> None:
+        """From now on no sync ends; wait until one has begun."""
+        self._stalling.set()
+        self._stalled.wait(limit_s)
 
     def cut(self, torn: random.Random | None) -> Lost:
         """Put the folder back to what is durable; nobody writes to it any more."""
@@ -122,7 +132,8 @@ class Disk:
                 self.syncs += 1
                 self._hold(status.st_ino, path)
                 known = self._content.get(status.st_ino, bytearray())
-                if status.st_size < len(known) or status.st_size <= _SMALL_BYTES:
+                tail = max(0, len(known) - _TAIL_BYTES)
+                if _read(descriptor, tail, len(known)) != known[tail:]:
                     known = bytearray()
                 known += _read(descriptor, len(known), status.st_size)
                 self._content[status.st_ino] = known
@@ -163,8 +174,15 @@ class PowerStore(EmbeddedStore):
         """Syncs of files that the server made since the power was switched on."""
         return self._disk.syncs
 
-    def power_cut(self, torn: random.Random | None = None) -> Lost:
-        """Kill the server and take what was not synced. `start` switches the power on again."""
+    def power_cut(self, torn: random.Random | None = None, *, in_sync: bool = False) -> Lost:
+        """Kill the server and take what was not synced. `start` switches the power on again.
+
+        Args:
+            torn: draws how much of an unsynced tail is on the disk nevertheless; None: nothing.
+            in_sync: let it fall while the server waits for a sync, if one begins within a second.
+        """
+        if in_sync:
+            self._disk.stall(1.0)
         self.kill()
         lost = self._disk.cut(torn)
         self._disk = Disk(self.data)
@@ -218,9 +236,8 @@ def _answer(listener: int, disk: Disk) -> None:
     notice = bytearray(_NOTICE.size)
     fcntl.ioctl(listener, _RECEIVE, notice)
     number, pid, _, _, _, _, descriptor, *_ = _NOTICE.unpack(notice)
-    disk.synced(pid, descriptor)
-    fcntl.ioctl(listener, _STILL_WAITS, struct.pack("=Q", number))
-    fcntl.ioctl(listener, _SEND, _ANSWER.pack(number, 0, 0, 0))
+    if disk.synced(pid, descriptor):
+        fcntl.ioctl(listener, _SEND, _ANSWER.pack(number, 0, 0, 0))
 
 
 def _read(descriptor: int, begin: int, end: int | None = None) -> bytes:
