@@ -18,6 +18,7 @@ from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.conformance import checkpointer_test, validate
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.types import INTERRUPT
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
@@ -245,6 +246,30 @@ async def test_writes_wait_for_their_checkpoint_and_values_are_never_pickled(kat
     assert found.pending_writes == [("task", "a", 1)]
     with pytest.raises(TypeError):
         await put(saver, config_of(str(uuid4())), {"odd": object()}, 1)
+
+
+class Scrambler:
+    """Stands for a real cipher: LangGraph's wants a package that we do not need."""
+
+    def encrypt(self, plaintext: bytes) -> tuple[str, bytes]:
+        return "scrambled", bytes(byte ^ 0x5A for byte in plaintext)
+
+    def decrypt(self, ciphername: str, ciphertext: bytes) -> bytes:
+        return self.encrypt(ciphertext)[1]
+
+
+async def test_people_can_read_what_a_checkpoint_changed_unless_its_values_are_encrypted(katsura: Katsura) -> None:
+    for thread, serde in (("read", None), ("sealed", EncryptedSerializer(Scrambler()))):
+        saver = KatsuraSaver(katsura, serde=serde)
+        await put(saver, config_of(thread), {"log": ["the secret", "H-7: too dear"]}, 1)
+        found = await KatsuraSaver(katsura, serde=serde).aget_tuple(config_of(thread))
+        assert found is not None
+        assert found.checkpoint["channel_values"]["log"] == ["the secret", "H-7: too dear"]
+    (read,), (sealed,) = (
+        katsura.run(katsura.memory.get_whole_path(f"langgraph.{name}")) for name in ("read", "sealed")
+    )
+    assert read.step.content == "step 1: log … H-7: too dear"
+    assert b"too dear" not in sealed.SerializeToString()
 
 
 class SlowToFind(Threads):

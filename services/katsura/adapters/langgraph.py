@@ -30,6 +30,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
+from katsura.adapters.captions import caption
 from katsura.adapters.checkpoints import Key, Record
 from katsura.adapters.threads import Threads
 from katsura.domain.errors import InvalidArgumentError
@@ -49,6 +50,8 @@ class KatsuraSaver(BaseCheckpointSaver[int]):
 
     def __init__(self, katsura: Katsura, *, serde: SerializerProtocol | None = None) -> None:
         super().__init__(serde=serde or JsonPlusSerializer(pickle_fallback=False))
+        # Whoever serialises in another way may not want the store to read values: no line says what they are then.
+        self._readable = type(self.serde) is JsonPlusSerializer
         self._katsura = katsura
         self._threads = Threads(katsura.memory)
 
@@ -196,6 +199,7 @@ class KatsuraSaver(BaseCheckpointSaver[int]):
             new_versions,
             checkpoint["channel_values"],
             self.serde.dumps_typed,
+            caption(kept, checkpoint["channel_values"], new_versions) if self._readable else "",
         )
         return _config(key, checkpoint["id"])
 

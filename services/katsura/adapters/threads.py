@@ -60,9 +60,11 @@ class Threads:
         changed: Iterable[str],
         values: Mapping[str, Any],
         dumps: Callable[[Any], Typed],
+        text: str = "",
     ) -> None:
         """Store a checkpoint after `parent_id` ("": none). Only what `changed` says, or is new, is serialised.
 
+        `text` is what people see of it.
         A parent that is not the newest tip of its namespace begins a new line: nothing that others wrote is touched.
         """
         parent = await self._record(key, parent_id) if parent_id else None
@@ -87,7 +89,7 @@ class Threads:
             channels = stored.moved(channels, await self._spill(key.tree, key.thread, blob))
             blob = Blob()
         step = stored.step_of(key, checkpoint_id, parent_id, body, metadata, channels)
-        step.content = f"checkpoint {checkpoint_id}: {', '.join(sorted(fresh)) or 'nothing new'}"[:1000]
+        step.content = text or f"checkpoint {checkpoint_id}"
         if run_id:
             step.attributes[stored.RUN] = run_id
         step.attachments.extend(stored.values_of(chunk) for chunk in blob.chunks(CHUNK_BYTES))

@@ -238,7 +238,8 @@ def _branch(said: Mapping[str, Any]) -> TreeBranch:
 def _node(said: Mapping[str, Any]) -> TreeNode:
     match said["type"]:
         case "step":
-            follows, label = said["parent_id"], said["role"] or said["kind"]
+            note = said["kind"] == "note"
+            follows, label = said["parent_id"], "note" if note else said["role"] or said["kind"]
         case "summary":
             follows, label = said["covers"][1], f"summary of #{said['covers'][0]} to #{said['covers'][1]}"
         case kind:
