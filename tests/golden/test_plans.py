@@ -13,8 +13,8 @@ from katsura.manifests.cluster import read_cluster
 from katsura.manifests.problem import build_problem
 from katsura.placement import calibration, catalogue
 from katsura.placement.card import published
-from katsura.placement.explain import explain
-from katsura.placement.planner import plan
+from katsura.placement.explain import explain, explain_tightened
+from katsura.placement.planner import plan_for_agents
 from katsura.placement.problem import Effort
 
 SAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "samples" / "clusters"
@@ -27,7 +27,8 @@ def render(name: str) -> str:
     cluster = read_cluster([(path.name, path.read_text())])
     configs = {d.metadata.name: published()[d.spec.model.card or ""] for d in cluster.bundle.deployments}
     problem = build_problem(cluster, configs, catalogue.built_in(), calibration.built_in())
-    return explain(plan(problem, Effort(gap=0.02, nodes=40, seconds=None)), problem) + "\n"
+    solved, made = plan_for_agents(problem, Effort(gap=0.02, nodes=40, seconds=None))
+    return f"{explain(made, solved)}\n\n{explain_tightened(problem, solved)}".rstrip() + "\n"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -20,9 +20,9 @@ from katsura.manifests.problem import Options, build_problem
 from katsura.placement import calibration, catalogue
 from katsura.placement.card import published
 from katsura.placement.document import document, read_current, schema
-from katsura.placement.explain import explain, explain_change, explain_what_if
+from katsura.placement.explain import explain, explain_change, explain_tightened, explain_what_if
 from katsura.placement.picture import draw
-from katsura.placement.planner import plan
+from katsura.placement.planner import plan, plan_for_agents
 from katsura.placement.problem import Effort, Objective, Problem
 from katsura.placement.replan import replan
 from katsura.placement.whatif import changed
@@ -60,7 +60,9 @@ def run_plan(options: PlanOptions, environ: Mapping[str, str], console: Console)
         change = replan(problem, effort, read_current(read_text(options.against)))
         made, said = change.plan, [explain_change(change)]
     else:
-        made, said = plan(problem, effort), []
+        asked = problem
+        problem, made = plan_for_agents(asked, effort)
+        said = [text for text in (explain_tightened(asked, problem),) if text]
     if not options.dry_run or options.against is None:
         said.insert(0, explain(made, problem))
     for text in options.what_if:
@@ -72,7 +74,7 @@ def run_plan(options: PlanOptions, environ: Mapping[str, str], console: Console)
         console.print_json(json.dumps(document(made, problem)))
     else:
         console.print(Text("\n\n".join(said)), soft_wrap=True)
-    return Exit.OK if made.feasible else Exit.UNHEALTHY
+    return Exit.OK if made.kept else Exit.UNHEALTHY
 
 
 def print_schema(console: Console) -> Exit:

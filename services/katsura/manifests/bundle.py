@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from katsura.domain.errors import InvalidArgumentError
 from katsura.manifests.document import Entries, Leaf, Node, Place, parse
 from katsura.manifests.kinds import (
     API_VERSION,
@@ -16,12 +17,14 @@ from katsura.manifests.kinds import (
     KINDS,
     AcceleratorProfile,
     Agent,
+    AgentFlow,
     MemoryStore,
     ModelDeployment,
     Resource,
 )
 from katsura.manifests.reader import Reader, suggestion
 from katsura.manifests.rules import ManifestError, Problem
+from katsura.placement.agents import AgentGraph, Call, Edge
 
 _SERVER_FIELDS = frozenset(
     ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields", "ownerReferences", "finalizers")
@@ -154,6 +157,22 @@ def _check_model_names(entry: _Read, models: dict[str, Place], problems: list[Pr
         models.setdefault(name, place)
 
 
+def _check_flow(entry: _Read, flow: AgentFlow | None, problems: list[Problem]) -> None:
+    if flow is None:
+        return
+    both = [c.name for c in flow.calls if c.model_ref is not None and c.tool_seconds is not None]
+    try:
+        if both:
+            raise InvalidArgumentError(f"call {both[0]!r} is of a model or of a tool, not of both", field="calls")
+        AgentGraph(
+            tuple(Call(c.name, "", 0.0) for c in flow.calls),
+            tuple(Edge(e.before, e.after, e.probability) for e in flow.edges),
+        ).visits()
+    except InvalidArgumentError as error:
+        path = f"spec.flow.{error.field}"
+        problems.append(entry.at(path).problem(path, str(error)))
+
+
 def _check_references(read: list[_Read], problems: list[Problem]) -> None:
     names = {(type(e.resource), e.resource.metadata.namespace, e.resource.metadata.name) for e in read}
     for entry in read:
@@ -161,6 +180,9 @@ def _check_references(read: list[_Read], problems: list[Problem]) -> None:
             continue
         spec, namespace = entry.resource.spec, entry.resource.metadata.namespace
         references = [("modelRef", ModelDeployment, spec.model_ref), ("memoryRef", MemoryStore, spec.memory_ref)]
+        calls = spec.flow.calls if spec.flow else ()
+        references += [(f"flow.calls[{i}].modelRef", ModelDeployment, c.model_ref) for i, c in enumerate(calls)]
+        _check_flow(entry, spec.flow, problems)
         for field, kind, reference in references:
             if reference is None or (kind, namespace, reference.name) in names:
                 continue

@@ -408,6 +408,39 @@ class Budgets:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentCall:
+    """One kind of call in an agent's runs: of a model, or of a tool that a client runs."""
+
+    name: Annotated[str, Rule("what the graph calls it", 1, 40, _LABEL, _NAME_HELP)]
+    model_ref: LocalRef | None = None
+    """ModelDeployment that answers; absent: the agent's own."""
+    tool_seconds: Annotated[float | None, Rule("it is a tool, and lasts so long", 0, 86_400)] = None
+    prompt_tokens: Annotated[int | None, Rule("mean; absent: as the model's traffic says", 1, 1 << 21)] = None
+    output_tokens: Annotated[int | None, Rule("mean; absent: as the model's traffic says", 1, 1 << 20)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentEdge:
+    """What follows a call. Loops are allowed; what no edge takes ends the run."""
+
+    before: Annotated[str, Rule("a call", 1, 40)]
+    after: Annotated[str, Rule("the call that follows it", 1, 40)]
+    probability: Annotated[float, Rule("how often it does; over all edges out of a call at most 1", 0, 1)] = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentFlow:
+    """How runs of the agent go, for plans: its calls are demand of their models beside `traffic`."""
+
+    runs_per_second: Annotated[float, Rule("mean rate of runs", 0, 1_000_000)]
+    calls: Annotated[tuple[AgentCall, ...], Rule("kinds of call; a run begins at the first", maximum=32)]
+    edges: Annotated[tuple[AgentEdge, ...], Rule("what follows what", maximum=128)] = ()
+    seconds: Annotated[
+        int | None, Rule("that the longest path of a run may last, loops taken as often as expected", 1, 604_800)
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
 class AgentSpec:
     """Policy only: loops and tools run in clients."""
 
@@ -416,6 +449,7 @@ class AgentSpec:
     budgets: Budgets = field(default_factory=Budgets)
     max_depth: Annotated[int | None, Rule("most steps on the path of one branch", 1, 1 << 20)] = None
     max_breadth: Annotated[int | None, Rule("most branches of one tree", 1, 4096)] = None
+    flow: AgentFlow | None = None
 
     INVARIANTS: ClassVar[tuple[Invariant, ...]] = (
         Invariant(

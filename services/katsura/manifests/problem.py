@@ -13,12 +13,14 @@ from typing import Any
 from katsura.domain.errors import FailedPreconditionError
 from katsura.domain.shape import DType
 from katsura.domain.units import GIB
+from katsura.manifests.bundle import Bundle
 from katsura.manifests.cluster import Cluster, ClusterNode
-from katsura.manifests.kinds import AcceleratorProfile, Capabilities, Inventory, MemoryStore, ModelDeployment, Topology
+from katsura.manifests.demand import Demand, agent_runs, demands, memory_rates
+from katsura.manifests.kinds import AcceleratorProfile, Capabilities, Inventory, ModelDeployment, Topology
 from katsura.placement.calibration import Calibration
 from katsura.placement.card import read_card
 from katsura.placement.catalogue import Catalogue, Device
-from katsura.placement.cost import BF16, F32, Load
+from katsura.placement.cost import BF16, F32
 from katsura.placement.operate import Slo
 from katsura.placement.problem import (
     PAIR,
@@ -94,8 +96,9 @@ def build_problem(
     quotas = {
         kinds[p.metadata.name].device.name: float(p.spec.quota) for p in bundle.profiles if p.spec.quota is not None
     }
-    models = [_model(d, configs[d.metadata.name], options.pairs) for d in bundle.deployments]
-    helpers = _helpers(bundle.deployments, bundle.memory_stores, calibration) if options.helpers else []
+    asked = demands(bundle)
+    models = [_model(d, configs[d.metadata.name], asked[d.metadata.name], options.pairs) for d in bundle.deployments]
+    helpers = _helpers(bundle, asked, calibration) if options.helpers else []
     return Problem(
         services=(*models, *helpers),
         classes=tuple(sorted(usable, key=lambda c: c.name)),
@@ -105,11 +108,12 @@ def build_problem(
         budget_usd=options.budget_usd,
         confidence=options.confidence,
         unknown=tuple(unknown),
+        agents=agent_runs(bundle),
     )
 
 
-def _model(deployment: ModelDeployment, config: Mapping[str, Any], pairs: bool) -> ModelService:
-    spec, traffic = deployment.spec, deployment.spec.traffic
+def _model(deployment: ModelDeployment, config: Mapping[str, Any], asked: Demand, pairs: bool) -> ModelService:
+    spec = deployment.spec
     precision = BF16 if spec.dtype is DType.BF16 else F32
     roles = {role: getattr(spec.roles, role) for role in ("unified", "attention", "experts")}
     milliseconds = (spec.slo.itl_ms, spec.slo.ttft_ms)
@@ -117,8 +121,8 @@ def _model(deployment: ModelDeployment, config: Mapping[str, Any], pairs: bool) 
         name=deployment.metadata.name,
         card=read_card(config, deployment.metadata.name),
         precision=precision,
-        load=Load(traffic.prompt_tokens, traffic.output_tokens, traffic.cached_share) if traffic else Load(1024, 256),
-        requests_s=traffic.requests_per_second if traffic else 0.0,
+        load=asked.load,
+        requests_s=asked.requests_s,
         slo=Slo(*(None if ms is None else ms / 1e3 for ms in milliseconds)),
         topologies=(
             *(_TOPOLOGY[t] for t in spec.placement.topologies or (spec.topology,)),
@@ -133,19 +137,15 @@ def _model(deployment: ModelDeployment, config: Mapping[str, Any], pairs: bool) 
     )
 
 
-def _helpers(
-    deployments: Sequence[ModelDeployment], stores: Sequence[MemoryStore], calibration: Calibration
-) -> list[Service]:
-    cost = calibration.helpers
-    rate = sum(d.spec.traffic.requests_per_second for d in deployments if d.spec.traffic)
+def _helpers(bundle: Bundle, asked: Mapping[str, Demand], calibration: Calibration) -> list[Service]:
+    cost, rates = calibration.helpers, memory_rates(bundle)
     made: list[Service] = []
-    for deployment in deployments:
-        own = deployment.spec.traffic.requests_per_second if deployment.spec.traffic else 0.0
+    for deployment in bundle.deployments:
         made.append(
             HelperService(
                 name=f"{deployment.metadata.name}-router",
                 role="router",
-                requests_s=own,
+                requests_s=asked[deployment.metadata.name].requests_s,
                 capacity=_HELPER_LOAD / cost["router_cpu_s"],
                 cores=1.0,
                 ram_bytes=cost["router_ram_bytes"],
@@ -153,12 +153,12 @@ def _helpers(
                 domains_min=min(deployment.spec.placement.min_domains, deployment.spec.replicas_of("router")),
             )
         )
-    for store in stores:
+    for store in bundle.memory_stores:
         made.append(
             HelperService(
                 name=f"{store.metadata.name}-memory",
                 role="memory",
-                requests_s=rate / len(stores),
+                requests_s=rates[store.metadata.name],
                 capacity=_HELPER_LOAD / cost["memory_cpu_s"] / _MEMORY_OPS,
                 cores=1.0,
                 ram_bytes=cost["memory_ram_bytes"],

@@ -1,16 +1,18 @@
 """An agent's graph as demand: how often each model, tool and memory call runs, and how long the longest path takes.
 
 Nodes are calls, edges lead on with a probability; loops are allowed (a loop taken with probability p is expected
-1 / (1 - p) times). Expected visits solve v = start + P^T v. A caller turns `demand` into services of a `problem`.
+1 / (1 - p) times). Expected visits solve v = start + P^T v. `manifests.demand` makes graphs of Agents and adds their
+demand to that of the models; `summarise` says how long runs take once a plan has told what a call of a model takes.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from katsura.domain.errors import InvalidArgumentError
+from katsura.placement.operate import Point
 
 _ROUNDS = 100_000
 _SMALL = 1e-12
@@ -18,11 +20,15 @@ _SMALL = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A node: `service` answers it in `seconds`; a tool keeps `seconds` busy and asks no service."""
+    """A node: `service` answers it with `output` tokens in `seconds`; a tool is busy for `seconds` and asks no service.
+
+    Of a model's call the seconds are what a plan predicts (`timed`).
+    """
 
     name: str
     service: str
     seconds: float
+    output: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,8 @@ class AgentGraph:
     """Calls and what follows them. It begins at the first call.
 
     Raises:
-        InvalidArgumentError: an edge names no call, or probabilities out of a call exceed 1.
+        InvalidArgumentError: no call, two of one name, an edge that names none, or probabilities out of a call that
+            exceed 1.
     """
 
     calls: tuple[Call, ...]
@@ -47,6 +54,8 @@ class AgentGraph:
 
     def __post_init__(self) -> None:
         names = {c.name for c in self.calls}
+        if not names or len(names) < len(self.calls):
+            raise InvalidArgumentError("there must be a call, and no two of one name", field="calls")
         out: dict[str, float] = defaultdict(float)
         for edge in self.edges:
             if not {edge.before, edge.after} <= names:
@@ -76,7 +85,9 @@ class AgentGraph:
             wave = {name: weight for name, weight in following.items() if weight > _SMALL}
             if not wave:
                 return visits
-        raise InvalidArgumentError("a loop of the agent is never left; give its edges probabilities below 1")
+        raise InvalidArgumentError(
+            "a loop of the agent is never left; give its edges probabilities below 1", field="edges"
+        )
 
     def demand(self, runs_per_s: float) -> dict[str, float]:
         """Requests per second of each service at `runs_per_s` runs."""
@@ -127,3 +138,74 @@ class AgentGraph:
 
         walk(self.calls[0].name, ())
         return follow
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRuns:
+    """`runs_s` runs per second of `graph`, whose longest path may last `limit_s`."""
+
+    name: str
+    graph: AgentGraph
+    runs_s: float
+    limit_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallSummary:
+    """A call in a plan: expected visits per run, seconds of each, and how many are under way at once (Little's law)."""
+
+    name: str
+    service: str
+    visits: float
+    seconds: float
+    at_once: float
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSummary:
+    """Runs under a plan: expected seconds, and the longest path with loops taken as often as expected.
+
+    `lacks` names services without an instance; nothing is timed then.
+    """
+
+    name: str
+    runs_s: float
+    mean_s: float
+    path: tuple[str, ...]
+    path_s: float
+    limit_s: float | None
+    calls: tuple[CallSummary, ...]
+    lacks: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> bool:
+        """Whether the longest path keeps its limit."""
+        return not self.lacks and (self.limit_s is None or self.path_s <= self.limit_s)
+
+
+def timed(graph: AgentGraph, points: Mapping[str, Point]) -> AgentGraph:
+    """`graph` with the seconds that `points` promise for calls of models; a service without a point takes none."""
+
+    def seconds(call: Call) -> float:
+        if call.service not in points:
+            return call.seconds
+        point = points[call.service]
+        return point.ttft_s + max(0, call.output - 1) * point.itl_s
+
+    return replace(graph, calls=tuple(replace(c, seconds=seconds(c)) for c in graph.calls))
+
+
+def summarise(runs: AgentRuns, points: Mapping[str, Point]) -> AgentSummary:
+    """How runs go where each service runs at its point."""
+    graph = timed(runs.graph, points)
+    visits, at_once, (path, path_s) = graph.visits(), graph.concurrent(runs.runs_s), graph.critical_path()
+    return AgentSummary(
+        name=runs.name,
+        runs_s=runs.runs_s,
+        mean_s=graph.mean_seconds(),
+        path=path,
+        path_s=path_s,
+        limit_s=runs.limit_s,
+        calls=tuple(CallSummary(c.name, c.service, visits[c.name], c.seconds, at_once[c.name]) for c in graph.calls),
+        lacks=tuple(sorted({c.service for c in graph.calls if c.service} - set(points))),
+    )

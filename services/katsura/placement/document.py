@@ -15,6 +15,7 @@ from importlib import resources
 from typing import Any
 
 from katsura.domain.errors import InvalidArgumentError
+from katsura.placement.agents import AgentSummary
 from katsura.placement.operate import Point
 from katsura.placement.pack import Held
 from katsura.placement.plan import Instance, Place, Plan
@@ -94,6 +95,7 @@ def document(plan: Plan, problem: Problem, name: str = "plan") -> dict[str, Any]
                 for r in plan.refused
             ],
             "leftOut": list(plan.unknown),
+            "agents": [_agent(a) for a in plan.agents],
         },
     }
 
@@ -205,6 +207,28 @@ def _service(plan: Plan, index: int) -> dict[str, Any]:
         "joulesPerToken": _maybe(s.joules_per_token),
         "estimate": s.error_class,
         "point": _point(s.point) if s.point else None,
+    }
+
+
+def _agent(a: AgentSummary) -> dict[str, Any]:
+    return {
+        "name": a.name,
+        "runsPerSecond": _short(a.runs_s),
+        "meanSeconds": _short(a.mean_s),
+        "longestPath": list(a.path),
+        "longestPathSeconds": _short(a.path_s),
+        "limitSeconds": _maybe(a.limit_s),
+        "kept": a.kept,
+        "calls": [
+            {
+                "name": c.name,
+                "service": c.service,
+                "visits": _short(c.visits),
+                "seconds": _short(c.seconds),
+                "atOnce": _short(c.at_once),
+            }
+            for c in a.calls
+        ],
     }
 
 

@@ -9,8 +9,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
+from katsura.placement.agents import AgentSummary
 from katsura.placement.plan import Instance, Plan, ServiceSummary
-from katsura.placement.problem import Objective, Problem
+from katsura.placement.problem import ModelService, Objective, Problem
 from katsura.placement.replan import Replan
 
 _NODES_SHOWN = 4
@@ -23,6 +24,7 @@ def explain(plan: Plan, problem: Problem) -> str:
         _headline(plan, problem),
         _services(plan),
         _placement(plan, problem),
+        _section("Runs of agents", list(_agents(plan.agents))),
         _section("What limits it", plan.binding),
         _section("Ways to serve everything", [f"{r.what}: ${r.hourly_usd:.2f}/h" for r in plan.relaxations]),
         _section("Other ways, and why not", _alternatives(plan)),
@@ -40,6 +42,8 @@ def _headline(plan: Plan, problem: Problem) -> str:
     if not plan.feasible:
         short = [s for s in plan.services if s.unmet > 1e-6]
         first = f"NOT EVERYTHING FITS ({', '.join(f'{s.name} {_short(s)}' for s in short)}): {first}"
+    elif not plan.kept:
+        first = f"TOO SLOW FOR {', '.join(a.name for a in plan.agents if not a.kept)}: {first}"
     unit = {Objective.COST: "$/h", Objective.ENERGY: "W", Objective.LATENCY: "s"}.get(problem.objective, "x demand")
     proof = f"{plan.objective} {plan.value:.4g} {unit}, gap {plan.gap:.2%}"
     bound = f"no plan of these {plan.columns} patterns is better than {plan.bound:.4g}"
@@ -122,6 +126,19 @@ def placement_lines(instances: tuple[Instance, ...], problem: Problem) -> Iterat
         assert key == column.key
 
 
+def _agents(agents: Sequence[AgentSummary]) -> Iterator[str]:
+    for a in agents:
+        if a.lacks:
+            yield f"{a.name}: not timed, {', '.join(a.lacks)} has no place"
+            continue
+        limit = "no limit" if a.limit_s is None else f"{a.limit_s:g} s allowed{'' if a.kept else ': MISSED'}"
+        yield f"{a.name}: {a.runs_s:g} runs/s of {a.mean_s:.1f} s on average"
+        yield f"    longest path {' > '.join(a.path)}: {a.path_s:.1f} s, {limit}"
+        for c in a.calls:
+            who = f"by {c.service}" if c.service else "a tool, run by clients"
+            yield f"    {c.name}: {c.visits:.3g} x {c.seconds:.2f} s {who}, {c.at_once:.3g} at once"
+
+
 def _rate(bytes_s: float) -> str:
     return f"{bytes_s / 1e9:.1f} GB/s" if bytes_s >= 1e8 else f"{bytes_s / 1e6:.1f} MB/s"
 
@@ -189,3 +206,14 @@ def explain_what_if(text: str, made: Plan, other: Plan) -> str:
     return (
         f"With {text}: ${other.hourly_usd:.2f}/h ({sign}${abs(difference):.2f}), {nodes:+d} nodes, gap {other.gap:.2%}"
     )
+
+
+def explain_tightened(asked: Problem, solved: Problem) -> str:
+    """Which models were held to shorter times than their deployments ask for; empty where none was."""
+    old = {s.name: s for s in asked.services}
+    lines = [
+        f"{s.name} is held to {s.slo.itl_s * 1e3:.0f} ms between tokens, so that runs of agents keep their seconds."
+        for s in solved.services
+        if isinstance(s, ModelService) and s != old[s.name] and s.slo.itl_s is not None
+    ]
+    return "\n".join(lines)

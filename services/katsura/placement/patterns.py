@@ -191,7 +191,8 @@ def _unit_price(c: NodeClass) -> float:
     return max(c.hourly_usd, 1e-6) / (c.accelerators or c.cores)
 
 
-def _margin(problem: Problem, device: Device) -> float:
+def margin_of(problem: Problem, device: Device) -> float:
+    """Factor over a predicted time that is checked against an objective."""
     return 1.0 if problem.confidence <= 0.5 else problem.calibration.of(device).quantile_90
 
 
@@ -210,7 +211,7 @@ def _unified(
             service.load,
             service.slo,
             problem.calibration.of(unit.device),
-            _margin(problem, unit.device),
+            margin_of(problem, unit.device),
             _CPU_BATCH_MAX if unit.is_cpu else 1024,
             service.kv_bytes,
         )
@@ -244,7 +245,7 @@ def _split(
             pool_of(problem, a, e, s, m),
             service.load,
             service.slo,
-            max(_margin(problem, a.device), _margin(problem, e.device)),
+            max(margin_of(problem, a.device), margin_of(problem, e.device)),
             batch_max=s * (_CPU_BATCH_MAX if a.is_cpu else 1024),
             kv_bytes=service.kv_bytes,
             known=steps[model, a.device.name, a.count, e.device.name, e.count, s, m],
@@ -273,7 +274,7 @@ def _paired(
                 link_of(p, d),
                 service.load,
                 service.slo,
-                max(_margin(problem, p.device), _margin(problem, d.device)),
+                max(margin_of(problem, p.device), margin_of(problem, d.device)),
                 _CPU_BATCH_MAX if d.is_cpu else 1024,
             )
             if isinstance(point, Point):

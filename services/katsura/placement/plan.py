@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from katsura.placement.agents import AgentSummary
 from katsura.placement.operate import Point
 from katsura.placement.patterns import Column, Refused
 
@@ -105,11 +106,17 @@ class Plan:
     unknown: tuple[str, ...]
     ended: str
     columns: int
+    agents: tuple[AgentSummary, ...] = ()
 
     @property
     def feasible(self) -> bool:
         """Whether every demand is met."""
         return all(s.unmet <= 1e-6 for s in self.services)
+
+    @property
+    def kept(self) -> bool:
+        """Whether every demand is met, and every agent's limit kept."""
+        return self.feasible and all(a.kept for a in self.agents)
 
     @property
     def counts(self) -> dict[str, int]:

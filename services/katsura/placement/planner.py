@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Final
 
 from katsura.placement.pack import Held, Packed, nodes_needed, pack
-from katsura.placement.patterns import Column, Patterns, enumerate_patterns
+from katsura.placement.patterns import Column, Patterns, enumerate_patterns, margin_of
 from katsura.placement.plan import Plan
-from katsura.placement.problem import Effort, Problem
+from katsura.placement.problem import Effort, ModelService, Problem, Service
 from katsura.placement.program import Extra
 from katsura.placement.search import search
 from katsura.placement.tally import tally
@@ -21,6 +21,10 @@ from katsura.placement.variations import Variations
 
 _REPACKS: Final = 3
 """How often a class is made smaller because its cores or memory could not be filled as the program counted."""
+_TIGHTENED_MAX: Final = 4
+"""How often times are tightened for a late agent."""
+_TIGHTENED_MORE: Final = 0.95
+"""Times to the first token shrink less than times between tokens."""
 
 
 def plan(
@@ -56,6 +60,45 @@ def plan(
     if not made.feasible:
         return replace(made, relaxations=other.relaxations(), alternatives=other.alternatives())
     return replace(made, alternatives=other.alternatives(), marginals=other.marginals())
+
+
+def plan_for_agents(problem: Problem, effort: Effort) -> tuple[Problem, Plan]:
+    """Solve `problem`; where an agent's longest path is too slow, again with tighter times for the models it asks.
+
+    Returns the problem that the plan answers: `problem` itself where its plan keeps every limit or none of the tighter
+    ones does.
+    """
+    made = first = plan(problem, effort)
+    tighter = problem
+    for _ in range(_TIGHTENED_MAX):
+        if made.kept or not made.feasible:
+            break
+        tighter = _tighter(tighter, made)
+        made = plan(tighter, effort)
+    return (tighter, made) if made.kept else (problem, first)
+
+
+def _tighter(problem: Problem, made: Plan) -> Problem:
+    """Times between tokens shortened for the models of late agents, by as much as these are late after their tools."""
+    points = {s.name: s.point for s in made.services if s.point is not None}
+    # Limits of agents are held against median times, objectives against times with a margin.
+    margin = min(margin_of(problem, c.device or c.core) for c in problem.classes)
+    factor: dict[str, float] = {}
+    for a in made.agents:
+        if a.kept or a.limit_s is None:
+            continue
+        tools = sum(max(1.0, c.visits) * c.seconds for c in a.calls if not c.service and c.name in a.path)
+        needed = max(0.1, (a.limit_s - tools) / max(1e-9, a.path_s - tools)) * _TIGHTENED_MORE
+        for name in {c.service for c in a.calls if c.name in a.path and c.service}:
+            factor[name] = min(needed, factor.get(name, 1.0))
+
+    def shortened(s: Service) -> Service:
+        if s.name not in factor or not isinstance(s, ModelService):
+            return s
+        itl_s = points[s.name].itl_s * factor[s.name] * margin
+        return replace(s, slo=replace(s.slo, itl_s=min(itl_s, s.slo.itl_s or itl_s)))
+
+    return replace(problem, services=tuple(shortened(s) for s in problem.services))
 
 
 def _packed(counted: Sequence[tuple[Column, int]], problem: Problem, held: Held) -> Packed:

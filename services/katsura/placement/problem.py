@@ -11,6 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
+from katsura.placement.agents import AgentRuns
 from katsura.placement.calibration import Calibration
 from katsura.placement.card import ModelCard
 from katsura.placement.catalogue import Device
@@ -143,3 +144,5 @@ class Problem:
     confidence: float = 0.9
     unknown: tuple[str, ...] = ()
     """Nodes whose accelerators nobody could name, with why."""
+    agents: tuple[AgentRuns, ...] = ()
+    """Runs whose calls are part of the services' demand."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from katsura.placement.agents import summarise
 from katsura.placement.greedy import share_cost
 from katsura.placement.pack import Packed
 from katsura.placement.patterns import Column, Patterns
@@ -30,9 +31,11 @@ def tally(problem: Problem, patterns: Patterns, solved: Solved, packed: Packed) 
     classes = {c.name: c for c in problem.classes}
     value = objective_value(problem, packed.instances, used) + solved.moves
     hourly = sum(classes[name].hourly_usd * n for name, n in used.items())
+    services = tuple(_summary(s, packed.instances, classes) for s in problem.services)
+    points = {s.name: s.point for s in services if s.point is not None}
     return Plan(
         instances=packed.instances,
-        services=tuple(_summary(s, packed.instances, classes) for s in problem.services),
+        services=services,
         nodes_used=dict(sorted(used.items())),
         hourly_usd=hourly,
         watts=objective_value(replace(problem, objective=Objective.ENERGY), packed.instances, used),
@@ -49,6 +52,7 @@ def tally(problem: Problem, patterns: Patterns, solved: Solved, packed: Packed) 
         unknown=problem.unknown,
         ended=solved.ended,
         columns=len(solved.columns),
+        agents=tuple(summarise(runs, points) for runs in problem.agents),
     )
 
 

@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 
 from katsura.domain.errors import InvalidArgumentError
-from katsura.placement.agents import AgentGraph, Call, Edge
+from katsura.placement.agents import AgentGraph, AgentRuns, Call, Edge, summarise
+from katsura.placement.cost import ErrorClass
+from katsura.placement.operate import Point
 
 CALLS = (Call("plan", "big", 4.0), Call("act", "small", 1.0), Call("tool", "", 2.0), Call("check", "small", 0.5))
 
@@ -43,3 +45,18 @@ def test_what_cannot_be_is_refused() -> None:
         AgentGraph(CALLS, (Edge("plan", "nap"),))
     with pytest.raises(InvalidArgumentError, match="add up to"):
         AgentGraph(CALLS, (Edge("plan", "act"), Edge("plan", "tool", 0.5)))
+
+
+def test_calls_of_models_last_as_long_as_the_plan_says() -> None:
+    point = Point(8, 0.02, 0.5, 3.0, "itl", ErrorClass.PRIOR, 0.0)
+    graph = AgentGraph(
+        (Call("ask", "big", 0.0, 101), Call("tool", "", 2.0)), (Edge("ask", "tool", 0.5), Edge("tool", "ask"))
+    )
+    made = summarise(AgentRuns("a", graph, 3.0, 6.0), {"big": point})
+    assert made.path == ("ask", "tool")
+    assert made.calls[0].seconds == pytest.approx(2.5)
+    assert made.path_s == pytest.approx(2 * 2.5 + 2.0)
+    assert made.calls[0].at_once == pytest.approx(3 * 2 * 2.5)
+    assert not made.kept
+    assert not summarise(AgentRuns("a", graph, 3.0), {}).kept
+    assert summarise(AgentRuns("a", graph, 3.0, 8.0), {"big": point}).kept

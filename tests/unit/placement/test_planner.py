@@ -5,8 +5,9 @@ from itertools import product
 
 import pytest
 
+from katsura.placement.agents import AgentGraph, AgentRuns, Call, Edge, summarise
 from katsura.placement.patterns import enumerate_patterns
-from katsura.placement.planner import plan
+from katsura.placement.planner import plan, plan_for_agents
 from katsura.placement.problem import Effort, ModelService, Objective, Problem
 from katsura.testing.clusters import cards, model_service, node_class, problem_of
 
@@ -137,3 +138,21 @@ def test_nothing_at_all_fits_is_still_an_answer(effort: Effort) -> None:
     assert not made.feasible
     assert made.instances == ()
     assert made.refused[0].reason == "memory"
+
+
+def test_models_of_a_late_agent_are_held_to_shorter_times(effort: Effort) -> None:
+    service = model_service("chat", cards()[0], 6, itl_ms=None)
+    graph = AgentGraph((Call("ask", "chat", 0.0, 200), Call("tool", "", 1.0)), (Edge("ask", "tool"),))
+    problem = problem_of([service], [node_class("H100", 2), node_class("L4", 4, per_node=4)])
+    free = plan(problem, effort, explain=False)
+    slow = summarise(AgentRuns("a", graph, 6.0), {"chat": free.services[0].point})
+    asked = replace(problem, agents=(AgentRuns("a", graph, 6.0, 0.5 * slow.path_s),))
+    solved, made = plan_for_agents(asked, effort)
+    assert not plan(asked, effort, explain=False).kept
+    assert made.kept
+    assert made.hourly_usd >= free.hourly_usd
+    assert solved.services[0].slo.itl_s is not None
+    hopeless = replace(problem, agents=(AgentRuns("a", graph, 6.0, 0.9),))
+    unchanged, made = plan_for_agents(hopeless, effort)
+    assert unchanged is hopeless
+    assert not made.kept
