@@ -29,6 +29,7 @@ PROTOS = Path(__file__).resolve().parent
 PAGES = {
     "MemoryService": "memory.md",
     "BlockService": "blocks.md",
+    "WorkService": "work.md",
     "RouterService": "router.md",
     "AttentionService": "attention.md",
     "ExpertService": "experts.md",

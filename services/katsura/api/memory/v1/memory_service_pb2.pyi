@@ -623,6 +623,9 @@ class CompressResponse(_message.Message):
     BRANCH_FIELD_NUMBER: _builtins.int
     CHECKS_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    WORK_ID_FIELD_NUMBER: _builtins.int
+    work_id: _builtins.str
+    """Set where the compressor is "external": the task of a worker outside (WorkService). There is no summary yet."""
     @_builtins.property
     def summary(self) -> _memory_pb2.Node:
         """The summary node, with its verdicts."""
@@ -646,10 +649,11 @@ class CompressResponse(_message.Message):
         branch: _memory_pb2.Branch | None = ...,
         checks: _abc.Iterable[Global___CheckResult] | None = ...,
         position: Global___Position | None = ...,
+        work_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "position", b"position", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "checks", b"checks", "position", b"position", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "checks", b"checks", "position", b"position", "summary", b"summary", "work_id", b"work_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
