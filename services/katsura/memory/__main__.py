@@ -10,10 +10,13 @@ from katsura.api.memory.v1 import (
     block_service_pb2_grpc,
     memory_service_pb2,
     memory_service_pb2_grpc,
+    work_service_pb2,
+    work_service_pb2_grpc,
 )
 from katsura.memory.block_server import BlockServicer
 from katsura.memory.blocks import Blocks
 from katsura.memory.config import MemoryConfig
+from katsura.memory.queue_server import WorkServicer
 from katsura.memory.server import MemoryServicer
 from katsura.memory.service import Memory
 from katsura.rpc.clock import SystemClock
@@ -43,11 +46,13 @@ async def main() -> None:
     memory = Memory(RedisTreeStore(store, config.limits), lambda: f"t{secrets.token_hex(10)}", config.heartbeat_s)
     server = Server(config.serve, RedisTenantStore(store, SystemClock()))
     memory_service_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryServicer(memory), server.grpc)
+    work_service_pb2_grpc.add_WorkServiceServicer_to_server(WorkServicer(memory), server.grpc)
     blocks = BlockServicer(Blocks(RedisBlockStore(store, config.limits.replays)))
     block_service_pb2_grpc.add_BlockServiceServicer_to_server(blocks, server.grpc)
     await server.start(
         memory_service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name,
         block_service_pb2.DESCRIPTOR.services_by_name["BlockService"].full_name,
+        work_service_pb2.DESCRIPTOR.services_by_name["WorkService"].full_name,
     )
 
     server.set_ready(True)

@@ -16,6 +16,7 @@ from katsura.api.memory.v1 import memory_slots_pb2 as slots_pb
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.ids import TreeId
 from katsura.domain.trees import BranchState
+from katsura.domain.work import WorkItem
 from katsura.memory import translate
 from katsura.memory.core.merge import ConflictPolicy
 from katsura.memory.operations import Write
@@ -91,6 +92,8 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             tuple(request.validators),
             request.on_pending == pb.ON_PENDING_PROCEED,
         )
+        if isinstance(written, WorkItem):
+            return pb.CompressResponse(work_id=written.work_id)
         return pb.CompressResponse(
             summary=translate.node_message(written.node),
             branch=translate.branch_message(written.branch),

@@ -28,8 +28,8 @@ from katsura.memory.core.assemble import Assembly, assemble
 from katsura.memory.core.tokens import estimate, estimate_step
 from katsura.memory.merging import Branching
 from katsura.memory.operations import ID_MAX, Write, as_answer, committing
+from katsura.memory.queue import Queue
 from katsura.memory.slots import Slots
-from katsura.memory.summaries import Summaries
 from katsura.state.trees import (
     Event,
     Grown,
@@ -58,7 +58,7 @@ class Assembled:
     position: Position
 
 
-class Memory(Summaries, Contents, Slots, Branching, Archive):
+class Memory(Queue, Contents, Slots, Branching, Archive):
     """Trees of all tenants. `close` ends validations that still run.
 
     Args:

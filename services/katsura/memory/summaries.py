@@ -21,7 +21,7 @@ from katsura.domain.trees import (
     cover_digest,
     request_of,
 )
-from katsura.domain.work import EXTERNAL
+from katsura.domain.work import EXTERNAL, WorkItem, WorkKind
 from katsura.memory.core import limits
 from katsura.memory.core.compress import COMPRESSORS, body_tokens
 from katsura.memory.core.rollup import DEFAULT_FANOUT, NEVER, due, rolled_body
@@ -62,8 +62,9 @@ class Summaries(Operations):
         compressor: str,
         validators: Sequence[str],
         proceed: bool,
-    ) -> Written:
-        """Close the raw segment with a summary; validated before the answer unless `proceed`."""
+    ) -> Written | WorkItem:
+        """Close the raw segment with a summary; validated before the answer unless `proceed`. Where a worker outside is
+        to write it, the answer is its task."""
         write = write.checked()
         limits.check_range(last_covered, "last_covered", 0, ID_MAX)
         limits.check_validators(validators, "validators")
@@ -79,6 +80,9 @@ class Summaries(Operations):
             return as_answer(Written, done)
         policy = await self._policy(write.tree, write.branch)
         required, name = tuple(validators) or policy.validators, compressor or policy.compressor
+        if body is None and name == EXTERNAL:
+            return await self._ask_outside(write, last_covered)
+        made_by = _BY_AGENT if body is not None else name
         if EXTERNAL in required and not proceed:
             raise limits.refuse(
                 "on_pending", "the verdict of a validator outside cannot be waited for; send ON_PENDING_PROCEED"
@@ -87,10 +91,10 @@ class Summaries(Operations):
         async def attempt() -> Written:
             cover = await self._trees.cover(write.tree, write.branch, write.expected_head, last_covered)
             nodes = await self._cover_nodes(write.tree, cover)
-            evidence = await thread_if(len(nodes), lambda: _evidence(cover, nodes, body, name))
+            evidence = await thread_if(len(nodes), lambda: evidence_of_cover(cover, nodes, body, made_by))
             judgement = judge((), required, cover.base)
             if not proceed:
-                judgement = await thread_if(len(nodes), lambda: _checked(evidence, required, cover.base))
+                judgement = await thread_if(len(nodes), lambda: checked(evidence, required, cover.base))
             return await self._trees.summarise(
                 write.tree, cover, write.expected_head, evidence.summary, judgement, request
             )
@@ -102,6 +106,12 @@ class Summaries(Operations):
         else:
             await self._roll_up_due(write.tree, written.branch.name, policy)
         return written
+
+    async def _ask_outside(self, write: Write, last_covered: int) -> WorkItem:
+        if last_covered:
+            raise limits.refuse("last_covered", "a worker outside summarises the whole raw segment; leave it out")
+        await self._trees.cover(write.tree, write.branch, write.expected_head, 0)
+        return await self._trees.schedule(write.tree, WorkKind.COMPRESS, write.branch, ROOT, "")
 
     async def roll_up(
         self, ref: TreeRef, request_id: str, branch: str, body: SummaryBody | None, summary_ids: Sequence[int]
@@ -165,7 +175,7 @@ class Summaries(Operations):
             parts=tuple(node.node_id for node in cover),
         )
         evidence = Evidence(summary, cover, _said(cover[-1]))
-        judgement = await thread_if(len(cover), lambda: _checked(evidence, (FIDELITY,), ROOT))
+        judgement = await thread_if(len(cover), lambda: checked(evidence, (FIDELITY,), ROOT))
         return await self._trees.roll_up(ref, branch, cover, summary, judgement, request)
 
     async def maintain(
@@ -182,7 +192,7 @@ class Summaries(Operations):
         limits.check_range(summary_id, "summary_id", 0, ID_MAX)
         limits.check_validators(validators, "validators")
         if outside is not None:
-            _check_outside(outside)
+            check_outside(outside)
         request = request_of(request_id, "maintain", branch, summary_id, validators, outside)
         if (done := await self._trees.replayed(ref, request)) is not None:
             return as_answer(Written, done)
@@ -192,13 +202,13 @@ class Summaries(Operations):
             before = node.judgement
             assert before is not None, "summaries are judged"
             if outside is not None:
-                judgement = _with_outside(before, outside)
+                judgement = with_outside(before, outside)
             else:
                 evidence = await self._evidence_of(ref, node)
                 required = tuple(validators) or before.required
                 boundary = ROOT if evidence.summary.level else evidence.cover[0].parent_id
                 judgement = await thread_if(
-                    len(evidence.cover), lambda: _checked(evidence, required, boundary, before.checks)
+                    len(evidence.cover), lambda: checked(evidence, required, boundary, before.checks)
                 )
             return await self._trees.judge(ref, branch, node, judgement, request)
 
@@ -249,11 +259,13 @@ class Summaries(Operations):
             rolled = await self._trees.nodes(ref, node.body.parts, limits.ANSWER_BYTES_MAX)
             return Evidence(node.body, rolled, _said(rolled[-1]))
         cover = await self._steps_up_to(ref, node.birth_branch, node.body.last_covered, count)
-        previous = None
-        if node.parent_id:
-            (before,) = await self._trees.nodes(ref, [node.parent_id], limits.ANSWER_BYTES_MAX)
-            previous = before.body.body if isinstance(before.body, Summary) else None
-        return Evidence(node.body, cover, previous)
+        return Evidence(node.body, cover, await self._previous_of(ref, node))
+
+    async def _previous_of(self, ref: TreeRef, summary: Node) -> SummaryBody | None:
+        if not summary.parent_id:
+            return None
+        (before,) = await self._trees.nodes(ref, [summary.parent_id], limits.ANSWER_BYTES_MAX)
+        return _said(before)
 
     def _validate_later(self, ref: TreeRef, written: Written) -> None:
         async def validate() -> None:
@@ -271,10 +283,12 @@ def _said(node: Node) -> SummaryBody | None:
     return node.body.body if isinstance(node.body, Summary) else None
 
 
-def _evidence(cover: Cover, nodes: Sequence[Node], body: SummaryBody | None, compressor: str) -> Evidence:
+def evidence_of_cover(cover: Cover, nodes: Sequence[Node], body: SummaryBody | None, made_by: str) -> Evidence:
+    """A summary of `cover` as it would be written, and what speaks for it. Without a `body` the compressor `made_by` is
+    asked for one."""
     before = cover.previous.body if cover.previous else None
     previous = before.body if isinstance(before, Summary) else None
-    made = body if body is not None else COMPRESSORS[compressor](nodes, previous)
+    made = body if body is not None else COMPRESSORS[made_by](nodes, previous)
     summary = Summary(
         level=0,
         first_covered=nodes[0].node_id,
@@ -282,7 +296,7 @@ def _evidence(cover: Cover, nodes: Sequence[Node], body: SummaryBody | None, com
         covered_count=cover.count,
         cover_digest=cover_digest(node.content_hash for node in nodes),
         body=made,
-        made_by=_BY_AGENT if body is not None else compressor,
+        made_by=made_by,
         version=cover.versions + 1,
         covered_tokens=cover.tokens,
         body_tokens=body_tokens(made),
@@ -290,14 +304,15 @@ def _evidence(cover: Cover, nodes: Sequence[Node], body: SummaryBody | None, com
     return Evidence(summary, nodes, previous)
 
 
-def _checked(evidence: Evidence, required: Sequence[str], boundary: NodeId, kept: Sequence[Check] = ()) -> Judgement:
+def checked(evidence: Evidence, required: Sequence[str], boundary: NodeId, kept: Sequence[Check] = ()) -> Judgement:
     """Run the built-in validators among `required`; verdicts from outside are kept."""
     outside = [check for check in kept if check.validator not in VALIDATORS]
     ours = [VALIDATORS[name](evidence) for name in required if name in VALIDATORS]
     return judge((*outside, *ours), required, boundary)
 
 
-def _with_outside(before: Judgement, outside: Outside) -> Judgement:
+def with_outside(before: Judgement, outside: Outside) -> Judgement:
+    """What is known about a summary after a validator outside has spoken."""
     findings = (outside.note,) if outside.note else ()
     checks = {check.validator: check for check in before.checks}
     if outside.fidelity:
@@ -310,7 +325,8 @@ def _with_outside(before: Judgement, outside: Outside) -> Judgement:
     return judgement
 
 
-def _check_outside(outside: Outside) -> None:
+def check_outside(outside: Outside) -> None:
+    """Refuse a verdict that says nothing, or speaks under one of our names."""
     checked_name(outside.validator, "verdict.validator")
     if outside.validator in VALIDATORS:
         raise limits.refuse("verdict.validator", f"{outside.validator!r} is one of ours; use a name of your own")

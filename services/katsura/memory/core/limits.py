@@ -118,8 +118,9 @@ def complete_policy(policy: TreePolicy, offered: Durability) -> TreePolicy:
 
 def check_compressor(name: str, field: str) -> None:
     """Refuse a compressor that there is not."""
-    if name not in COMPRESSORS:
-        raise refuse(field, f"there is no compressor {name!r}; there are {', '.join(COMPRESSORS)}")
+    known = (*COMPRESSORS, EXTERNAL)
+    if name not in known:
+        raise refuse(field, f"there is no compressor {name!r}; there are {', '.join(known)}")
 
 
 def check_validators(names: Sequence[str], field: str) -> None:

@@ -432,7 +432,9 @@ class TreePolicy(_message.Message):
     raw_token_limit: _builtins.int
     """Raw tokens after the last boundary at which Grow says that a compression is due."""
     compressor: _builtins.str
-    """Name of the compressor that Compress uses when no summary is handed in."""
+    """Name of the compressor that Compress uses when no summary is handed in: "extractive", "mask-observations", or
+    "external" for a worker outside (WorkService).
+    """
     hint_limit: _builtins.int
     """Most hints in a context."""
     durability: Global___Durability.ValueType

@@ -27,45 +27,45 @@ from katsura.api.memory.v1 import memory_pb2 as katsura_dot_api_dot_memory_dot_v
 from katsura.api.memory.v1 import memory_service_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(katsura/api/memory/v1/work_service.proto\x12\x15katsura.api.memory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"katsura/api/memory/v1/memory.proto\x1a*katsura/api/memory/v1/memory_service.proto\"\xb9\x02\n\x08WorkItem\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0f\n\x07work_id\x18\x02 \x01(\t\x12-\n\x04kind\x18\x03 \x01(\x0e\x32\x1f.katsura.api.memory.v1.WorkKind\x12\x0e\n\x06\x62ranch\x18\x04 \x01(\t\x12\x12\n\nsummary_id\x18\x05 \x01(\x03\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\x05\x12\r\n\x05token\x18\x07 \x01(\x03\x12\x11\n\tworker_id\x18\x08 \x01(\t\x12\x32\n\x0elease_end_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nready_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x0b \x01(\t\x12\x10\n\x08given_up\x18\x0c \x01(\x08\"\xf9\x01\n\x0b\x43laimedWork\x12-\n\x04item\x18\x01 \x01(\x0b\x32\x1f.katsura.api.memory.v1.WorkItem\x12\x0c\n\x04goal\x18\x02 \x01(\t\x12\x0c\n\x04pins\x18\x03 \x03(\t\x12\x13\n\x0bpath_branch\x18\x04 \x01(\t\x12\x15\n\rfirst_covered\x18\x05 \x01(\x03\x12\x14\n\x0clast_covered\x18\x06 \x01(\x03\x12\x15\n\rcovered_count\x18\x07 \x01(\x05\x12\x18\n\x10open_obligations\x18\x08 \x03(\t\x12,\n\x07summary\x18\t \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\"O\n\tWorkClaim\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0f\n\x07work_id\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\x03\x12\x11\n\tworker_id\x18\x04 \x01(\t\"\x89\x01\n\x13ScheduleWorkRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12-\n\x04kind\x18\x03 \x01(\x0e\x32\x1f.katsura.api.memory.v1.WorkKind\x12\x12\n\nsummary_id\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\"E\n\x14ScheduleWorkResponse\x12-\n\x04item\x18\x01 \x01(\x0b\x32\x1f.katsura.api.memory.v1.WorkItem\"\x84\x01\n\x10\x43laimWorkRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12-\n\x04kind\x18\x03 \x01(\x0e\x32\x1f.katsura.api.memory.v1.WorkKind\x12\x0c\n\x04most\x18\x04 \x01(\x05\x12\x0f\n\x07lease_s\x18\x05 \x01(\x05\"F\n\x11\x43laimWorkResponse\x12\x31\n\x05works\x18\x01 \x03(\x0b\x32\".katsura.api.memory.v1.ClaimedWork\"T\n\x10RenewWorkRequest\x12/\n\x05\x63laim\x18\x01 \x01(\x0b\x32 .katsura.api.memory.v1.WorkClaim\x12\x0f\n\x07lease_s\x18\x02 \x01(\x05\"B\n\x11RenewWorkResponse\x12-\n\x04item\x18\x01 \x01(\x0b\x32\x1f.katsura.api.memory.v1.WorkItem\"\xdb\x01\n\x13\x43ompleteWorkRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x05\x63laim\x18\x02 \x01(\x0b\x32 .katsura.api.memory.v1.WorkClaim\x12:\n\x0csummary_body\x18\x03 \x01(\x0b\x32\".katsura.api.memory.v1.SummaryBodyH\x00\x12\x39\n\x07verdict\x18\x04 \x01(\x0b\x32&.katsura.api.memory.v1.ExternalVerdictH\x00\x42\x08\n\x06result\"\xab\x01\n\x14\x43ompleteWorkResponse\x12,\n\x07summary\x18\x01 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12\x32\n\x06\x63hecks\x18\x02 \x03(\x0b\x32\".katsura.api.memory.v1.CheckResult\x12\x31\n\x08position\x18\x03 \x01(\x0b\x32\x1f.katsura.api.memory.v1.Position\"m\n\x13GiveBackWorkRequest\x12/\n\x05\x63laim\x18\x01 \x01(\x0b\x32 .katsura.api.memory.v1.WorkClaim\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x15\n\rretry_after_s\x18\x03 \x01(\x05\"E\n\x14GiveBackWorkResponse\x12-\n\x04item\x18\x01 \x01(\x0b\x32\x1f.katsura.api.memory.v1.WorkItem\"\"\n\x0fListWorkRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\"B\n\x10ListWorkResponse\x12.\n\x05items\x18\x01 \x03(\x0b\x32\x1f.katsura.api.memory.v1.WorkItem*U\n\x08WorkKind\x12\x19\n\x15WORK_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12WORK_KIND_COMPRESS\x10\x01\x12\x16\n\x12WORK_KIND_VALIDATE\x10\x02\x32\xe5\x04\n\x0bWorkService\x12g\n\x0cScheduleWork\x12*.katsura.api.memory.v1.ScheduleWorkRequest\x1a+.katsura.api.memory.v1.ScheduleWorkResponse\x12^\n\tClaimWork\x12\'.katsura.api.memory.v1.ClaimWorkRequest\x1a(.katsura.api.memory.v1.ClaimWorkResponse\x12^\n\tRenewWork\x12\'.katsura.api.memory.v1.RenewWorkRequest\x1a(.katsura.api.memory.v1.RenewWorkResponse\x12g\n\x0c\x43ompleteWork\x12*.katsura.api.memory.v1.CompleteWorkRequest\x1a+.katsura.api.memory.v1.CompleteWorkResponse\x12g\n\x0cGiveBackWork\x12*.katsura.api.memory.v1.GiveBackWorkRequest\x1a+.katsura.api.memory.v1.GiveBackWorkResponse\x12[\n\x08ListWork\x12&.katsura.api.memory.v1.ListWorkRequest\x1a\'.katsura.api.memory.v1.ListWorkResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(katsura/api/memory/v1/work_service.proto\x12\x15katsura.api.memory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"katsura/api/memory/v1/memory.proto\x1a*katsura/api/memory/v1/memory_service.proto\"\xb9\x02\n\x08WorkItem\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0f\n\x07work_id\x18\x02 \x01(\t\x12-\n\x04kind\x18\x03 \x01(\x0e\x32\x1f.katsura.api.memory.v1.WorkKind\x12\x0e\n\x06\x62ranch\x18\x04 \x01(\t\x12\x12\n\nsummary_id\x18\x05 \x01(\x03\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\x05\x12\r\n\x05token\x18\x07 \x01(\x03\x12\x11\n\tworker_id\x18\x08 \x01(\t\x12\x32\n\x0elease_end_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nready_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x0b \x01(\t\x12\x10\n\x08given_up\x18\x0c \x01(\x08\"\xe2\x01\n\x0b\x43laimedWork\x12-\n\x04item\x18\x01 \x01(\x0b\x32\x1f.katsura.api.memory.v1.WorkItem\x12\x0c\n\x04goal\x18\x02 \x01(\t\x12\x0c\n\x04pins\x18\x03 \x03(\t\x12\x13\n\x0bpath_branch\x18\x04 \x01(\t\x12\x14\n\x0clast_covered\x18\x05 \x01(\x03\x12\x15\n\rcovered_count\x18\x06 \x01(\x05\x12\x18\n\x10open_obligations\x18\x07 \x03(\t\x12,\n\x07summary\x18\x08 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\"O\n\tWorkClaim\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0f\n\x07work_id\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\x03\x12\x11\n\tworker_id\x18\x04 \x01(\t\"\x89\x01\n\x13ScheduleWorkRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12-\n\x04kind\x18\x03 \x01(\x0e\x32\x1f.katsura.api.memory.v1.WorkKind\x12\x12\n\nsummary_id\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\"E\n\x14ScheduleWorkResponse\x12-\n\x04item\x18\x01 \x01(\x0b\x32\x1f.katsura.api.memory.v1.WorkItem\"\x84\x01\n\x10\x43laimWorkRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12-\n\x04kind\x18\x03 \x01(\x0e\x32\x1f.katsura.api.memory.v1.WorkKind\x12\x0c\n\x04most\x18\x04 \x01(\x05\x12\x0f\n\x07lease_s\x18\x05 \x01(\x05\"F\n\x11\x43laimWorkResponse\x12\x31\n\x05works\x18\x01 \x03(\x0b\x32\".katsura.api.memory.v1.ClaimedWork\"T\n\x10RenewWorkRequest\x12/\n\x05\x63laim\x18\x01 \x01(\x0b\x32 .katsura.api.memory.v1.WorkClaim\x12\x0f\n\x07lease_s\x18\x02 \x01(\x05\"B\n\x11RenewWorkResponse\x12-\n\x04item\x18\x01 \x01(\x0b\x32\x1f.katsura.api.memory.v1.WorkItem\"\xdb\x01\n\x13\x43ompleteWorkRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x05\x63laim\x18\x02 \x01(\x0b\x32 .katsura.api.memory.v1.WorkClaim\x12:\n\x0csummary_body\x18\x03 \x01(\x0b\x32\".katsura.api.memory.v1.SummaryBodyH\x00\x12\x39\n\x07verdict\x18\x04 \x01(\x0b\x32&.katsura.api.memory.v1.ExternalVerdictH\x00\x42\x08\n\x06result\"\xab\x01\n\x14\x43ompleteWorkResponse\x12,\n\x07summary\x18\x01 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12\x32\n\x06\x63hecks\x18\x02 \x03(\x0b\x32\".katsura.api.memory.v1.CheckResult\x12\x31\n\x08position\x18\x03 \x01(\x0b\x32\x1f.katsura.api.memory.v1.Position\"m\n\x13GiveBackWorkRequest\x12/\n\x05\x63laim\x18\x01 \x01(\x0b\x32 .katsura.api.memory.v1.WorkClaim\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x15\n\rretry_after_s\x18\x03 \x01(\x05\"E\n\x14GiveBackWorkResponse\x12-\n\x04item\x18\x01 \x01(\x0b\x32\x1f.katsura.api.memory.v1.WorkItem\"\"\n\x0fListWorkRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\"B\n\x10ListWorkResponse\x12.\n\x05items\x18\x01 \x03(\x0b\x32\x1f.katsura.api.memory.v1.WorkItem*U\n\x08WorkKind\x12\x19\n\x15WORK_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12WORK_KIND_COMPRESS\x10\x01\x12\x16\n\x12WORK_KIND_VALIDATE\x10\x02\x32\xe5\x04\n\x0bWorkService\x12g\n\x0cScheduleWork\x12*.katsura.api.memory.v1.ScheduleWorkRequest\x1a+.katsura.api.memory.v1.ScheduleWorkResponse\x12^\n\tClaimWork\x12\'.katsura.api.memory.v1.ClaimWorkRequest\x1a(.katsura.api.memory.v1.ClaimWorkResponse\x12^\n\tRenewWork\x12\'.katsura.api.memory.v1.RenewWorkRequest\x1a(.katsura.api.memory.v1.RenewWorkResponse\x12g\n\x0c\x43ompleteWork\x12*.katsura.api.memory.v1.CompleteWorkRequest\x1a+.katsura.api.memory.v1.CompleteWorkResponse\x12g\n\x0cGiveBackWork\x12*.katsura.api.memory.v1.GiveBackWorkRequest\x1a+.katsura.api.memory.v1.GiveBackWorkResponse\x12[\n\x08ListWork\x12&.katsura.api.memory.v1.ListWorkRequest\x1a\'.katsura.api.memory.v1.ListWorkResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'katsura.api.memory.v1.work_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKKIND']._serialized_start=2083
-  _globals['_WORKKIND']._serialized_end=2168
+  _globals['_WORKKIND']._serialized_start=2060
+  _globals['_WORKKIND']._serialized_end=2145
   _globals['_WORKITEM']._serialized_start=181
   _globals['_WORKITEM']._serialized_end=494
   _globals['_CLAIMEDWORK']._serialized_start=497
-  _globals['_CLAIMEDWORK']._serialized_end=746
-  _globals['_WORKCLAIM']._serialized_start=748
-  _globals['_WORKCLAIM']._serialized_end=827
-  _globals['_SCHEDULEWORKREQUEST']._serialized_start=830
-  _globals['_SCHEDULEWORKREQUEST']._serialized_end=967
-  _globals['_SCHEDULEWORKRESPONSE']._serialized_start=969
-  _globals['_SCHEDULEWORKRESPONSE']._serialized_end=1038
-  _globals['_CLAIMWORKREQUEST']._serialized_start=1041
-  _globals['_CLAIMWORKREQUEST']._serialized_end=1173
-  _globals['_CLAIMWORKRESPONSE']._serialized_start=1175
-  _globals['_CLAIMWORKRESPONSE']._serialized_end=1245
-  _globals['_RENEWWORKREQUEST']._serialized_start=1247
-  _globals['_RENEWWORKREQUEST']._serialized_end=1331
-  _globals['_RENEWWORKRESPONSE']._serialized_start=1333
-  _globals['_RENEWWORKRESPONSE']._serialized_end=1399
-  _globals['_COMPLETEWORKREQUEST']._serialized_start=1402
-  _globals['_COMPLETEWORKREQUEST']._serialized_end=1621
-  _globals['_COMPLETEWORKRESPONSE']._serialized_start=1624
-  _globals['_COMPLETEWORKRESPONSE']._serialized_end=1795
-  _globals['_GIVEBACKWORKREQUEST']._serialized_start=1797
-  _globals['_GIVEBACKWORKREQUEST']._serialized_end=1906
-  _globals['_GIVEBACKWORKRESPONSE']._serialized_start=1908
-  _globals['_GIVEBACKWORKRESPONSE']._serialized_end=1977
-  _globals['_LISTWORKREQUEST']._serialized_start=1979
-  _globals['_LISTWORKREQUEST']._serialized_end=2013
-  _globals['_LISTWORKRESPONSE']._serialized_start=2015
-  _globals['_LISTWORKRESPONSE']._serialized_end=2081
-  _globals['_WORKSERVICE']._serialized_start=2171
-  _globals['_WORKSERVICE']._serialized_end=2784
+  _globals['_CLAIMEDWORK']._serialized_end=723
+  _globals['_WORKCLAIM']._serialized_start=725
+  _globals['_WORKCLAIM']._serialized_end=804
+  _globals['_SCHEDULEWORKREQUEST']._serialized_start=807
+  _globals['_SCHEDULEWORKREQUEST']._serialized_end=944
+  _globals['_SCHEDULEWORKRESPONSE']._serialized_start=946
+  _globals['_SCHEDULEWORKRESPONSE']._serialized_end=1015
+  _globals['_CLAIMWORKREQUEST']._serialized_start=1018
+  _globals['_CLAIMWORKREQUEST']._serialized_end=1150
+  _globals['_CLAIMWORKRESPONSE']._serialized_start=1152
+  _globals['_CLAIMWORKRESPONSE']._serialized_end=1222
+  _globals['_RENEWWORKREQUEST']._serialized_start=1224
+  _globals['_RENEWWORKREQUEST']._serialized_end=1308
+  _globals['_RENEWWORKRESPONSE']._serialized_start=1310
+  _globals['_RENEWWORKRESPONSE']._serialized_end=1376
+  _globals['_COMPLETEWORKREQUEST']._serialized_start=1379
+  _globals['_COMPLETEWORKREQUEST']._serialized_end=1598
+  _globals['_COMPLETEWORKRESPONSE']._serialized_start=1601
+  _globals['_COMPLETEWORKRESPONSE']._serialized_end=1772
+  _globals['_GIVEBACKWORKREQUEST']._serialized_start=1774
+  _globals['_GIVEBACKWORKREQUEST']._serialized_end=1883
+  _globals['_GIVEBACKWORKRESPONSE']._serialized_start=1885
+  _globals['_GIVEBACKWORKRESPONSE']._serialized_end=1954
+  _globals['_LISTWORKREQUEST']._serialized_start=1956
+  _globals['_LISTWORKREQUEST']._serialized_end=1990
+  _globals['_LISTWORKRESPONSE']._serialized_start=1992
+  _globals['_LISTWORKRESPONSE']._serialized_end=2058
+  _globals['_WORKSERVICE']._serialized_start=2148
+  _globals['_WORKSERVICE']._serialized_end=2761
 # @@protoc_insertion_point(module_scope)

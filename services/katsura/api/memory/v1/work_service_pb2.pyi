@@ -126,7 +126,6 @@ class ClaimedWork(_message.Message):
     GOAL_FIELD_NUMBER: _builtins.int
     PINS_FIELD_NUMBER: _builtins.int
     PATH_BRANCH_FIELD_NUMBER: _builtins.int
-    FIRST_COVERED_FIELD_NUMBER: _builtins.int
     LAST_COVERED_FIELD_NUMBER: _builtins.int
     COVERED_COUNT_FIELD_NUMBER: _builtins.int
     OPEN_OBLIGATIONS_FIELD_NUMBER: _builtins.int
@@ -134,9 +133,7 @@ class ClaimedWork(_message.Message):
     goal: _builtins.str
     """What the agent is to achieve."""
     path_branch: _builtins.str
-    """The branch to read the steps from (GetPath with end_node = last_covered)."""
-    first_covered: _builtins.int
-    """First step of the segment."""
+    """The branch to read the segment from: GetPath with end_node = last_covered."""
     last_covered: _builtins.int
     """Last step of the segment."""
     covered_count: _builtins.int
@@ -164,7 +161,6 @@ class ClaimedWork(_message.Message):
         goal: _builtins.str = ...,
         pins: _abc.Iterable[_builtins.str] | None = ...,
         path_branch: _builtins.str = ...,
-        first_covered: _builtins.int = ...,
         last_covered: _builtins.int = ...,
         covered_count: _builtins.int = ...,
         open_obligations: _abc.Iterable[_builtins.str] | None = ...,
@@ -172,7 +168,7 @@ class ClaimedWork(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["covered_count", b"covered_count", "first_covered", b"first_covered", "goal", b"goal", "item", b"item", "last_covered", b"last_covered", "open_obligations", b"open_obligations", "path_branch", b"path_branch", "pins", b"pins", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["covered_count", b"covered_count", "goal", b"goal", "item", b"item", "last_covered", b"last_covered", "open_obligations", b"open_obligations", "path_branch", b"path_branch", "pins", b"pins", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
