@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Final
 
 from katsura.domain.errors import AlreadyExistsError, ConflictError, KatsuraError, UnavailableError
@@ -17,7 +18,6 @@ from katsura.telemetry import log
 from katsura_operator.core.election import RENEW_S, Standing, claim, may_take, observe, released, renewed
 from katsura_operator.core.objects import LEASE
 from katsura_operator.kube import Kube
-from katsura_operator.reconcile import utc_now
 
 LEASE_NAME: Final = "katsura-operator"
 _LOG = log.get(__name__)
@@ -30,8 +30,16 @@ class LostLeadershipError(UnavailableError):
 class Leader:
     """One candidate. `kube` must be a door of its own, without a fence: the lease is what the fence is made of."""
 
-    def __init__(self, kube: Kube, namespace: str, identity: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._kube, self._namespace, self._identity, self._clock = kube, namespace, identity, clock
+    def __init__(
+        self,
+        kube: Kube,
+        namespace: str,
+        identity: str,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._kube, self._namespace, self._identity = kube, namespace, identity
+        self._clock, self._sleep = clock, sleep
         self._standing = Standing()
         self.known = False
 
@@ -53,7 +61,7 @@ class Leader:
             self.known = True
             self._standing = observe(self._standing, lease, now_s)
             if may_take(self._standing, lease, self._identity, now_s):
-                body = claim(lease, self._namespace, LEASE_NAME, self._identity, utc_now())
+                body = claim(lease, self._namespace, LEASE_NAME, self._identity, _micro_time())
                 made = await (self._kube.create(body) if lease is None else self._kube.replace(body))
                 self._standing = renewed(str(made["metadata"]["resourceVersion"]), now_s)
             else:
@@ -69,13 +77,13 @@ class Leader:
         while True:
             if await self.step():
                 break
-            await asyncio.sleep(RENEW_S)
+            await self._sleep(RENEW_S)
         _LOG.info("leads", identity=self._identity)
 
     async def hold(self) -> None:
         """Renew until the lease is lost, then raise LostLeadershipError."""
         while True:
-            await asyncio.sleep(RENEW_S)
+            await self._sleep(RENEW_S)
             if not await self.step():
                 raise LostLeadershipError("the lease is lost; this process ends and starts anew as a candidate")
 
@@ -88,3 +96,8 @@ class Leader:
             lease = await self._kube.get(LEASE, self._namespace, LEASE_NAME)
             if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
                 await self._kube.replace(released(lease))
+
+
+def _micro_time() -> str:
+    """Now, to the microsecond: a renewal that wrote what stands already would change nothing and count for nothing."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -30,8 +30,13 @@ _AGAIN_S: Final = 2.0
 class Loop:
     """Makes passes until it is cancelled or leadership is lost."""
 
-    def __init__(self, run: Callable[[], Awaitable[Outcome]], resync_s: float) -> None:
-        self._run, self._resync_s = run, resync_s
+    def __init__(
+        self,
+        run: Callable[[], Awaitable[Outcome]],
+        resync_s: float,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._run, self._resync_s, self._sleep = run, resync_s, sleep
         self._changed = asyncio.Event()
         self._changed.set()
         self.beat_s = time.monotonic()
@@ -50,10 +55,10 @@ class Loop:
             failures = failures + 1 if pause_s else 0
             wait_s = self._resync_s
             if pause_s:
-                await asyncio.sleep(max(pause_s, backoff_s(failures)))
+                await self._sleep(max(pause_s, backoff_s(failures)))
                 self.ask()
             else:
-                await asyncio.sleep(_GAP_S)
+                await self._sleep(_GAP_S)
 
     async def _wait(self, seconds: float) -> None:
         try:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any, Final, cast
 
 import kopf
 
+from katsura.telemetry import log
 from katsura_operator.core.objects import (
     AGENT,
     MEMORY_STORE,
@@ -23,12 +25,15 @@ from katsura_operator.core.objects import (
     POOL,
     PROFILE,
     ROLE_POOL,
+    SLICE,
     WORKLOAD,
 )
 from katsura_operator.core.signature import signature
 
+_LOG = log.get(__name__)
+_TOLD_S: Final = 30.0
 _KINDS: Final = (MODEL_DEPLOYMENT, MEMORY_STORE, AGENT, ROLE_POOL, WORKLOAD, POD)
-_CLUSTER_KINDS: Final = (PROFILE, NODE)
+_CLUSTER_KINDS: Final = (PROFILE, NODE, SLICE)
 
 
 class Watch:
@@ -41,7 +46,7 @@ class Watch:
 
     async def run(self) -> None:
         """Watch until cancelled or until kopf ends."""
-        logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # it reports each event that it delivered
+        quieten()
         registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
         settings.posting.enabled = False
         settings.scanning.disabled = True
@@ -78,6 +83,30 @@ class Watch:
                 return
             self._seen[key] = now
         self._changed()
+
+
+class Quiet(logging.Handler):
+    """What kopf has to say, for people: nothing of its routine, and of a lost API server, which it tells once per watch
+    and attempt, one line in half a minute. Passes and the lease tell the same trouble with its consequences."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(logging.WARNING)
+        self._clock, self._told_s, self._held = clock, -_TOLD_S, 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell it, or count it."""
+        if self._clock() - self._told_s < _TOLD_S:
+            self._held += 1
+            return
+        why = record.getMessage().partition("\n")[0][:200]
+        _LOG.warning("watches are interrupted; passes go on by time", why=why, more=self._held)
+        self._told_s, self._held = self._clock(), 0
+
+
+def quieten() -> None:
+    """Give kopf's loggers the one handler that is for people."""
+    logger = logging.getLogger("kopf")
+    logger.handlers[:], logger.propagate = [Quiet()], False
 
 
 def _login(**kwargs: Any) -> Any:

@@ -56,10 +56,9 @@ def may_take(standing: Standing, lease: Object | None, identity: str, now_s: flo
 
 
 def claim(lease: Object | None, namespace: str, name: str, identity: str, now: str) -> dict[str, Any]:
-    """The lease as this candidate writes it; a change of holder counts as a transition."""
+    """The lease as this candidate writes it; a change of holder is a transition. `now`: RFC 3339, microseconds."""
     spec: Mapping[str, Any] = (lease or {}).get("spec") or {}
     same = spec.get("holderIdentity") == identity
-    stamp = now.replace("Z", ".000000Z")
     metadata: dict[str, Any] = {"name": name, "namespace": namespace}
     if lease is not None:
         metadata |= {key: lease["metadata"][key] for key in ("uid", "resourceVersion")}
@@ -70,8 +69,8 @@ def claim(lease: Object | None, namespace: str, name: str, identity: str, now: s
         "spec": {
             "holderIdentity": identity,
             "leaseDurationSeconds": int(LEASE_S),
-            "acquireTime": spec.get("acquireTime", stamp) if same else stamp,
-            "renewTime": stamp,
+            "acquireTime": spec.get("acquireTime", now) if same else now,
+            "renewTime": now,
             "leaseTransitions": int(spec.get("leaseTransitions") or 0) + (0 if same or lease is None else 1),
         },
     }

@@ -9,6 +9,7 @@ from typing import Any, Final
 import yaml
 
 from katsura.manifests.kinds import API_VERSION
+from katsura.testing.apiserver import ApiServer, TwinKube
 from katsura.testing.kube import OPERATOR, ControlPlane
 from katsura_operator.authority import Authority
 from katsura_operator.core.objects import ALL, POD, WORKLOAD, Kind, labels_of, name_of
@@ -59,11 +60,20 @@ def grant(plane: ControlPlane, namespace: str, file: Path) -> None:
 class World:
     """One namespace, its operator, and what a cluster's controllers would do in it."""
 
-    def __init__(self, plane: ControlPlane, namespace: str, kube: Kube, settings: Settings | None = None) -> None:
-        self.plane, self.namespace, self.kube = plane, namespace, kube
+    def __init__(
+        self, plane: ControlPlane | ApiServer, namespace: str, kube: Kube, settings: Settings | None = None
+    ) -> None:
+        self.plane: Any = plane
+        self.namespace, self.kube = namespace, kube
         self.settings = settings or Settings(namespace, "services:1", "engine:1")
         self.drained: list[tuple[str, str]] = []
         self.now = "2026-11-21T12:00:00Z"
+
+    @classmethod
+    def in_memory(cls, settings: Settings | None = None) -> World:
+        """A namespace of an `ApiServer` of its own: no rights, no schemas, and a hundred passes a second."""
+        server = ApiServer()
+        return cls(server, "n", TwinKube(server), settings)
 
     async def drain(self, role: str, address: str) -> None:
         """Note who was told to drain (`execute.Drainer`)."""

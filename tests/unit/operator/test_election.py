@@ -14,7 +14,7 @@ from katsura_operator.core.election import (
     renewed,
 )
 
-NOW = "2026-11-21T12:00:00Z"
+NOW = "2026-11-21T12:00:00.000000Z"
 
 
 class Server:
