@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from redis import exceptions as redis_errors
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -97,7 +98,9 @@ class Store:
         """Connect, waiting up to `wait_s` seconds for a server that is down or still loading its data.
 
         Args:
-            url: `redis[s]://[user:password@]host:port/db`, `valkey[s]://...` or `unix:///path`.
+            url: `redis[s]://[user:password@]host:port/db`, `valkey[s]://...` or `unix:///path`. With TLS it may name
+                files, which are read at each connection: `?ssl_ca_certs=...&ssl_certfile=...&ssl_keyfile=...`, and
+                `ssl_check_hostname=false` where the authority alone says who a server is.
             libraries: loaded now, and again whenever the server has forgotten them.
             report: told what we wait for, at once and then every few seconds.
             replicas: replicas that must confirm a write made by `call` before it is answered.
@@ -258,16 +261,26 @@ def _client(url: str, max_connections: int, socket_timeout_s: float | None = 5.0
         raise InvalidArgumentError(
             f"{shown(url)!r} is not a store URL; it begins with {'://, '.join(SCHEMES)}://", field="store_url"
         )
-    pool = BlockingConnectionPool.from_url(
-        url.replace("valkey", "redis", 1) if scheme.startswith("valkey") else url,
-        max_connections=max_connections,
-        timeout=5,
-        protocol=2,
-        socket_timeout=socket_timeout_s,
-        socket_connect_timeout=2.0,
-        retry=Retry(NoBackoff(), 0),
-    )
-    return Redis.from_pool(pool)
+    said: dict[str, Any] = dict(parse_url(url.replace("valkey", "redis", 1) if scheme.startswith("valkey") else url))
+    if said.get("connection_class") is SSLConnection:
+        said["connection_class"] = _RenewedTls
+    settings: dict[str, Any] = {
+        "max_connections": max_connections,
+        "timeout": 5,
+        "protocol": 2,
+        "socket_timeout": socket_timeout_s,
+        "socket_connect_timeout": 2.0,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    return Redis.from_pool(BlockingConnectionPool(**settings | said))
+
+
+class _RenewedTls(SSLConnection):
+    """Reads its certificates for every handshake: whoever renews the files restarts nobody."""
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        self.ssl_context.context = None
+        return super()._connection_arguments()
 
 
 def _text(value: bytes | str | None) -> str:
