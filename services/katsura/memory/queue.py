@@ -2,12 +2,14 @@
 
 A worker's summary passes the tree's own validators before it is written, and what it says is trusted no more than what
 an agent says: FAILED is never shown, PENDING waits for the verdict of another worker, with the raw steps in its place.
+Obligations that are open are carried along whatever a worker says.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from katsura.domain.errors import ConflictError, FailedPreconditionError, NotFoundError, Reason
@@ -17,6 +19,7 @@ from katsura.domain.trees import (
     Judgement,
     Node,
     Request,
+    Step,
     Summary,
     SummaryBody,
     SummaryStatus,
@@ -26,9 +29,10 @@ from katsura.domain.trees import (
 )
 from katsura.domain.work import EXTERNAL, Fence, WorkItem, WorkKind
 from katsura.memory.core import limits
+from katsura.memory.core.compress import open_obligations
 from katsura.memory.operations import ID_MAX, as_answer, committing, thread_if
 from katsura.memory.summaries import Outside, Summaries, check_outside, checked, evidence_of_cover, with_outside
-from katsura.state.trees import TreeRef, Written
+from katsura.state.trees import Cover, TreeRef, Written
 
 CLAIMS_MAX: Final = 32
 LEASE_S_DEFAULT: Final = 60
@@ -126,7 +130,9 @@ class Queue(Summaries):
                 metadata={"work_id": item.work_id},
             )
         nodes = await self._cover_nodes(ref, cover)
-        evidence = await thread_if(len(nodes), lambda: evidence_of_cover(cover, nodes, body, item.worker))
+        evidence = await thread_if(
+            len(nodes), lambda: evidence_of_cover(cover, nodes, _carrying(body, cover, nodes), item.worker)
+        )
         judgement = await thread_if(len(nodes), lambda: checked(evidence, policy.validators, cover.base))
         return await self._trees.summarise(ref, cover, None, evidence.summary, judgement, request, fence)
 
@@ -162,6 +168,15 @@ class Queue(Summaries):
         previous = await self._previous_of(ref, node)
         owed = previous.open_obligations if previous else ()
         return Claimed(ref, item, tree, node.birth_branch, summary.last_covered, summary.covered_count, owed, node)
+
+
+def _carrying(body: SummaryBody, cover: Cover, nodes: Sequence[Node]) -> SummaryBody:
+    """`body` with every obligation that is still open: no model decides what is owed."""
+    before = cover.previous.body if cover.previous else None
+    owed = open_obligations(
+        (n.body for n in nodes if isinstance(n.body, Step)), before.body if isinstance(before, Summary) else None
+    )
+    return replace(body, open_obligations=tuple(dict.fromkeys((*body.open_obligations, *owed))))
 
 
 def _wants_another(node: Node, policy: TreePolicy) -> bool:

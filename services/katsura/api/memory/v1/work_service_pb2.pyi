@@ -148,7 +148,7 @@ class ClaimedWork(_message.Message):
 
     @_builtins.property
     def open_obligations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Obligations that were open before the segment: each is carried, or closed by a decision "closed: ..."."""
+        """Obligations that were open before the segment. The summary carries those that still are, whether it says so or not."""
 
     @_builtins.property
     def summary(self) -> _memory_pb2.Node:

@@ -99,7 +99,7 @@ class WorkServiceServicer(object):
 
     def CompleteWork(self, request, context):
         """Hands in a result. A summary passes the tree's own validators first: one that fails is kept as FAILED, never shown,
-        and the task stays with the worker, who may try again.
+        and the task stays with the worker, who may try again. INVALID_ARGUMENT for a result of the wrong kind.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

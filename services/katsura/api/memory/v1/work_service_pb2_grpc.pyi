@@ -46,7 +46,7 @@ class WorkServiceStub:
     """Holds a task longer."""
     CompleteWork: _grpc.UnaryUnaryMultiCallable[_work_service_pb2.CompleteWorkRequest, _work_service_pb2.CompleteWorkResponse]
     """Hands in a result. A summary passes the tree's own validators first: one that fails is kept as FAILED, never shown,
-    and the task stays with the worker, who may try again.
+    and the task stays with the worker, who may try again. INVALID_ARGUMENT for a result of the wrong kind.
     """
     GiveBackWork: _grpc.UnaryUnaryMultiCallable[_work_service_pb2.GiveBackWorkRequest, _work_service_pb2.GiveBackWorkResponse]
     """Ends a claim without a result. After five claims a task is given up until it is scheduled again."""
@@ -71,7 +71,7 @@ class WorkServiceAsyncStub(WorkServiceStub):
     """Holds a task longer."""
     CompleteWork: _aio.UnaryUnaryMultiCallable[_work_service_pb2.CompleteWorkRequest, _work_service_pb2.CompleteWorkResponse]  # type: ignore[assignment]
     """Hands in a result. A summary passes the tree's own validators first: one that fails is kept as FAILED, never shown,
-    and the task stays with the worker, who may try again.
+    and the task stays with the worker, who may try again. INVALID_ARGUMENT for a result of the wrong kind.
     """
     GiveBackWork: _aio.UnaryUnaryMultiCallable[_work_service_pb2.GiveBackWorkRequest, _work_service_pb2.GiveBackWorkResponse]  # type: ignore[assignment]
     """Ends a claim without a result. After five claims a task is given up until it is scheduled again."""
@@ -117,7 +117,7 @@ class WorkServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_work_service_pb2.CompleteWorkResponse, _abc.Awaitable[_work_service_pb2.CompleteWorkResponse]]:
         """Hands in a result. A summary passes the tree's own validators first: one that fails is kept as FAILED, never shown,
-        and the task stays with the worker, who may try again.
+        and the task stays with the worker, who may try again. INVALID_ARGUMENT for a result of the wrong kind.
         """
 
     @_abc_1.abstractmethod
