@@ -1,11 +1,14 @@
-"""Milliseconds of Grow and AssembleContext at 10, 1,000 and 10,000 steps, over gRPC on a real Valkey.
+"""Everything that the memory service promises in figures, beside its goals and its peers.
 
-    python bench/memory.py --quick      half a minute, for a first look
-    python bench/memory.py --json FILE  all rows, for docs/benchmarks.md
+    python bench/memory.py --setup      make the peer's environment (LangGraph's RedisSaver and its server)
+    python bench/memory.py --quick      a minute or two, for a first look
+    python bench/memory.py --json FILE  all of it, for docs/benchmarks.md
+    python bench/memory.py --only grow saver
 
-The peer is ourselves at 10 steps: a tree that costs more as it grows has a falling ratio. Depths are measured in turn,
-round by round, in one run of one service process (uvloop, hiredis) and one client with one call in flight; `--fsync`
-picks the store's durability (`always` is strict: on disk before the answer). Steps carry 200 bytes.
+Parts: `grow` (Grow beside its floor, by durability), `depth` (calls at growing depth), `rates`, `bytes`, `watch`,
+`tokens` (what a model reads over chains of subgoals), `saver` (LangGraph with a growing history beside RedisSaver).
+One service process (uvloop, hiredis) on a real Valkey, over gRPC on a unix socket; steps of 200 bytes; one call in
+flight unless said otherwise. What is compared is measured in turn, round by round.
 """
 
 from __future__ import annotations
@@ -16,158 +19,200 @@ import json
 import os
 import platform
 import statistics
-import tempfile
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 
 import uvloop
-
-from katsura.domain.ids import TenantId
-from katsura.domain.tenant import Tenant
-from katsura.rpc.context import CallContext
-from katsura.sdk.connection import connect
-from katsura.sdk.memory import MemoryClient, step
-from katsura.testing.process import ServedProcess
-from katsura.testing.store import EmbeddedStore
-
-DEPTHS = (10, 1_000, 10_000)
-TEXT = "The agent looked at one more page of results and noted what it said. " * 3
-BUDGETS = (512, 4096)
-"""Ten steps fill the first one; the second holds about 40 steps, so its curve begins at 1,000."""
-GOAL = 0.9
-"""A call at 10,000 steps keeps at least this share of its rate at 10."""
-BATCH = 250
-TOKEN = "bench"
-
-
-Rounds = dict[str, dict[int, list[list[float]]]]
-"""Operation, depth, round: seconds of each call."""
+from placing.report import Report
+from trees import calls, growth
+from trees.chains import BUDGET, SMALL_CACHE, Outcome, Run
+from trees.service import serving
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How often each call is made: rounds over all depths, and calls per round."""
+    """How much of everything is done."""
 
     rounds: int
     calls: int
-    in_flight: int
+    depths: tuple[int, ...]
+    chains: int
+    watch_s: int
+    bytes_at: tuple[int, ...]
+    saver_steps: int
+    savers: tuple[str, ...]
 
 
-async def timed(call: Callable[[], Awaitable[object]], count: int) -> list[float]:
-    """Seconds of each of `count` calls, one after the other."""
-    seconds = []
-    for _ in range(count):
-        start = time.perf_counter()
-        await call()
-        seconds.append(time.perf_counter() - start)
-    return seconds
+QUICK = Plan(3, 100, (10, 1_000, 10_000), 2, 3, (1_000, 3_000), 400, ("redis", "redis-shallow"))
+FULL = Plan(7, 400, (10, 1_000, 10_000, 100_000), 10, 20, (1_000, 10_000, 100_000), 3_000, growth.THEIRS)
 
 
-async def plant(memory: MemoryClient, depth: int) -> None:
-    """A tree of `depth` steps."""
-    await memory.create_tree(tree_id=f"d{depth}", goal="Find the cheapest room.")
-    for first in range(0, depth, BATCH):
-        texts = range(first, min(depth, first + BATCH))
-        await memory.grow(f"d{depth}", [step("user", f"{i} {TEXT}"[:200]) for i in texts])
-
-
-async def measure(memory: MemoryClient, plan: Plan) -> Rounds:
-    """Seconds of each operation at each depth. Each round grows a fresh fork, so that depths stay what they are."""
-    found: Rounds = {}
-    for number in range(plan.rounds):
-        for depth in (*DEPTHS[number % 3 :], *DEPTHS[: number % 3]):
-            for name, seconds in (await one_round(memory, f"d{depth}", depth, number, plan.calls)).items():
-                found.setdefault(name, {}).setdefault(depth, []).append(seconds)
-    return found
-
-
-async def one_round(memory: MemoryClient, tree: str, depth: int, number: int, calls: int) -> dict[str, list[float]]:
-    """Seconds of each operation on one tree."""
-    names = iter(range(calls))
-    branch = f"r{number}"
-    forks = await timed(lambda: memory.fork(tree, branch="main", new_branch=f"{branch}.{next(names)}"), calls // 10)
-    await memory.fork(tree, branch="main", new_branch=branch)
-    head = depth
-
-    async def grow() -> None:
-        nonlocal head
-        new = [step("user", f"{number}.{head} {TEXT}"[:200])]
-        head = (await memory.grow(tree, new, branch=branch, expected_head=head)).branch.head
-
-    seconds = {"Fork": forks, "Grow": await timed(grow, calls)}
-    for budget in BUDGETS:
-        seconds[f"AssembleContext of {budget:,} tokens"] = await timed(
-            lambda budget=budget: memory.assemble_context(tree, branch="main", budget_tokens=budget),  # type: ignore[misc]
-            calls // 2,
+async def grow(plan: Plan, report: Report) -> None:
+    """Grow beside the floor, in every durability. Strict pays a sync of the disk per call."""
+    for appendfsync, durability in (("everysec", "relaxed"), ("always", "strict")):
+        async with serving(appendfsync) as service, calls.floor(service) as bare:
+            ours: list[list[float]] = []
+            floor: list[list[float]] = []
+            await service.memory.create_tree(tree_id="grow")
+            grower = calls.Grower(service.memory, "grow", "main", 0)
+            for _ in range(plan.rounds + 1):
+                floor.append(await calls.timed(bare, plan.calls))
+                ours.append(await calls.timed(grower.grow, plan.calls))
+        seconds, bare_seconds = list(chain(*ours[1:])), list(chain(*floor[1:]))
+        peer = "gRPC echo and a bare Lua call"
+        report.add(
+            f"Grow, {durability}, p50", calls.p50_ms(seconds), "ms", None, False, calls.p50_ms(bare_seconds), peer
         )
-    seconds["GetPath of 10 steps"] = await timed(lambda: memory.get_path(tree, branch="main", page_size=10), calls // 2)
-    return seconds
+        report.add(f"Grow, {durability}, p99", calls.p99_ms(seconds), "ms")
+        report.add(f"Grow, {durability}", calls.rate(seconds), "calls/s", peer=calls.rate(bare_seconds), peer_name=peer)
+        shares = [statistics.median(f) / statistics.median(o) for o, f in zip(ours[1:], floor[1:], strict=True)]
+        goal = 0.7 if durability == "relaxed" else None
+        report.add(f"Grow, {durability}, share of the floor's rate", statistics.median(shares), "x", goal)
 
 
-async def throughput(memory: MemoryClient, plan: Plan) -> float:
-    """Grow calls per second with `in_flight` clients, each on a tree of its own."""
-    count = plan.calls
+async def depth(plan: Plan, report: Report) -> None:
+    """The same calls on a shallow and on a deep tree."""
+    found: dict[int, list[dict[str, list[float]]]] = {deep: [] for deep in plan.depths}
+    async with serving("everysec") as service:
+        for deep in plan.depths:
+            await service.memory.create_tree(tree_id=f"d{deep}", goal="Find the cheapest room.")
+            await calls.plant(service.memory, f"d{deep}", 0, deep)
+        for number in range(plan.rounds + 1):
+            turn = number % len(plan.depths)
+            for deep in (*plan.depths[turn:], *plan.depths[:turn]):
+                seconds = await calls.calls_at(service.memory, f"d{deep}", deep, str(number), plan.calls // 2)
+                if number:
+                    found[deep].append(seconds)
+    goals = {"Fork": 2.0, "Revise to half the depth": 2.0, "AssembleContext": 3.0}
+    for name in found[plan.depths[0]][0]:
+        for deep in plan.depths:
+            seconds = [second for one in found[deep] for second in one[name]]
+            report.add(f"{name} at {deep:,} steps, p50", calls.p50_ms(seconds), "ms", goals.get(name), False)
+            report.add(f"{name} at {deep:,} steps, p99", calls.p99_ms(seconds), "ms", quiet=True)
 
-    async def one(number: int) -> None:
-        await memory.create_tree(tree_id=f"w{number}")
-        for i in range(count):
-            await memory.grow(f"w{number}", [step("user", f"{i} {TEXT}"[:200])])
+    def against(name: str, few: int, many: int) -> float:
+        return statistics.median(
+            statistics.median(deep[name]) / statistics.median(flat[name])
+            for flat, deep in zip(found[few], found[many], strict=True)
+        )
 
-    start = time.perf_counter()
-    await asyncio.gather(*(one(number) for number in range(plan.in_flight)))
-    return plan.in_flight * count / (time.perf_counter() - start)
-
-
-def rows_of(found: Rounds) -> list[dict[str, object]]:
-    """Rows as architecture.md section 9: medians in ms; the ratio is the median of the rounds' own ratios."""
-    rows: list[dict[str, object]] = []
-    for name, by_depth in found.items():
-        least = DEPTHS[1] if "4,096" in name else DEPTHS[0]
-        medians = {depth: [statistics.median(seconds) for seconds in rounds] for depth, rounds in by_depth.items()}
-        for depth, rounds in by_depth.items():
-            ours, peer = (statistics.median(medians[d]) * 1000 for d in (depth, least))
-            ratio = statistics.median(p / o for p, o in zip(medians[least], medians[depth], strict=True))
-            seconds = [second for one in rounds for second in one]
-            goal = GOAL if depth > least else None
-            rows.append(
-                {
-                    "name": f"{name} at {depth:,} steps, p50",
-                    "ours": round(ours, 3),
-                    "peer": round(peer, 3),
-                    "peer_name": f"katsura at {least:,} steps",
-                    "unit": "ms",
-                    "ratio": round(ratio, 3),
-                    "goal": goal,
-                    "holds": goal is None or ratio >= goal,
-                    "p99": round(statistics.quantiles(seconds, n=100)[98] * 1000, 3),
-                }
-            )
-    return rows
+    last = plan.depths[-1]
+    kept = 1 / against("Grow", plan.depths[0], min(10_000, last))
+    report.add("Grow, rate at 10,000 steps / rate at 10", kept, "x", 0.9)
+    times = against("AssembleContext", plan.depths[0], last)
+    report.add(f"AssembleContext(4k), p50 at {last:,} / p50 at 10", times, "x", 1.5, False)
+    times = against("AssembleContext", plan.depths[1], last)
+    report.add(f"AssembleContext(4k), p50 at {last:,} / p50 at 1,000 (a full context in both)", times, "x", 1.5, False)
 
 
-async def run(plan: Plan, fsync: str) -> list[dict[str, object]]:
-    """Start the store and the service, measure, stop them."""
-    with EmbeddedStore(fsync) as store, tempfile.TemporaryDirectory() as folder:
-        environment = {
-            "KATSURA_LISTEN": f"unix:{store.folder}/memory.sock",
-            "KATSURA_STORE_URL": store.url,
-            "KATSURA_INTERNAL_TOKEN": TOKEN,
-        }
-        process = ServedProcess("katsura.memory", environment, Path(folder) / "log")
-        async with process, connect(process.address, internal_token=TOKEN) as connection:
-            memory = MemoryClient(
-                connection.acting_for(CallContext(Tenant(TenantId("bench"), bytes(32)), internal=True))
-            )
-            for depth in DEPTHS:
-                await plant(memory, depth)
-            rows = rows_of(await measure(memory, plan))
-            rate = await throughput(memory, plan)
-    name = f"Grow, {plan.in_flight} in flight, one process"
-    rows.append({"name": name, "ours": round(rate), "peer": None, "peer_name": "none", "unit": "calls/s"})
-    rows[-1] |= {"ratio": None, "goal": None, "holds": True}
-    return rows
+async def rates(plan: Plan, report: Report) -> None:
+    """Throughput, clients and service on the same cores."""
+    async with serving("everysec") as service:
+        memory = service.memory
+        for number in range(32):
+            await memory.create_tree(tree_id=f"w{number}")
+
+        growers = [calls.Grower(memory, f"w{number}", "main", 0) for number in range(32)]
+        found = [await calls.in_flight(lambda n: growers[n].grow, 32, plan.calls // 8) for _ in range(plan.rounds)]
+        report.add("Grow, 32 in flight, one process", statistics.median(found), "calls/s", 2_000)
+        for size, goal in ((16, None), (256, 10_000)):
+            batched = await calls.batched(memory, size, max(8, 40 * plan.calls // size // 8))
+            report.add(f"Grow, batches of {size}", batched, "steps/s", goal)
+
+
+async def stored(plan: Plan, report: Report) -> None:
+    """Memory of the store per step, request ids and client step ids included."""
+    async with serving("everysec") as service:
+        for first, last in pairwise(plan.bytes_at):
+            name = f"stored per 200-byte step, {first:,} to {last:,}"
+            report.add(name, await calls.bytes_per_step(service, first, last), "bytes", 1_024, False)
+
+
+async def watch(plan: Plan, report: Report) -> None:
+    """20 watchers at 500 events a second."""
+    async with serving("everysec") as service:
+        seconds, rate = await calls.watch_lag(service, plan.watch_s)
+    name = f"Watch, {calls.WATCHERS} watchers, from the call to the event"
+    report.add(f"commits while {calls.WATCHERS} watch", rate, "1/s", 0.95 * calls.EVENTS_PER_S)
+    report.add(f"{name}, p50", calls.p50_ms(seconds), "ms")
+    report.add(f"{name}, p99", calls.p99_ms(seconds), "ms", 50, False)
+
+
+async def tokens(plan: Plan, report: Report) -> None:
+    """What a model reads over chains of 30 subgoals."""
+    runs = [await Run(seed, 30).live() for seed in range(plan.chains)]
+
+    def share(of: Callable[[Outcome], float], to: Callable[[Outcome], float]) -> float:
+        return sum(map(of, runs)) / max(1, sum(map(to, runs)))
+
+    report.add("contexts over the budget of 4,000 tokens", sum(run.over_budget for run in runs), "contexts", 0, False)
+    report.add("largest history / budget", max(run.appended.peak for run in runs) / BUDGET, "x")
+    name = "cumulative prompt tokens / append-only history"
+    report.add(name, share(lambda r: r.ours.prompt, lambda r: r.appended.prompt), "x", 0.15, False)
+    name = "cumulative uncached tokens / append-only history, a prefix cache without limit"
+    report.add(name, share(lambda r: r.ours.uncached, lambda r: r.appended.uncached), "x", 0.5, False)
+    name = f"cumulative uncached tokens / append-only history, {SMALL_CACHE:,} tokens cached"
+    report.add(name, share(lambda r: r.ours.uncached_small, lambda r: r.appended.uncached_small), "x", 0.5, False)
+    summaries = share(lambda r: r.summaries, lambda r: r.ours.uncached)
+    again = share(lambda r: r.again, lambda r: r.ours.uncached)
+    report.add("  of our uncached tokens: steps, read once by whoever acts on them", 1 - summaries - again, "share")
+    report.add("  of our uncached tokens: summaries and roll-ups", summaries, "share")
+    report.add("  of our uncached tokens: shown before behind another prefix", again, "share")
+    report.add("pins present", 1 - share(lambda r: r.pins_missing, lambda r: r.calls), "share", 1.0)
+    report.add("probed facts in the last context", share(lambda r: r.in_context, lambda r: r.asked), "share")
+    name = "probed facts in the last context or found by search"
+    report.add(name, share(lambda r: r.in_context + r.found, lambda r: r.asked), "share", 0.99)
+
+
+async def saver(plan: Plan, report: Report) -> None:
+    """LangGraph supersteps per second, each checkpointed before the next, over a history that grows."""
+    steps = plan.saver_steps
+    rates: dict[str, tuple[float, float]] = {}
+    for name in ("none", *growth.OURS, *plan.savers):
+        if name in growth.THEIRS and (why := growth.missing()):
+            report.missing(f"LangGraph, {steps:,} steps", name, why)
+            continue
+        told = await _grown(name, steps)
+        seconds = told["seconds"]
+        rates[name] = steps / seconds[-1], steps / 10 / (seconds[-1] - seconds[-2])
+    for ours in growth.OURS:
+        for index, what in enumerate((f"{steps:,} steps", f"the last tenth of {steps:,} steps")):
+            label = f"LangGraph on {ours}, {what}"
+            report.add(label, rates[ours][index], "steps/s", peer=rates["none"][index], peer_name="no saver")
+            for theirs in (name for name in rates if name in growth.THEIRS):
+                keeps = " (keeps no history)" if theirs in growth.SHALLOW else ""
+                times = rates[ours][index] / rates[theirs][index]
+                goal = 20 if ours == "katsura" and not keeps else None
+                report.add(f"  against {theirs}{keeps}: {rates[theirs][index]:.4g} steps/s", times, "x", goal)
+
+
+async def _grown(name: str, steps: int) -> dict[str, list[float]]:
+    if name in growth.OURS:
+        async with serving("everysec") as service:
+            return await growth.run(name, steps, service.address, service.key)
+    if name in growth.THEIRS:
+        async with growth.their_server() as url:
+            return await growth.run(name, steps, url)
+    return await growth.run(name, steps)
+
+
+PARTS: dict[str, Callable[[Plan, Report], Awaitable[None]]] = {
+    "grow": grow,
+    "depth": depth,
+    "rates": rates,
+    "bytes": stored,
+    "watch": watch,
+    "tokens": tokens,
+    "saver": saver,
+}
+
+
+async def run(plan: Plan, parts: list[str], report: Report) -> None:
+    for name in parts:
+        print(f"-- {name}: {PARTS[name].__doc__}", flush=True)
+        await PARTS[name](plan, report)
 
 
 def machine() -> str:
@@ -184,24 +229,19 @@ def main() -> None:
     """Parse arguments, run, print and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few calls, for a first look")
-    parser.add_argument("--setup", action="store_true", help="nothing to set up: the peer is ourselves")
+    parser.add_argument("--setup", action="store_true", help="make the peer's environment and end")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows as JSON")
-    parser.add_argument(
-        "--fsync", choices=("always", "everysec"), default="always", help="when the store writes to disk"
-    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run")
     arguments = parser.parse_args()
     if arguments.setup:
-        print("nothing to set up: the peer is Katsura at 10 steps, in the same run")
+        growth.set_up()
         return
-    plan = Plan(rounds=6, calls=60, in_flight=16) if arguments.quick else Plan(rounds=8, calls=150, in_flight=32)
-    print(f"{machine()}\nstore: Valkey, appendfsync {arguments.fsync}; one call in flight unless said otherwise")
+    print(machine())
+    report = Report()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        rows = runner.run(run(plan, arguments.fsync))
-    for row in rows:
-        extra = f"p99 {row['p99']:>8} ms  rate ratio {row['ratio']}" if "p99" in row else ""
-        print(f"{row['name']:<52} {row['ours']:>9} {row['unit']:<8} {extra} {'' if row['holds'] else '  BELOW GOAL'}")
+        runner.run(run(QUICK if arguments.quick else FULL, arguments.only, report))
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(report.rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
