@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from katsura.manifests.cluster import ClusterNode
 from katsura.manifests.conditions import ConditionType, Why
 from katsura.manifests.kinds import ModelDeployment
 from katsura.placement import calibration
+from katsura_operator.core.discovery import discovered, usable_nodes
 from katsura_operator.core.objects import (
     AGENT,
     MEMORY_STORE,
     MODEL_DEPLOYMENT,
-    NODE,
     POOL,
     PROFILE,
     Object,
@@ -108,9 +109,10 @@ def of_others(
             yield obj, {}, [Said(ConditionType.ACCEPTED, False, *refusal), *ready]
     for obj in seen.of(AGENT):
         yield obj, {}, _of_agent(obj, seen)
+    nodes = usable_nodes(seen) if settings.nodes_observed and seen.of(PROFILE) else None
     for obj in seen.of(PROFILE):
         if (str(obj["kind"]), "", name_of(obj)) not in reading.refused:
-            yield obj, *_of_profile(obj, seen, settings)
+            yield obj, *_of_profile(obj, nodes)
 
 
 def approved(wanted: Wanted) -> str:
@@ -247,15 +249,11 @@ def _of_agent(obj: Object, seen: Snapshot) -> list[Said]:
     return [_ACCEPTED, Said(ConditionType.READY, not waiting, why, "; ".join(waiting))]
 
 
-def _of_profile(obj: Object, seen: Snapshot, settings: Settings) -> Report:
+def _of_profile(obj: Object, nodes: Sequence[ClusterNode] | None) -> Report:
     spec = obj["spec"]
     device = str(spec.get("device") or name_of(obj))
-    if settings.nodes_observed:
-        selector = (spec.get("nodeSelector") or {}).items()
-        nodes = [n for n in seen.of(NODE) if selector and selector <= dict(labels_of(n)).items()]
-        resource = spec.get("resource", "")
-        total = sum(int(((n.get("status") or {}).get("allocatable") or {}).get(resource, 0)) for n in nodes)
-        count = len(nodes)
+    if nodes is not None:
+        count, total = discovered(obj, nodes)
     else:
         count = sum(i["nodes"] for i in spec.get("inventory") or ())
         total = sum(i["nodes"] * i["perNode"] for i in spec.get("inventory") or ())
