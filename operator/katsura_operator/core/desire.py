@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from katsura.manifests.conditions import EventReason
@@ -19,6 +19,7 @@ from katsura_operator.core.affinity import Expressions
 from katsura_operator.core.objects import (
     BUDGET,
     DEPLOYMENT,
+    NODE,
     POD,
     POOL,
     REVISION,
@@ -245,7 +246,7 @@ class _Mind:
         name = f"{pool}-{of_class}" if spec else pool
         own = {**common, WORKLOAD_LABEL: name, **({REVISION: revision} if revision else {})}
         body = self._head(WORKLOAD, owned_by, name, own, owners)
-        size = Size.of(parts) if parts else HELPER
+        size = self._size(parts) if parts else HELPER
         pods = template(
             role,
             size,
@@ -267,6 +268,14 @@ class _Mind:
         if spec is not None and spec.rollout.strategy is RolloutStrategy.RECREATE:
             body["spec"]["strategy"] = {"type": "Recreate"}
         return Target(body, count)
+
+    def _size(self, parts: Sequence[PoolPart]) -> Size:
+        """What one pod takes. Devices that only ResourceSlices tell of come by the deployment's claims."""
+        size = Size.of(parts)
+        names = {n for c in self._placement.classes for p in parts if c.name == p.node_class for n in c.nodes}
+        nodes = [n for n in self._seen.of(NODE) if name_of(n) in names]
+        offered = [(n.get("status") or {}).get("allocatable") or {} for n in nodes]
+        return replace(size, resource="") if nodes and not any(size.resource in have for have in offered) else size
 
     def _external(self, wanted: Wanted, spec: ModelDeploymentSpec) -> Pool:
         assert spec.external is not None

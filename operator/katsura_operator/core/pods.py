@@ -245,7 +245,7 @@ def _resources(size: Size, settings: Settings, pod: PodSettings) -> dict[str, An
         "requests": {"cpu": f"{millicores}m", "memory": memory},
         "limits": {"memory": memory},
     }
-    if size.accelerators and size.resource and not pod.resource_claims:  # a claim brings its devices itself
+    if size.accelerators and size.resource:
         made["limits"][size.resource] = made["requests"][size.resource] = str(size.accelerators)
     if pod.resource_claims:
         made["claims"] = [{"name": claim.name} for claim in pod.resource_claims]
