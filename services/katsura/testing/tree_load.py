@@ -32,7 +32,8 @@ class TreeLoad:
     """
 
     def __init__(self, clients: Sequence[MemoryClient], seed: int, writers: int = 6) -> None:
-        self._clients = clients
+        self.clients = clients
+        """Who may serve the next call; checks read through the first."""
         self._random = random.Random(seed)  # noqa: S311 - repeatable, no secret
         self._writers = [_Writer(self, f"own{n}", seed * 1000 + n) for n in range(writers)]
         self._stopping = False
@@ -55,8 +56,9 @@ class TreeLoad:
             TimeoutError: no write was acknowledged for `limit_s` seconds.
         """
         self._stopping = False
-        running = asyncio.gather(*(writer.run() for writer in self._writers))
-        try:
+        async with asyncio.TaskGroup() as running:
+            for writer in self._writers:
+                running.create_task(writer.run())
             for _ in range(blows):
                 await self._advanced(self._random.randint(5, 30), limit_s)
                 await strike()
@@ -64,17 +66,13 @@ class TreeLoad:
                 await self._advanced(1, limit_s)
                 self.pauses_s.append(time.monotonic() - struck)
             self._stopping = True
-            async with asyncio.timeout(limit_s):
-                await running
-        finally:
-            running.cancel()
         await self.check()
 
     async def check(self) -> None:
         """Nothing acknowledged is missing, changed, doubled or out of order, and every hash holds."""
         for writer in self._writers:
             await writer.check()
-        path = await self.reader.get_whole_path(SHARED)
+        path = await self.clients[0].get_whole_path(SHARED)
         found = Counter(node.step.content for node in path)
         assert max(found.values(), default=1) == 1, "a write was doubled"
         at = {node.step.content: node.node_id for node in path}
@@ -84,9 +82,9 @@ class TreeLoad:
 
     async def sound(self, tree_id: str) -> None:
         """Every hash of a tree holds and Watch tells of each of its commits once."""
-        assert not (await self.reader.verify_tree(tree_id)).mismatches
-        revision = (await self.reader.get_tree(tree_id)).tree.revision
-        events = self.reader.watch(tree_id, after_revision=max(0, revision - 500))
+        assert not (await self.clients[0].verify_tree(tree_id)).mismatches
+        revision = (await self.clients[0].get_tree(tree_id)).tree.revision
+        events = self.clients[0].watch(tree_id, after_revision=max(0, revision - 500))
         for wanted in range(max(1, revision - 499), revision + 1):
             assert (await anext(events)).position.revision == wanted
         await events.aclose()
@@ -95,7 +93,7 @@ class TreeLoad:
         """What `call` answers once it does."""
         while True:
             try:
-                answer = await call(self._random.choice(self._clients))
+                answer = await call(self._random.choice(self.clients))
             except TemporaryError as error:
                 self.failures.append(error)
                 continue
@@ -107,7 +105,7 @@ class TreeLoad:
     async def tried(self, call: Callable[[MemoryClient], Awaitable[R]]) -> R | None:
         """What `call` answers, or None where it failed for now."""
         try:
-            return await call(self._random.choice(self._clients))
+            return await call(self._random.choice(self.clients))
         except TemporaryError as error:
             self.failures.append(error)
             return None
@@ -116,11 +114,6 @@ class TreeLoad:
         wanted = self.acknowledged + count
         async with asyncio.timeout(limit_s), self._changed:
             await self._changed.wait_for(lambda: self.acknowledged >= wanted)
-
-    @property
-    def reader(self) -> MemoryClient:
-        """The client that checks read through."""
-        return self._clients[0]
 
     @property
     def stopping(self) -> bool:
@@ -153,7 +146,7 @@ class _Writer:
 
     async def check(self) -> None:
         """Its tree holds what was acknowledged, on every branch."""
-        memory = self._load.reader
+        memory = self._load.clients[0]
         for branch, path in self._paths.items():
             nodes = await memory.get_whole_path(self._tree, branch=branch)
             assert [(n.node_id, n.step.content) for n in nodes] == path, f"branch {branch} of {self._tree}"
