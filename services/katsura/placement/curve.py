@@ -9,8 +9,8 @@ from typing import Final
 
 from katsura.placement.cost import Layout, decode_terms
 from katsura.placement.pairs import decode_s, moved_bytes, prompt_s
-from katsura.placement.patterns import Column, Unit, half_of, link_of, pool_of, units_of
-from katsura.placement.problem import PAIR, UNIFIED, ModelService, Problem
+from katsura.placement.patterns import Column, Unit, half_of, link_of, parts_of, pool_of, units_of
+from katsura.placement.problem import PAIR, PIPELINE, UNIFIED, ModelService, Problem
 from katsura.placement.split import prefill_s, step_s
 
 _CHUNK_CPU: Final = 256
@@ -56,6 +56,8 @@ def curve_of(problem: Problem, column: Column, service: ModelService) -> Curve:
     lead, places = units[0], column.point.batch
     if column.topology == PAIR:
         return _pair(problem, column, service, units)
+    if column.topology == PIPELINE:
+        return _pipeline(problem, column, service, units)
     batches = tuple(sorted({1, *(2**i for i in range(1, places.bit_length())), places}))
     c = problem.calibration.of(lead.device)
     card, precision, load = service.card, service.precision, service.load
@@ -89,4 +91,24 @@ def _pair(problem: Problem, column: Column, service: ModelService, units: Sequen
         places=column.point.batch,
         chunk=_CHUNK,
         aside=True,
+    )
+
+
+def _pipeline(problem: Problem, column: Column, service: ModelService, units: Sequence[Unit]) -> Curve:
+    """As many micro-batches as stages are under way; a chunk of a prompt holds them up for its slowest stage."""
+    assert column.point is not None
+    parts = parts_of(problem, service, [(u, m.count) for u, m in zip(units, column.members, strict=True)], {})
+    of_stage = (kind for kind, m in zip(parts.kinds, column.members, strict=True) for _ in range(m.count))
+    stages = list(zip(of_stage, column.point.stages, strict=True))
+    places, depth = column.point.batch, len(stages)
+    batches = tuple(sorted({1, *(2**i for i in range(1, places.bit_length())), places}))
+    through, slowest = parts.prompt_s(stages)
+    fixed = max(kind.coefficients.first[0] for kind, _ in stages)
+    return Curve(
+        batches=batches,
+        steps=tuple(parts.loop_s(stages, max(1.0, b / depth)) for b in batches),
+        prompt_s=slowest / service.load.new_prompt,
+        fixed_s=fixed + through - slowest,
+        places=places,
+        chunk=_CHUNK,
     )

@@ -19,7 +19,7 @@ from katsura.placement.agents import AgentSummary
 from katsura.placement.operate import Point
 from katsura.placement.pack import Held
 from katsura.placement.plan import Instance, Place, Plan
-from katsura.placement.problem import Problem
+from katsura.placement.problem import PLANNED_ONLY, Problem
 
 API_VERSION = "katsura.dev/v1alpha1"
 
@@ -163,9 +163,11 @@ def _assignments(instances: Sequence[Instance]) -> list[dict[str, Any]]:
             {
                 "service": column.service,
                 "topology": column.topology,
+                "plannedOnly": column.topology in PLANNED_ONLY,
                 "pattern": key,
                 "requestsPerSecond": _short(column.requests_s),
                 "microBatches": column.point.micro_batches if column.point else 1,
+                "stageLayers": list(column.point.stages) if column.point else [],
                 "instances": [{"places": [_place_out(p) for p in i.places]} for i in same],
             }
         )

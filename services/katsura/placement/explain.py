@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 from katsura.placement.agents import AgentSummary
+from katsura.placement.patterns import Member
 from katsura.placement.plan import Instance, Plan, ServiceSummary
-from katsura.placement.problem import ModelService, Objective, Problem
+from katsura.placement.problem import PIPELINE, PLANNED_ONLY, ModelService, Objective, Problem
 from katsura.placement.replan import Replan
 
 _NODES_SHOWN = 4
@@ -24,6 +25,7 @@ def explain(plan: Plan, problem: Problem) -> str:
         _headline(plan, problem),
         _services(plan),
         _placement(plan, problem),
+        _section("Planned only", list(_planned_only(plan.instances))),
         _section("Runs of agents", list(_agents(plan.agents))),
         _section("What limits it", plan.binding),
         _section("Ways to serve everything", [f"{r.what}: ${r.hourly_usd:.2f}/h" for r in plan.relaxations]),
@@ -66,8 +68,8 @@ def _services(plan: Plan) -> str:
             (
                 s.name,
                 str(s.instances),
-                f"{s.capacity:.1f}/s",
-                f"{s.demand:.1f}/s" if s.demand else "any",
+                _per_s(s.capacity),
+                _per_s(s.demand) if s.demand else "any",
                 _ms(p.itl_s) if p else "",
                 _ms(p.ttft_s) if p else "",
                 str(p.batch) if p else "",
@@ -77,6 +79,10 @@ def _services(plan: Plan) -> str:
             )
         )
     return _table(rows)
+
+
+def _per_s(rate: float) -> str:
+    return f"{rate:.1f}/s" if rate >= 1 else f"{rate:.2g}/s"
 
 
 def _ms(seconds: float) -> str:
@@ -109,10 +115,12 @@ def placement_lines(instances: tuple[Instance, ...], problem: Problem) -> Iterat
         members = list(group)
         column = members[0].column
         shape = " + ".join(
-            f"{m.count} {m.role} on {_slice(m.accelerators, m.cores, kinds[m.node_class])}" for m in column.members
+            f"{m.count} {_role(m)} on {_slice(m.accelerators, m.cores, kinds[m.node_class])}" for m in column.members
         )
         micro = column.point.micro_batches if column.point else 1
         extra = f", {micro} micro-batches" if micro > 1 else ""
+        if column.point and column.point.stages:
+            extra = f", {_runs(column.point.stages)} layers{extra}"
         if column.point and column.point.link_bytes_s:
             extra += f", {_rate(column.point.link_bytes_s)} between them"
         yield f"{column.service}: {len(members)} x {column.topology} ({shape}{extra})"
@@ -124,6 +132,31 @@ def placement_lines(instances: tuple[Instance, ...], problem: Problem) -> Iterat
             more = f" and {len(shown) - _NODES_SHOWN} more" if len(shown) > _NODES_SHOWN else ""
             yield f"    {role}: {', '.join(shown[:_NODES_SHOWN])}{more}"
         assert key == column.key
+
+
+def _role(m: Member) -> str:
+    return "stages" if m.role == "stage" and m.count > 1 else m.role
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """`9, 9, 8` as `2 x 9 + 8`."""
+    groups = ((n, len(list(same))) for n, same in groupby(numbers))
+    return " + ".join(f"{many} x {n}" if many > 1 else str(n) for n, many in groups)
+
+
+def _planned_only(instances: Sequence[Instance]) -> Iterator[str]:
+    found = {(i.column.service, i.column.topology) for i in instances}
+    for service, topology in sorted(found):
+        if topology == PIPELINE:
+            yield (
+                f"{service} as a pipeline: no engine of ours runs one. An engine: external that cuts models by layers "
+                "can (vLLM: --pipeline-parallel-size)."
+            )
+        elif topology in PLANNED_ONLY:
+            yield (
+                f"{service} as {topology}: no engine of ours runs it. An engine: external that moves KV from prefill "
+                "to decode can."
+            )
 
 
 def _agents(agents: Sequence[AgentSummary]) -> Iterator[str]:

@@ -51,6 +51,7 @@ class Point:
         limit: what stops the batch (`itl`, `ttft`, `kv`, `batch`).
         memory_bytes: weights and KV of one device at this batch.
         link_bytes_s: what crosses between attention and experts, each way together.
+        stages: layers of each stage of a pipeline, in the order of its members.
     """
 
     batch: int
@@ -63,6 +64,7 @@ class Point:
     expert_memory_bytes: float = 0.0
     link_bytes_s: float = 0.0
     micro_batches: int = 1
+    stages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

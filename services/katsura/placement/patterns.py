@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, product
+from itertools import combinations, islice, product
 from typing import Final
 
 from katsura.placement.catalogue import Device, cores_of
 from katsura.placement.cost import Layout
 from katsura.placement.operate import Point, Refusal, replica_point
 from katsura.placement.pairs import Half, pair_point
-from katsura.placement.problem import PAIR, ROLES, SPLIT, UNIFIED, HelperService, ModelService, NodeClass, Problem
+from katsura.placement.pipelines import Parts, StageKind, pipelines
+from katsura.placement.problem import PAIR, PIPELINE, SPLIT, UNIFIED, HelperService, ModelService, NodeClass, Problem
 from katsura.placement.split import Pool, Side, member_bytes, pool_point
 
 _TENSOR: Final = (1, 2, 4, 8)
@@ -89,18 +90,28 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
+class _Part:
+    """`count` processes of one role, each on `unit`; on cores each takes `memory_bytes`."""
+
+    role: str
+    unit: Unit
+    count: int
+    memory_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Shape:
     topology: str
-    attention: Unit
-    experts: Unit | None
-    shards: int
-    members: int
+    parts: tuple[_Part, ...]
     point: Point
 
-    def load_per_request(self, price: dict[str, float]) -> float:
-        first = self.shards * self.attention.count * price[self.attention.device.name]
-        second = self.members * self.experts.count * price[self.experts.device.name] if self.experts else 0.0
-        return (first + second) / self.point.requests_s
+    @property
+    def units(self) -> int:
+        """Accelerators or cores."""
+        return sum(p.count * p.unit.count for p in self.parts)
+
+    def load_per_request(self, price: Mapping[str, float]) -> float:
+        return sum(p.count * p.unit.count * price[p.unit.device.name] for p in self.parts) / self.point.requests_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +145,7 @@ def enumerate_patterns(problem: Problem) -> Patterns:
             continue
         # Services that differ by name and demand only have the same shapes.
         alike = (service.card, service.precision, service.load, service.slo, service.topologies, service.devices)
-        key = (*alike, tuple(sorted(service.replicas.items())), service.units, service.kv_bytes)
+        key = (*alike, service.last_resort, tuple(sorted(service.replicas.items())), service.units, service.kv_bytes)
         if key not in asked:
             found: list[Refused] = []
             asked[key] = tuple(_shapes(service, problem, found, steps)), found
@@ -180,6 +191,11 @@ def _shapes(service: ModelService, problem: Problem, refused: list[Refused], ste
         if not paired and last is not None:
             refused.append(Refused(service.name, PAIR, f"{first} + {second}", last.reason, last.detail))
         shapes += _best(paired, price)
+    if PIPELINE in (service.topologies if shapes else (*service.topologies, *service.last_resort)):
+        cut, why_not = _pipelined(service, problem, units, price)
+        if why_not is not None:
+            refused.append(Refused(service.name, PIPELINE, " + ".join(units), why_not.reason, why_not.detail))
+        shapes += cut
     return shapes
 
 
@@ -219,7 +235,7 @@ def _unified(
             last = point
             continue
         found = True
-        yield _Shape(UNIFIED, unit, None, 1, 0, point)
+        yield _Shape(UNIFIED, (_Part("unified", unit, 1, point.memory_bytes),), point)
     if last and not found:
         refused.append(Refused(service.name, UNIFIED, kind, last.reason, last.detail))
 
@@ -251,7 +267,8 @@ def _split(
             known=steps[model, a.device.name, a.count, e.device.name, e.count, s, m],
         )
         if isinstance(point, Point):
-            shapes.append(_Shape(SPLIT, a, e, s, m, point))
+            attend = _Part("attention", a, s, point.memory_bytes)
+            shapes.append(_Shape(SPLIT, (attend, _Part("experts", e, m, point.expert_memory_bytes)), point))
     return shapes
 
 
@@ -278,11 +295,74 @@ def _paired(
                 _CPU_BATCH_MAX if d.is_cpu else 1024,
             )
             if isinstance(point, Point):
-                shapes.append(_Shape(PAIR, p, d, *ratio, point))
+                prompts = _Part("prefill", p, ratio[0], point.memory_bytes)
+                shapes.append(_Shape(PAIR, (prompts, _Part("decode", d, ratio[1], point.expert_memory_bytes)), point))
             else:
                 last = point
                 break
     return shapes, last
+
+
+def _pipelined(
+    service: ModelService, problem: Problem, units: Mapping[str, Sequence[Unit]], price: Mapping[str, float]
+) -> tuple[list[_Shape], Refusal | None]:
+    """Pipelines over the largest slices of each kind of node, of two kinds, and of all of a domain.
+
+    Fixed replicas of other roles leave no room for them.
+    """
+    whole = [u for kind in units.values() for u in kind[-1:]]
+    asked: dict[object, list[_Shape]] = {}
+    last: Refusal | None = None
+    for domain in sorted({c.domain for c in problem.classes}) if not service.replicas else ():
+        have = [sum(_slices(c, u) for c in problem.classes if c.domain == domain) for u in whole]
+        here = [(u, n) for u, n in zip(whole, have, strict=True) if n]
+        for many in sorted({1, 2, len(here)} & set(range(len(here) + 1))):
+            for chosen in combinations(here, many):
+                key = tuple((u.device.name, u.count, n) for u, n in chosen)
+                if key not in asked:
+                    asked[key], why = _cut(service, problem, chosen, price)
+                    last = why or last
+    # Of those that take the same slices, and so have the same name in plans, the fastest.
+    made: dict[object, _Shape] = {}
+    for shape in (s for kept in asked.values() for s in kept):
+        same = tuple((p.unit.device.name, p.unit.count, p.count) for p in shape.parts)
+        if same not in made or shape.point.requests_s > made[same].point.requests_s:
+            made[same] = shape
+    return list(made.values()), None if made else last
+
+
+def _cut(
+    service: ModelService, problem: Problem, chosen: Sequence[tuple[Unit, int]], price: Mapping[str, float]
+) -> tuple[list[_Shape], Refusal | None]:
+    margin = max(margin_of(problem, u.device) for u, _ in chosen)
+    made, why = pipelines(parts_of(problem, service, chosen, price), service.slo, margin)
+    shapes = []
+    for found in made:
+        rows = zip(chosen, found.layers, found.memory_bytes, strict=True)
+        parts = tuple(_Part("stage", u, len(layers), memory) for (u, _), layers, memory in rows if layers)
+        shapes.append(_Shape(PIPELINE, parts, found.point))
+    return _best(shapes, price), why
+
+
+def _slices(c: NodeClass, unit: Unit) -> int:
+    """Slices of one kind on the nodes of a class."""
+    if unit.is_cpu != (c.device is None) or unit.device.name != _kind_name(c):
+        return 0
+    return len(c.nodes) * int((c.accelerators or c.cores) // unit.count)
+
+
+def parts_of(
+    problem: Problem, service: ModelService, units: Sequence[tuple[Unit, int]], price: Mapping[str, float]
+) -> Parts:
+    """What pipelines of `service` over so many slices are made of; stages are taken to be beyond each other's node."""
+    kinds = []
+    for u, many in units:
+        layout = Layout() if u.is_cpu else Layout(u.count, per_node=u.count)
+        usd = price.get(u.device.name, 0.0) * u.count
+        kinds.append(StageKind(u.device, layout, problem.calibration.of(u.device), many, usd))
+    hop = problem.calibration.hop_s["cpu_remote" if any(u.is_cpu for u, _ in units) else "gpu_remote"]
+    link = min(u.device.inter_bytes_s for u, _ in units)
+    return Parts(service.card, service.precision, service.load, tuple(kinds), link, hop)
 
 
 def half_of(problem: Problem, unit: Unit, replicas: int) -> Half:
@@ -315,33 +395,26 @@ def pool_of(problem: Problem, a: Unit, e: Unit, shards: int, members: int) -> Po
     )
 
 
-def _best(shapes: list[_Shape], price: dict[str, float]) -> list[_Shape]:
+def _best(shapes: Sequence[_Shape], price: Mapping[str, float]) -> list[_Shape]:
     """The cheapest shapes per request of one pair, and the smallest; ties go to fewer devices."""
-    ranked = sorted(shapes, key=lambda s: (s.load_per_request(price), s.shards * s.attention.count + s.members))
-    smallest = sorted(shapes, key=lambda s: (s.shards * s.attention.count + s.members, s.load_per_request(price)))
+    ranked = sorted(shapes, key=lambda s: (s.load_per_request(price), s.units))
+    smallest = sorted(shapes, key=lambda s: (s.units, s.load_per_request(price)))
     kept = ranked[:_KEPT_PER_PAIR]
     return kept + [s for s in smallest[:1] if all(s is not k for k in kept)]
 
 
 def _spread(service: ModelService, shape: _Shape, problem: Problem, classes: Sequence[NodeClass]) -> Iterator[Column]:
-    point, experts = shape.point, shape.experts
-    lead, *others = ROLES[shape.topology]
-    for first in classes:
-        if not _right_kind(service, shape.attention, first):
-            continue
-        leader = _member(problem, lead, first, shape.attention, shape.shards, point.memory_bytes)
-        if not _fits(leader, first):
-            continue
-        if experts is None:
-            yield Column(service.name, UNIFIED, (leader,), point.requests_s, point, first.domain, first.spot)
-            continue
-        for second in classes:
-            if second.domain != first.domain or not _right_kind(service, experts, second):
-                continue
-            member = _member(problem, others[0], second, experts, shape.members, point.expert_memory_bytes)
-            if _fits(member, second):
-                both, spot = (leader, member), first.spot or second.spot
-                yield Column(service.name, shape.topology, both, point.requests_s, point, first.domain, spot)
+    point = shape.point
+    for lead in classes:
+        able = []
+        for part in shape.parts:
+            near = (lead,) if part is shape.parts[0] else (c for c in classes if c.domain == lead.domain)
+            suited = (c for c in near if _right_kind(service, part.unit, c))
+            fits = ((c, m) for c in suited if _fits(m := _member(problem, part, c), c))
+            able.append(tuple(fits))
+        for chosen in product(*able):
+            members, spot = tuple(m for _, m in chosen), any(c.spot for c, _ in chosen)
+            yield Column(service.name, shape.topology, members, point.requests_s, point, lead.domain, spot)
 
 
 def _right_kind(service: ModelService, unit: Unit, c: NodeClass) -> bool:
@@ -355,11 +428,11 @@ def _fits(member: Member, c: NodeClass) -> bool:
     return member.accelerators <= c.accelerators and member.cores <= c.cores and member.ram_bytes <= c.ram_bytes
 
 
-def _member(problem: Problem, role: str, c: NodeClass, unit: Unit, count: int, memory_bytes: float) -> Member:
-    helpers = problem.calibration.helpers
+def _member(problem: Problem, part: _Part, c: NodeClass) -> Member:
+    helpers, unit = problem.calibration.helpers, part.unit
     base = helpers["process_ram_bytes"]
     if unit.is_cpu:
-        return Member(role, c.name, count, 0, float(unit.count), base + memory_bytes)
+        return Member(part.role, c.name, part.count, 0, float(unit.count), base + part.memory_bytes)
     share = c.cores * unit.count / c.accelerators if c.accelerators else 0.0
     host = min(helpers["host_cores_per_accelerator"] * unit.count, share)
-    return Member(role, c.name, count, unit.count, host, base * unit.count)
+    return Member(part.role, c.name, part.count, unit.count, host, base * unit.count)

@@ -22,8 +22,10 @@ UNIFIED: Final = "Unified"
 SPLIT: Final = "Split"
 PAIR: Final = "PrefillDecode"
 """Prefill and decode on replicas of their own; planned only where it is asked for (`pairs`)."""
-ROLES: Final = MappingProxyType({UNIFIED: ("unified",), SPLIT: ("attention", "experts"), PAIR: ("prefill", "decode")})
-"""Roles of the processes of one instance, the leading one first."""
+PIPELINE: Final = "Pipeline"
+"""Cut by layers; planned where nothing else holds a model (`last_resort`) or where it is asked for (`pipelines`)."""
+PLANNED_ONLY: Final = frozenset((PAIR, PIPELINE))
+"""Topologies that no engine of ours runs."""
 ANYWHERE: Final = "*"
 """Domain of a class that stands for all domains."""
 
@@ -73,7 +75,8 @@ class ModelService:
 
     Attributes:
         requests_s: demand; 0 asks for one instance of any capacity.
-        topologies: which of `UNIFIED`, `SPLIT`, `PAIR` may be chosen.
+        topologies: which of `UNIFIED`, `SPLIT`, `PAIR`, `PIPELINE` may be chosen.
+        last_resort: which others, where none of these has any shape.
         replicas: fixed counts by role (`unified`, `attention`, `experts`); empty where the planner decides.
         devices: names it may use; empty: any.
         units: FFN units that members share (no more members than units).
@@ -95,6 +98,7 @@ class ModelService:
     kv_bytes: int | None = None
     domains_min: int = 1
     spot_share: float = 0.0
+    last_resort: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

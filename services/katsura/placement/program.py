@@ -18,7 +18,6 @@ from katsura.placement.problem import ANYWHERE, ModelService, NodeClass, Objecti
 
 UNMET_FACTOR: Final = 20.0
 """Price of an unmet demand, in multiples of the price of all nodes."""
-THROUGHPUT_MAX: Final = 1000.0
 INSTANCE_COST: Final = 1e-4
 """What a process costs beside its node, so that no plan starts one for nothing."""
 
@@ -122,7 +121,7 @@ class _Builder:
         w = {s.name: p.variable(f"w:{s.name}", penalty, 0, 1) for s in problem.services}
         theta = None
         if problem.objective is Objective.THROUGHPUT:
-            theta = p.variable("theta", -1, 1, THROUGHPUT_MAX)
+            theta = p.variable("theta", -1, 1, self._growth())
         self._demand(z, w, theta)
         self._capacity(z, y)
         self._availability(z, w)
@@ -133,7 +132,7 @@ class _Builder:
     def _penalty(self) -> float:
         """More than any plan that serves everything could cost."""
         if self.problem.objective is Objective.THROUGHPUT:
-            return 2 * THROUGHPUT_MAX
+            return 2 * self._growth()
         nodes = sum(node_cost(self.problem, c) * max(1, len(c.nodes)) for c in self.problem.classes)
         worst = 0.0
         for name, mine in self.of_service.items():
@@ -145,6 +144,17 @@ class _Builder:
             )
             worst += max(needed, default=0.0)
         return UNMET_FACTOR * (nodes + worst) + 1
+
+    def _growth(self) -> float:
+        """No demand can grow more than by what all nodes give on its best column."""
+        have = sum(len(c.nodes) * (c.accelerators or c.cores) for c in self.problem.classes)
+        most = []
+        for name, mine in self.of_service.items():
+            service = self.services[name]
+            if isinstance(service, ModelService) and service.requests_s > 0:
+                best = max(self.columns[i].requests_s / _units(self.columns[i]) for i in mine)
+                most.append(have * best / service.requests_s)
+        return max(1.0, min(most, default=1.0))
 
     def _most(self, column: Column) -> float:
         """No plan needs more instances than serve the whole demand alone, or than the nodes hold."""
@@ -241,6 +251,11 @@ class _Builder:
             elif price:
                 started = self.p.variable(f"m:{column.key}", price, 0, INFINITY)
                 self.p.row(f"moved:{column.key}", {z[i]: 1, started: -1}, high=held)
+
+
+def _units(column: Column) -> float:
+    """Accelerators, or cores, of an instance."""
+    return sum(m.count * (m.accelerators or m.cores) for m in column.members)
 
 
 def instances_min(service: Service) -> int:

@@ -147,7 +147,9 @@ def _limits(problem: Problem, instances: Sequence[Instance], hourly: float) -> l
             found.append(f"the quota of {most:g} {device}")
     for service in problem.services:
         held = len({i.column.domain for i in instances if i.column.service == service.name})
-        if held < service.domains_min:
+        if not held:
+            found.append(f"{service.name}: nothing of it has a place")
+        elif held < service.domains_min:
             found.append(f"{service.name}: found room in {held} of the {service.domains_min} domains it needs")
         limits = {i.column.point.limit for i in instances if i.column.service == service.name and i.column.point}
         found += [f"{service.name}: {_LIMITS[limit]}" for limit in sorted(limits) if limit in _LIMITS]
