@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, Final
 
 from katsura.domain.ids import BranchName, NodeId
 from katsura.domain.trees import (
@@ -25,6 +25,10 @@ from katsura.state.tree_records import body_of, check_chain, judgement_of, node_
 from katsura.state.trees import Event, Position, TreeRef, excerpt
 
 
+_EVENT_KINDS: Final = frozenset(EventKind)
+_BRANCH_FIELDS: Final = frozenset(field.name for field in fields(Branch))
+
+
 def index_name(ref: TreeRef, created_ms: int) -> bytes:
     """Member of the tenant's index for a tree."""
     return f"{created_ms:013}:{ref.tree}".encode()
@@ -36,8 +40,9 @@ def position_of(said: Mapping[str, Any]) -> Position:
 
 
 def branch_of(found: Mapping[str, Any]) -> Branch:
-    """A branch from its stored JSON."""
-    return Branch(**{**found, "state": BranchState(found["state"])})
+    """A branch from its stored JSON. What a newer version of us keeps with it is not for us; functions keep it."""
+    known = {name: value for name, value in found.items() if name in _BRANCH_FIELDS}
+    return Branch(**{**known, "state": BranchState(found["state"])})
 
 
 def tree_of(ref: TreeRef, flat: Sequence[bytes]) -> Tree:
@@ -94,13 +99,13 @@ def effect_of(node_id: int, stored: bytes) -> StandingEffect:
     return StandingEffect(NodeId(node_id), step.effect, step.undo_ref, excerpt(step))
 
 
-def event_of(tree: Tree, entry: bytes, fields: Mapping[bytes, bytes]) -> Event:
-    """A commit from its stream entry."""
-    name = entry.decode()
+def event_of(tree: Tree, entry: bytes, said: Mapping[bytes, bytes]) -> Event:
+    """A commit from its stream entry; of a kind that only a newer version of us knows, it is UNSPECIFIED."""
+    name, kind = entry.decode(), int(said[b"k"])
     return Event(
-        kind=EventKind(int(fields[b"k"])),
+        kind=EventKind(kind) if kind in _EVENT_KINDS else EventKind.UNSPECIFIED,
         position=Position(int(name.partition("-")[0]), tree.incarnation),
-        branch=fields[b"b"].decode(),
-        node_ids=tuple(NodeId(int(n)) for n in fields[b"n"].split()),
+        branch=said[b"b"].decode(),
+        node_ids=tuple(NodeId(int(n)) for n in said[b"n"].split()),
         resume_token=f"{tree.incarnation}.{name}",
     )
