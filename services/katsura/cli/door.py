@@ -139,13 +139,18 @@ def _answers(path: str) -> bool:
         return True
 
 
-def main() -> None:
+def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--listen", required=True, help="host:port")
     parser.add_argument("--tls", required=True, type=Path, help="folder with tls.crt, tls.key and ca.crt")
     parser.add_argument("arguments", nargs="*", help="arguments of the server, behind --")
-    said = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Serve until the server ends."""
+    said = build_parser().parse_args()
     configure("store-door", socket.gethostname(), os.environ)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         sys.exit(runner.run(run(said.listen, said.tls, said.arguments)))

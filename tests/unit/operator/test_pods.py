@@ -130,3 +130,18 @@ def test_somebody_elses_engine_gets_only_what_it_says() -> None:
     container = made["spec"]["containers"][0]
     assert (container["image"], container["args"]) == ("vllm", ["x", "x"])
     assert "env" not in container
+
+
+@pytest.mark.parametrize("role", READERS)
+def test_pods_may_believe_the_authority_of_a_store_of_the_user_s_own_and_start_without_one(role: str) -> None:
+    spec = pod(role)["spec"]
+    (mount,) = [m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "store"]
+    (volume,) = [v["secret"] for v in spec["volumes"] if v["name"] == "store"]
+    assert (mount["mountPath"], mount["readOnly"]) == ("/etc/katsura/store", True)
+    assert volume["optional"] is True
+    assert volume["secretName"] == SETTINGS.secret
+    assert {item["key"]: item["path"] for item in volume["items"]} == {
+        "store-ca.crt": "ca.crt",
+        "store-tls.crt": "tls.crt",
+        "store-tls.key": "tls.key",
+    }
