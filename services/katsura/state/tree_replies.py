@@ -24,7 +24,6 @@ from katsura.domain.trees import (
 from katsura.state.tree_records import body_of, check_chain, judgement_of, node_of, policy_of, unpack_ids
 from katsura.state.trees import Event, Position, TreeRef, excerpt
 
-
 _EVENT_KINDS: Final = frozenset(EventKind)
 _BRANCH_FIELDS: Final = frozenset(field.name for field in fields(Branch))
 
