@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Final, Protocol
 
@@ -27,12 +27,13 @@ FORMAT: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class ArchivedHead:
-    """A tree without its nodes."""
+    """A tree without its nodes. `usage` maps `<agent>\\n<what>` to what was charged."""
 
     tree: Tree
     branches: tuple[Branch, ...]
     slot_heads: Mapping[str, int]
     rollups: Mapping[int, int]
+    usage: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def line_of(part: Archived) -> bytes:
             tree = {**asdict(part.tree), "labels": dict(part.tree.labels)}
             heads, rollups = dict(part.slot_heads), [[k, v] for k, v in sorted(part.rollups.items())]
             fields: dict[str, Any] = {"format": FORMAT, "tree": tree, "branches": [asdict(b) for b in part.branches]}
-            return _line({**fields, "slot_heads": heads, "rollups": rollups})
+            return _line({**fields, "slot_heads": heads, "rollups": rollups, "usage": dict(part.usage)})
         case ArchivedNode():
             blobs = [_text(part.blob), *map(_text, part.extras)]
             place = [part.parent, part.depth, part.tokens, part.a, part.b]
@@ -140,7 +141,9 @@ def _part(found: Mapping[str, Any]) -> Archived | int:
     policy = replace(policy, validators=tuple(policy.validators), durability=Durability(policy.durability))
     tree = Tree(**{**found["tree"], "policy": policy, "pins": tuple(found["tree"]["pins"])})
     branches = tuple(Branch(**{**b, "state": BranchState(b["state"])}) for b in found["branches"])
-    return ArchivedHead(tree, branches, found["slot_heads"], {int(k): int(v) for k, v in found["rollups"]})
+    usage = {str(name): int(count) for name, count in found.get("usage", {}).items()}
+    rollups = {int(k): int(v) for k, v in found["rollups"]}
+    return ArchivedHead(tree, branches, found["slot_heads"], rollups, usage)
 
 
 def _line(fields: Mapping[str, Any]) -> bytes:

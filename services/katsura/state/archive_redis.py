@@ -11,6 +11,7 @@ from typing import Any, Final
 from katsura.domain.errors import InvalidArgumentError, KatsuraError
 from katsura.domain.ids import NodeId
 from katsura.domain.trees import Effect, Slot, Step, Summary, Tree
+from katsura.domain.usage import Usage
 from katsura.state import keys
 from katsura.state.archive import Archived, ArchivedHead, ArchivedNode, ArchivedSteps
 from katsura.state.connect import Arg
@@ -29,12 +30,13 @@ class RedisArchive(TreeCalls):
     async def dump(self, ref: TreeRef) -> AsyncIterator[Archived]:
         """The tree as of one moment."""
         answer = await self._call(ref, "dump_head", read_only=True)
-        meta, branches, slots, rollups = answer[1:]
+        meta, branches, slots, rollups, usage = answer[1:]
         tree = tree_of(ref, meta)
         found = sorted((branch_of(json.loads(text)) for text in branches[1::2]), key=lambda b: b.order)
         heads = {name.decode(): int(node) for name, node in zip(slots[::2], slots[1::2], strict=True)}
         over = {int(child): int(node) for child, node in zip(rollups[::2], rollups[1::2], strict=True)}
-        yield ArchivedHead(tree, tuple(found), heads, over)
+        charged = {name.decode(): int(count) for name, count in zip(usage[::2], usage[1::2], strict=True)}
+        yield ArchivedHead(tree, tuple(found), heads, over, charged)
         last = 0
         while last < tree.node_count:
             page = await self._call(
@@ -131,8 +133,10 @@ class RedisArchive(TreeCalls):
         branches = {b.name: json.dumps({**dataclasses.asdict(b), "state": int(b.state)}) for b in head.branches}
         slots = {name: str(node) for name, node in head.slot_heads.items()}
         rollups = {str(child): str(node) for child, node in head.rollups.items()}
-        texts = [json.dumps(part) for part in (meta, branches, slots, rollups)]
-        await self._call(ref, "restore_end", token, self._limits.events, *texts)
+        usage = {name: str(count) for name, count in head.usage.items()}
+        texts = [json.dumps(part) for part in (meta, branches, slots, rollups, usage)]
+        made = await self._call(ref, "restore_end", token, self._limits.events, *texts)
+        self._count(ref.tenant, Usage(1, made[2], made[3]))
         answer = await self._call(ref, "read", read_only=True)
         await self._index(ref, index_name(ref, tree.create_ms))
         return tree_of(ref, answer[1])

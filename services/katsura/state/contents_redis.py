@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from katsura.domain.ids import BranchName, NodeId
 from katsura.domain.trees import Attachment, Request, Step, Tree
+from katsura.domain.usage import Usage
 from katsura.state import keys
 from katsura.state.connect import Arg
 from katsura.state.contents import (
@@ -69,7 +70,8 @@ class RedisContents(TreeCalls):
         pairs: list[Arg] = [part for item in attachments for part in (extra_key(item), extra_payload(item))]
         kept = (self._limits.events, self._limits.replays)
         answer = await self._call(ref, "put_extras", *kept, node_id, int(replace), EXTRAS_BYTES_MAX, EXTRAS_MAX, *pairs)
-        return tuple(bool(written) for written in answer[2:]), answer[1]
+        self._count(ref.tenant, Usage(bytes=answer[2]))
+        return tuple(bool(written) for written in answer[3:]), answer[1]
 
     async def list_nodes(
         self, ref: TreeRef, before: int, page_size: int, bytes_max: int, birth_branch: str

@@ -98,7 +98,8 @@ API_KEY_DIGESTS: Final = "katsura:api-keys"
 
 
 def tenant(tenant_id: str) -> str:
-    """HASH of one tenant: `salt` (32 bytes, written once), `create_ms`."""
+    """HASH of one tenant: `salt` (32 bytes, written once), `create_ms`, and where it has quotas of its own,
+    `quota_trees`, `quota_nodes`, `quota_bytes`, `quota_requests_per_minute` (0: no limit)."""
     return f"katsura:tenant:{quoted(tenant_id)}"
 
 
@@ -123,7 +124,7 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
     """A key of one tree. Parts, where `id` is a node's number in decimal:
 
     - `meta` HASH: goal, pins, policy, labels (JSON); revision, next (last node id), branch_count, default, created,
-      updated (ms), ttl_ms, raw_limit, rollup, incarnation, create (replay record), replayed, claims;
+      updated (ms), ttl_ms, raw_limit, rollup, incarnation, create (replay record), replayed, claims, bytes;
       `importing` alone (a token, for 10 minutes) while an import fills the keys.
     - `branches` HASH name -> JSON of heads. - `versions` HASH `<chain parent>:<base>:<last>` -> summaries made of it.
     - `nodes` HASH id -> `<ms> <revision> <birth branch>\\n<salt 16 bytes><JSON>`; changed by Redact only.
@@ -136,6 +137,7 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
       wrote it (negative where that unset it); never changed.
     - `work` HASH name -> JSON WorkItem; `compress_due`, `validate_due` ZSETs name by the millisecond from which it may
       be claimed: none that was given up.
+    - `usage` HASH `<agent>\n<what>` -> count: what steps are charged to their agents (domain/usage.py).
     - `steps` HASH `<branch> <client step id>` -> `<id> <body digest>`. - `kids` HASH `<parent>:<body digest>` -> id.
     - `verdicts` HASH summary id -> `<status> <version>\\n<JSON>`: the half of a summary that changes.
     - `replays` HASH request id -> digest and answer; `order` LIST of request ids, oldest first: at most Limits.replays.
@@ -149,6 +151,16 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
 def tree_index(tenant: str) -> bytes:
     """ZSET, all scores 0, of `<created ms, 13 digits>:<tree id>`. A hint: completed and cleaned by reads. No TTL."""
     return f"katsura:trees:{quoted(tenant)}".encode()
+
+
+def usage(tenant: str) -> bytes:
+    """HASH `trees`, `nodes`, `bytes`: sums over a tenant's trees. A hint: recounted from the trees. No TTL."""
+    return f"katsura:usage:{quoted(tenant)}".encode()
+
+
+def requests(tenant: str, minute: int) -> bytes:
+    """STRING counter of a tenant's requests in one minute since the epoch, TTL 3 min. A hint."""
+    return f"katsura:requests:{quoted(tenant)}:{minute}".encode()
 
 
 def work_index(tenant: str) -> bytes:

@@ -14,7 +14,7 @@ from katsura.state import keys
 from katsura.state.connect import Arg, Store, translated
 from katsura.state.contents import TreeRef
 from katsura.state.queue import SEGMENT_STEPS_MAX
-from katsura.state.tree_calls import TreeCalls
+from katsura.state.tree_calls import Count, TreeCalls, uncounted
 from katsura.state.trees import Limits
 
 _TREES_LOOKED_AT: Final = 32
@@ -24,8 +24,8 @@ _SWEEP_EVERY_S: Final = 10.0
 class RedisQueue(TreeCalls):
     """The part of the store that keeps tasks."""
 
-    def __init__(self, store: Store, limits: Limits) -> None:
-        super().__init__(store, limits)
+    def __init__(self, store: Store, limits: Limits, count: Count = uncounted) -> None:
+        super().__init__(store, limits, count)
         self._swept: dict[TenantId, tuple[float, str]] = {}
 
     async def schedule(self, ref: TreeRef, kind: WorkKind, branch: str, summary: int, reason: str) -> WorkItem:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from katsura.domain.ids import TenantId
 from katsura.domain.trees import (
     Branch,
     Effect,
@@ -12,6 +14,7 @@ from katsura.domain.trees import (
     Step,
     Tree,
 )
+from katsura.domain.usage import Usage
 from katsura.state import keys
 from katsura.state.connect import Arg, Library, Store, translated
 from katsura.state.tree_records import blob_of
@@ -28,14 +31,21 @@ from katsura.state.trees import (
 MEMORY_FUNCTIONS: Final = Library.read("memory_")
 """Load it with `Store.open(libraries=[...])`."""
 NO_LIMIT: Final = 1 << 52
+Count = Callable[[TenantId, Usage], None]
+"""Is told what each commit added to a tenant's trees."""
+
+
+def uncounted(tenant: TenantId, added: Usage) -> None:
+    """Where nobody keeps sums."""
 
 
 class TreeCalls:
     """Calls of functions/memory_*.lua for trees of all tenants in one store."""
 
-    def __init__(self, store: Store, limits: Limits) -> None:
+    def __init__(self, store: Store, limits: Limits, count: Count = uncounted) -> None:
         self._store = store
         self._limits = limits
+        self._count = count
 
     async def _read(self, ref: TreeRef) -> tuple[Tree, tuple[Branch, ...]]:
         _, meta, branches = await self._call(ref, "read", read_only=True)
@@ -60,7 +70,13 @@ class TreeCalls:
         answer = await self._answer(
             ref, function, self._limits.events, self._limits.replays, *identity(request), *arguments
         )
+        self._added(ref, answer)
         return said_of(ref, answer)
+
+    def _added(self, ref: TreeRef, answer: Sequence[Any]) -> None:
+        """Count what a commit added; an answer that repeats an older one says nothing about it."""
+        if answer[0] == b"OK" and len(answer) > 2:
+            self._count(ref.tenant, Usage(0, answer[2], answer[3]))
 
     async def _call(self, ref: TreeRef, function: str, *arguments: Arg, read_only: bool = False) -> list[Any]:
         return checked(ref, await self._answer(ref, function, *arguments, read_only=read_only))

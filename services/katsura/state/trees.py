@@ -45,6 +45,7 @@ from katsura.domain.trees import (
     Tree,
     TreePolicy,
 )
+from katsura.domain.usage import Counted
 from katsura.domain.work import Fence
 from katsura.state.archive import TreeArchive
 from katsura.state.contents import TreeContents
@@ -290,6 +291,10 @@ class TreeStore(TreeContents, TreeSlots, TreeMerging, TreeQueue, TreeArchive, Pr
         self, ref: TreeRef, branch: str, token_limit: int, hint_limit: int, tokenizer: str, with_ids: bool
     ) -> Snapshot:
         """The newest part of a branch, until steps, and summaries, cost more than `token_limit` each."""
+        ...
+
+    async def counted(self, ref: TreeRef) -> Counted:
+        """What a tree takes, and whom its steps are charged to: exact as of one revision."""
         ...
 
     async def note_cut(self, ref: TreeRef, branch: BranchName, cut: int) -> None:

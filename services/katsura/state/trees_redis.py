@@ -29,6 +29,7 @@ from katsura.domain.trees import (
     Summary,
     Tree,
 )
+from katsura.domain.usage import Counted, Usage
 from katsura.domain.work import EXTERNAL, Fence
 from katsura.state import keys
 from katsura.state.archive_redis import RedisArchive
@@ -37,7 +38,15 @@ from katsura.state.contents_redis import RedisContents
 from katsura.state.merging_redis import RedisMerging
 from katsura.state.queue_redis import RedisQueue
 from katsura.state.slots_redis import RedisSlots
-from katsura.state.tree_calls import MEMORY_FUNCTIONS, NO_LIMIT, identity, said_of, step_arguments
+from katsura.state.tree_calls import (
+    MEMORY_FUNCTIONS,
+    NO_LIMIT,
+    Count,
+    identity,
+    said_of,
+    step_arguments,
+    uncounted,
+)
 from katsura.state.tree_records import (
     SALT_BYTES,
     body_digest,
@@ -75,6 +84,7 @@ from katsura.state.trees import (
     TreeRef,
     Written,
 )
+from katsura.state.usage_redis import charges_of, counted_of
 
 __all__ = ["MEMORY_FUNCTIONS", "RedisTreeStore"]
 
@@ -97,8 +107,8 @@ class _Plan:
 class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisArchive, TreeWatch):
     """Trees of all tenants in one store."""
 
-    def __init__(self, store: Store, limits: Limits) -> None:
-        super().__init__(store, limits)
+    def __init__(self, store: Store, limits: Limits, count: Count = uncounted) -> None:
+        super().__init__(store, limits, count)
         self._heads: OrderedDict[tuple[TreeRef, str], _Plan] = OrderedDict()
 
     @property
@@ -125,6 +135,7 @@ class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisA
         )
         branch = branch_of(said["branch"])
         now = said["now"]
+        self._count(ref.tenant, Usage(trees=1))
         await self._index(ref, index_name(ref, now))
         tree = Tree(
             ref.tree, new.goal, new.pins, new.policy, dict(new.labels), said["revision"], said["incarnation"],
@@ -155,6 +166,7 @@ class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisA
     async def drop(self, ref: TreeRef) -> None:
         """Drop a tree and everything in it."""
         answer = await self._call(ref, "delete", self._limits.events, self._limits.replays)
+        self._count(ref.tenant, Usage(-1, -answer[2], -answer[3]))
         with translated(self._store.url):
             await self._store.client.zrem(keys.tree_index(ref.tenant), index_name(ref, int(answer[1])))
 
@@ -171,6 +183,7 @@ class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisA
         namespace = keys.tree(ref.tenant, ref.tree, "")
         digests = [body_digest(new.step, namespace) for new in steps]
         records = [record_of(new.step, secrets.token_bytes(SALT_BYTES)) for new in steps]
+        charges = charges_of([new.step for new in steps])
         plan = self._heads.get((ref, branch))
         if plan is not None and expected_head in (None, plan.base):
             plan = replace(plan, fresh=frozenset(range(len(steps))))
@@ -180,13 +193,14 @@ class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisA
         for _ in range(_PLANS_MAX):
             hashes = _chain(plan, records)
             arguments: list[Arg] = [branch, -1 if expected_head is None else expected_head, plan.base]
-            arguments += [plan.base_hash.hex(), int(merge)]
+            arguments += [plan.base_hash.hex(), int(merge), charges]
             for i, new in enumerate(steps):
                 arguments += step_arguments(new.step, new.tokens, digests[i], records[i], hashes[i])
             answer = await self._answer(
                 ref, "grow", self._limits.events, self._limits.replays, *identity(request), *arguments
             )
             if answer[0] != b"REPLAN":
+                self._added(ref, answer)
                 return self._grown(ref, branch, plan, hashes, said_of(ref, answer))
             base, base_hash, fresh, head = answer[1:]
             missing = frozenset(int(i) - 1 for i in fresh.split())
@@ -420,6 +434,11 @@ class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisA
         pairs: list[Arg] = [part for node, ids in tokens.items() for part in (node, pack_ids(ids))]
         answer = await self._call(ref, "attach", tokenizer, TOKENIZERS_MAX, *pairs)
         return tuple(NodeId(n) for n in answer[1:])
+
+    async def counted(self, ref: TreeRef) -> Counted:
+        """What a tree takes, and whom its steps are charged to."""
+        _, nodes, size, flat = await self._call(ref, "usage", read_only=True)
+        return counted_of(nodes, size, dict(zip(flat[::2], flat[1::2], strict=True)))
 
     async def _listed(self, tenant: TenantId, name: bytes) -> Tree | None:
         try:

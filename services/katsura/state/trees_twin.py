@@ -55,9 +55,10 @@ from katsura.state.twin_merging import TwinMerging
 from katsura.state.twin_queue import TwinQueue, ask_for_verdict, fenced
 from katsura.state.twin_slots import TwinSlots
 from katsura.state.twin_tree import HARMLESS, TwinTree
+from katsura.state.twin_usage import TwinUsage
 
 
-class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinArchive):
+class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, TwinArchive):
     """Trees of all tenants in one dictionary."""
 
     @property

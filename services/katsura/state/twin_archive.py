@@ -25,6 +25,7 @@ from katsura.state.tree_records import (
 )
 from katsura.state.trees import refusal
 from katsura.state.twin_tree import HARMLESS, TwinForest, TwinTree
+from katsura.state.usage import charges_from, flat_charges
 
 _SALT = bytes(SALT_BYTES)
 
@@ -36,7 +37,8 @@ class TwinArchive(TwinForest):
         """The tree as of one moment."""
         state = self._state(ref)
         heads = {name: int(node) for name, node in state.slot_heads.items() if node}
-        yield ArchivedHead(state.tree, tuple(state.branches.values()), heads, dict(state.rollups))
+        usage = flat_charges(state.charges)
+        yield ArchivedHead(state.tree, tuple(state.branches.values()), heads, dict(state.rollups), usage)
         for node in list(state.nodes.values()):
             yield _archived(state, node)
         yield ArchivedSteps(tuple((branch, client, node) for (branch, client), (node, _) in state.steps.items()))
@@ -54,6 +56,7 @@ class TwinArchive(TwinForest):
                 state.branches = {branch.name: branch for branch in part.branches}
                 state.slot_heads = {name: NodeId(node) for name, node in part.slot_heads.items()}
                 state.rollups = {child: NodeId(node) for child, node in part.rollups.items()}
+                state.charges = charges_from(part.usage)
             elif state is None:
                 break
             elif isinstance(part, ArchivedNode):

@@ -15,6 +15,7 @@ from katsura.domain.trees import (
     Body,
     Branch,
     BranchState,
+    Cost,
     Durability,
     Effect,
     EventKind,
@@ -22,13 +23,15 @@ from katsura.domain.trees import (
     Node,
     Request,
     Slot,
+    Step,
     Summary,
     SummaryStatus,
     Tree,
     Verdict,
 )
+from katsura.domain.usage import Charge
 from katsura.domain.work import WorkItem
-from katsura.state.tree_records import SALT_BYTES, body_digest, content_hash, record_of
+from katsura.state.tree_records import SALT_BYTES, blob_of, body_digest, content_hash, record_of
 from katsura.state.trees import (
     Event,
     Grown,
@@ -68,6 +71,7 @@ class TwinTree:
     slot_heads: dict[str, NodeId] = field(default_factory=dict)
     extras: dict[int, dict[str, Attachment]] = field(default_factory=dict)
     work: dict[str, WorkItem] = field(default_factory=dict)
+    charges: dict[str, Charge] = field(default_factory=dict)
     claims: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -187,6 +191,7 @@ class TwinTree:
             node_id = known
             if node_id is None:
                 node_id = self.add(base, branch.name, new.step, new.tokens, self.depth(base) + 1).node_id
+                self.charge(new.step)
                 if new.step.effect in HARMLESS:
                     self.kids.setdefault((base, digest), node_id)
                 base = node_id
@@ -199,6 +204,13 @@ class TwinTree:
         position = self.commit(EventKind.GROWN, branch.name, tuple(ids))
         due = raw > self.tree.policy.raw_token_limit
         return Grown(tuple(ids), tuple(n is not None for n in found), branch, position, due)
+
+    def charge(self, step: Step) -> None:
+        """Charge a new step to its agent, where it names one or a cost."""
+        if step.agent_id or step.cost != Cost():
+            size, cost = len(record_of(step, _SALT)) + len(blob_of(step)), step.cost
+            charge = Charge(1, size, cost.prompt_tokens, cost.cached_tokens, cost.completion_tokens, cost.micros)
+            self.charges[step.agent_id] = self.charges.get(step.agent_id, Charge()) + charge
 
     def resolve(
         self, branch: Branch, steps: Sequence[NewStep], digests: Sequence[str], merge: bool

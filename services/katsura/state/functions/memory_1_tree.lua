@@ -15,7 +15,7 @@ local EVENT = {CREATED = 2, GROWN = 3, COMPRESSED = 4, MAINTAINED = 5, REVISED =
 local DELETED_EVENTS_KEPT_MS = 60000
 local SUFFIXES = {'meta', 'branches', 'nodes', 'links', 'blobs', 'steps', 'kids', 'verdicts', 'versions', 'replays',
                   'order', 'events', 'tokenizers', 'extras', 'slot_heads', 'slot_maps',
-                  'rollups', 'work', 'compress_due', 'validate_due'}
+                  'rollups', 'work', 'compress_due', 'validate_due', 'usage'}
 
 local function keys_of(meta_key)
   local t = {prefix = string.sub(meta_key, 1, -5), fresh = {}}
@@ -31,6 +31,7 @@ local function open(keys)
   if not m[1] then return nil, {'TREE_NOT_FOUND'} end
   t.revision, t.next, t.incarnation, t.default = tonumber(m[1]), tonumber(m[2]), m[3], m[4]
   t.ttl_ms, t.branch_count, t.updated, t.raw_limit = tonumber(m[5]), tonumber(m[6]), tonumber(m[7]), tonumber(m[8])
+  t.opened_at, t.bytes = t.next, 0
   return t
 end
 
@@ -119,6 +120,7 @@ local function save_node(t, place, branch, record, now)
   redis.call('HSET', t.links, place.id, string.format('%d %d %d %d %d %d %d %d %s', place.parent, place.len, place.jump,
     place.depth, place.tokens, place.cum, place.a, place.b, place.hash))
   redis.call('HSET', t.nodes, place.id, string.format('%d %d %s\n', now, t.revision + 1, branch) .. record)
+  t.bytes = t.bytes + #record
 end
 
 -- The answer given before to this request id, or nil. It writes, so that the durability barrier that follows the call
@@ -160,17 +162,19 @@ local function expire(t)
   end
 end
 
--- Close a commit: revision, event, replay record, life time. `answer` becomes the JSON that the caller gets.
+-- Close a commit: revision, event, replay record, life time. `answer` becomes the JSON that the caller gets; behind it
+-- stand the nodes and bytes added, which a repeated request is not answered.
 local function commit(t, args, now, event, branch_name, ids, answer)
   t.revision = t.revision + 1
   redis.call('HSET', t.meta, 'revision', t.revision, 'updated', now)
+  if t.bytes ~= 0 then redis.call('HINCRBY', t.meta, 'bytes', t.bytes) end
   redis.call('XADD', t.events, 'MAXLEN', '~', args[1], string.format('%d-%d', t.revision, now),
              'k', event, 'b', branch_name, 'n', table.concat(ids, ' '))
   answer.revision, answer.incarnation, answer.now = t.revision, t.incarnation, now
   local text = cjson.encode(answer)
   remember(t, args, text)
   expire(t)
-  return {'OK', text}
+  return {'OK', text, (t.next or 0) - (t.opened_at or 0), t.bytes}
 end
 
 -- ARGV: 1-4, incarnation, goal, pins, policy, labels, ttl_ms, branch name, raw token limit, roll-up fanout.
@@ -188,7 +192,7 @@ register('create', function(keys, args)
   local now = now_ms(t)
   local branch = {name = args[11], state = ACTIVE, head = 0, summary_head = 0, boundary = 0, fork_node = 0,
                   parent_branch = '', depth = 0, raw_tokens = 0, hint = 0, cut = 0, create_ms = now, order = 1}
-  t.revision, t.incarnation, t.ttl_ms = 0, args[5], tonumber(args[10])
+  t.revision, t.incarnation, t.ttl_ms, t.bytes = 0, args[5], tonumber(args[10]), 0
   redis.call('UNLINK', t.events)
   redis.call('HSET', t.meta, 'next', 0, 'incarnation', args[5], 'goal', args[6], 'pins', args[7], 'policy', args[8],
              'labels', args[9], 'ttl_ms', args[10], 'default', args[11], 'branch_count', 1, 'created', now,
@@ -205,7 +209,7 @@ end)
 register('delete', function(keys, args)
   local t, missing = open(keys)
   if not t then return missing end
-  local created = redis.call('HGET', t.meta, 'created')
+  local created, bytes = unpack(redis.call('HMGET', t.meta, 'created', 'bytes'))
   args[3], args[4] = '', ''
   commit(t, args, now_ms(t), EVENT.DELETED, '', {}, {})
   for _, digest in ipairs(redis.call('SMEMBERS', t.tokenizers)) do
@@ -215,7 +219,7 @@ register('delete', function(keys, args)
     if suffix ~= 'events' then redis.call('UNLINK', t[suffix]) end
   end
   redis.call('PEXPIRE', t.events, DELETED_EVENTS_KEPT_MS)
-  return {'OK', created}
+  return {'OK', created, t.next, tonumber(bytes or 0)}
 end, {'allow-oom'})
 
 -- ARGV: 1-4. Answers {'OK'} where the request was never seen.

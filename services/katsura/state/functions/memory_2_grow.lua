@@ -4,7 +4,8 @@
 -- that it takes to be current. Where the plan does not fit the tree nothing is written and {'REPLAN', ...} says what
 -- holds: one more call, made only after a walk onto existing children or a head that the caller had not seen.
 
-local GROW_ARGS, STEP_ARGS = 9, 9
+local GROW_ARGS, STEP_ARGS = 10, 9
+local CHARGES = {'prompt', 'cached', 'completion', 'micros'}
 
 -- client id, body digest, mergeable, tokens, effect, related ids, record ('': planned as existing), hash, blob.
 local function step_of(args, i, before)
@@ -62,6 +63,7 @@ local function append(t, branch, found, now)
                                            a = step.effect and t.next or at.a})
     save_node(t, place, branch.name, step.record, now)
     if step.blob ~= '' then redis.call('HSET', t.blobs, place.id, step.blob) end
+    t.bytes = t.bytes + #step.blob
     if step.mergeable then redis.call('HSETNX', t.kids, at.id .. ':' .. step.digest, place.id) end
     found.ids[i] = place.id
     at = place
@@ -69,7 +71,23 @@ local function append(t, branch, found, now)
   return at
 end
 
--- ARGV: 1-4, branch, expected head (-1: any), planned base, its content hash, merge, then 9 per step.
+-- Charge new steps to their agents. `charges` JSON: per step null, or agent, prompt, cached and completion tokens, micros.
+local function charge(t, found, charges)
+  if charges == '' then return end
+  local all = cjson.decode(charges)
+  for _, i in ipairs(found.fresh) do
+    local step, said = found.steps[i], all[i]
+    if said ~= cjson.null then
+      redis.call('HINCRBY', t.usage, said[1] .. '\nsteps', 1)
+      redis.call('HINCRBY', t.usage, said[1] .. '\nbytes', #step.record + #step.blob)
+      for k, what in ipairs(CHARGES) do
+        if said[k + 1] ~= 0 then redis.call('HINCRBY', t.usage, said[1] .. '\n' .. what, said[k + 1]) end
+      end
+    end
+  end
+end
+
+-- ARGV: 1-4, branch, expected head (-1: any), planned base, its content hash, merge, charges ('': none), then 9 per step.
 register('grow', function(keys, args)
   local t, branch, answer = begin(keys, args)
   if answer then return answer end
@@ -95,6 +113,7 @@ register('grow', function(keys, args)
     return {'OK', text}
   end
   local head = append(t, branch, found, now)
+  charge(t, found, args[10])
   for i, step in ipairs(found.steps) do
     if step.client ~= '' then
       redis.call('HSET', t.steps, branch.name .. ' ' .. step.client, found.ids[i] .. ' ' .. step.digest)

@@ -38,7 +38,7 @@ end)
 
 -- `extras` HASH: `<id>` -> `<count> <bytes>`, `<id>:<k>` -> `<key size> <key><payload>`, `<id>=<key>` -> k.
 -- ARGV: 1-2, node, replace (1), most bytes of a node, most entries of a node, then key and payload by turns.
--- {'OK', revision, 1 or 0 for each that was written}
+-- {'OK', revision, bytes added, 1 or 0 for each that was written}
 register('put_extras', function(keys, args)
   local t, missing = open(keys)
   if not t then return missing end
@@ -46,7 +46,7 @@ register('put_extras', function(keys, args)
   if id == 0 or not link(t, id) then return {'NODE_NOT_FOUND', id} end
   local count, bytes = string.match(redis.call('HGET', t.extras, id) or '0 0', '^(%d+) (%d+)$')
   count, bytes = tonumber(count), tonumber(bytes)
-  local writes, answer, new = {}, {'OK', t.revision}, {}
+  local writes, answer, new, before = {}, {'OK', t.revision, 0}, {}, bytes
   for i = 7, #args, 2 do
     local key, payload = args[i], args[i + 1]
     local at = new[key] or redis.call('HGET', t.extras, id .. '=' .. key)
@@ -72,9 +72,10 @@ register('put_extras', function(keys, args)
   end
   for field, value in pairs(writes) do redis.call('HSET', t.extras, field, value) end
   redis.call('HSET', t.extras, id, count .. ' ' .. bytes)
+  t.bytes = bytes - before
   local branch = string.match(redis.call('HGET', t.nodes, id), '^%d+ %d+ ([^\n]*)\n')
   commit(t, {args[1], args[2], '', ''}, now_ms(t), EVENT.ATTACHED, branch, {id}, {})
-  answer[2] = t.revision
+  answer[2], answer[3] = t.revision, t.bytes
   return answer
 end)
 

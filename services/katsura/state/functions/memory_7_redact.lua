@@ -58,7 +58,10 @@ end
 local function erase(t, id)
   local head, record = string.match(redis.call('HGET', t.nodes, id), '^([^\n]*\n)(.*)$')
   local fields = cjson.decode(string.sub(record, 17))
-  redis.call('HSET', t.nodes, id, head .. NO_SALT .. tombstone(fields))
+  local left = NO_SALT .. tombstone(fields)
+  redis.call('HSET', t.nodes, id, head .. left)
+  t.bytes = t.bytes + #left - #record - redis.call('HSTRLEN', t.blobs, id)
+  t.bytes = t.bytes - tonumber(string.match(redis.call('HGET', t.extras, id) or '0 0', '%d+$'))
   redis.call('HDEL', t.blobs, id)
   for _, digest in ipairs(redis.call('SMEMBERS', t.tokenizers)) do
     redis.call('HDEL', t.prefix .. 'tokens:' .. digest, id)

@@ -3,13 +3,13 @@
 
 local IMPORT_KEPT_MS = 600000
 
--- {'OK', meta, branches, slot heads, roll-ups}: flat lists. What is written down is the tree as of this moment: nodes
+-- {'OK', meta, branches, slot heads, roll-ups, usage}: flat lists. What is written down is the tree as of this moment: nodes
 -- never change, and later ones are left out.
 register('dump_head', function(keys)
   local t, missing = open(keys)
   if not t then return missing end
   return {'OK', redis.call('HGETALL', t.meta), redis.call('HGETALL', t.branches), redis.call('HGETALL', t.slot_heads),
-          redis.call('HGETALL', t.rollups)}
+          redis.call('HGETALL', t.rollups), redis.call('HGETALL', t.usage)}
 end, {'no-writes'})
 
 -- ARGV: after this node, up to this one, most nodes, most bytes. {'OK', {id, link, node, verdict, blob, '', extras}...}
@@ -64,7 +64,7 @@ end)
 -- ARGV: token, then 15 per node, ids rising: id, parent, depth, tokens, a, b, hash, stored node, verdict, blob,
 -- body digest ('' where nothing merges with it), slot key, slot unset (1), segment key, version.
 register('restore_nodes', function(keys, args)
-  local t = keys_of(keys[1])
+  local t, bytes = keys_of(keys[1]), 0
   if not importing(t, args[1]) then return {'TREE_EXISTS'} end
   for i = 2, #args, 15 do
     local id, parent = tonumber(args[i]), link(t, tonumber(args[i + 1]))
@@ -74,6 +74,7 @@ register('restore_nodes', function(keys, args)
     redis.call('HSET', t.links, id, string.format('%d %d %d %d %d %d %d %d %s', place.parent, place.len, place.jump,
       place.depth, place.tokens, place.cum, place.a, place.b, place.hash))
     redis.call('HSET', t.nodes, id, args[i + 7])
+    bytes = bytes + #args[i + 7] - string.find(args[i + 7], '\n', 1, true) + #args[i + 9]
     if args[i + 8] ~= '' then redis.call('HSET', t.verdicts, id, args[i + 8]) end
     if args[i + 9] ~= '' then redis.call('HSET', t.blobs, id, args[i + 9]) end
     if args[i + 10] ~= '' then redis.call('HSETNX', t.kids, parent.id .. ':' .. args[i + 10], id) end
@@ -84,6 +85,7 @@ register('restore_nodes', function(keys, args)
     end
     if args[i + 13] ~= '' then redis.call('HSET', t.versions, args[i + 13], args[i + 14]) end
   end
+  redis.call('HINCRBY', t.meta, 'bytes', bytes)
   keep_for_now(t)
   return {'OK'}
 end)
@@ -92,17 +94,21 @@ end)
 register('restore_fields', function(keys, args)
   local t = keys_of(keys[1])
   if not importing(t, args[1]) then return {'TREE_EXISTS'} end
-  for i = 2, #args, 3 do redis.call('HSET', t[args[i]], args[i + 1], args[i + 2]) end
+  for i = 2, #args, 3 do
+    redis.call('HSET', t[args[i]], args[i + 1], args[i + 2])
+    local size = args[i] == 'extras' and string.match(args[i + 2], '^%d+ (%d+)$')
+    if size then redis.call('HINCRBY', t.meta, 'bytes', size) end
+  end
   keep_for_now(t)
   return {'OK'}
 end)
 
--- ARGV: token, events kept, meta, branches, slot heads, roll-ups (JSON objects of strings).
+-- ARGV: token, events kept, meta, branches, slot heads, roll-ups, usage (JSON objects of strings).
 register('restore_end', function(keys, args)
   local t = keys_of(keys[1])
   if not importing(t, args[1]) then return {'TREE_EXISTS'} end
   for field, value in pairs(cjson.decode(args[3])) do redis.call('HSET', t.meta, field, value) end
-  for i, key in ipairs({t.branches, t.slot_heads, t.rollups}) do
+  for i, key in ipairs({t.branches, t.slot_heads, t.rollups, t.usage}) do
     for field, value in pairs(cjson.decode(args[i + 3])) do redis.call('HSET', key, field, value) end
   end
   redis.call('HDEL', t.meta, 'importing')
@@ -110,5 +116,6 @@ register('restore_end', function(keys, args)
   local now = now_ms(t)
   redis.call('HSET', t.meta, 'create', '\n\n')
   t = open(keys)
-  return commit(t, {args[2], '0', '', ''}, now, EVENT.CREATED, t.default, {}, {})
+  local done = commit(t, {args[2], '0', '', ''}, now, EVENT.CREATED, t.default, {}, {})
+  return {'OK', done[2], t.next, tonumber(redis.call('HGET', t.meta, 'bytes'))}
 end)
