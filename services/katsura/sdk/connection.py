@@ -68,13 +68,16 @@ class Connection:
     ) -> Any:
         """Call `method` until it answers, fails for good, was tried `attempts` times, or the deadline is near.
 
-        Only for calls that may be repeated: reads, and writes that carry their request_id. Repeated is what failed on
-        the way (`REPEATED`); an answer that something is missing is the caller's to decide about.
+        Only for calls that may be repeated: reads, and writes that carry their request_id. One whose request_id is
+        empty is sent once. Repeated is what failed on the way (`REPEATED`); an answer that something is missing is the
+        caller's to decide about.
 
         Raises:
             KatsuraError: what the peer answered; UNAVAILABLE and DEADLINE_EXCEEDED are raised here too.
         """
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        if getattr(request, "request_id", None) == "":
+            attempts = 1  # nothing would tell the repetition from another write
         with trace.span(names.SPAN_RPC_CLIENT, {names.RPC_METHOD: name}):
             for attempt in range(attempts):
                 left = deadline - time.monotonic()

@@ -13,7 +13,7 @@ from katsura.api.memory.v1 import memory_service_pb2 as pb
 from katsura.api.memory.v1 import memory_slots_pb2 as slots_pb
 from katsura.api.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
 from katsura.rpc.context import CallContext
-from katsura.sdk.connection import Connection, new_request_id
+from katsura.sdk.connection import ATTEMPTS_MAX, Connection, new_request_id
 
 _PIECE_BYTES: Final = 1 << 20
 EMPTY_ROOT = -1
@@ -80,8 +80,8 @@ class MemoryClient:
         return cast(pb.ListTreesResponse, await self._call("ListTrees", request))
 
     async def delete_tree(self, tree_id: str) -> None:
-        """Drop a tree and everything in it."""
-        await self._call("DeleteTree", pb.DeleteTreeRequest(tree_id=tree_id))
+        """Drop a tree and everything in it. Sent once: repeated, it might drop what was made in its place."""
+        await self._call("DeleteTree", pb.DeleteTreeRequest(tree_id=tree_id), attempts=1)
 
     async def grow(
         self,
@@ -304,11 +304,15 @@ class MemoryClient:
     async def put_attachments(
         self, tree_id: str, node_id: int, attachments: Sequence[tree_pb.Attachment], *, replace: bool = False
     ) -> contents_pb.PutAttachmentsResponse:
-        """Put bytes beside a node, keyed by (task, index); without `replace` the first ones put stay."""
+        """Put bytes beside a node, keyed by (task, index); without `replace` the first ones put stay.
+
+        With `replace` the call is sent once: repeated, it might replace what another writer put since.
+        """
         request = contents_pb.PutAttachmentsRequest(
             tree_id=tree_id, node_id=node_id, attachments=attachments, replace=replace
         )
-        return cast(contents_pb.PutAttachmentsResponse, await self._call("PutAttachments", request))
+        attempts = 1 if replace else ATTEMPTS_MAX
+        return cast(contents_pb.PutAttachmentsResponse, await self._call("PutAttachments", request, attempts))
 
     async def list_nodes(
         self,
@@ -465,5 +469,5 @@ class MemoryClient:
         request = pb.WatchRequest(tree_id=tree_id, resume_token=resume_token, after_revision=after_revision)
         return self._connection.stream(self._stub.Watch, request)
 
-    async def _call(self, name: str, request: object) -> object:
-        return await self._connection.unary(getattr(self._stub, name), f"memory.{name}", request)
+    async def _call(self, name: str, request: object, attempts: int = ATTEMPTS_MAX) -> object:
+        return await self._connection.unary(getattr(self._stub, name), f"memory.{name}", request, attempts=attempts)

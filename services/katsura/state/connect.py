@@ -34,6 +34,7 @@ from katsura.domain.trees import Durability
 from katsura.state import keys
 
 SCHEMES: Final = ("redis", "rediss", "valkey", "valkeys", "unix")
+_PROMISES: Final = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory", "maxmemory-policy")
 _RETRY_AFTER_S: Final = 0.5
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 1.0
@@ -203,18 +204,21 @@ class Store:
                 pause = min(pause * 2, _LONGEST_WAIT_S)
 
     async def _durability(self) -> Durability:
-        if self._replicas:
-            return Durability.STRICT
         try:
             with translated(self.url):
-                found = await self.client.config_get("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
-        except InternalError:
-            return Durability.CACHE  # CONFIG is renamed or forbidden: promise nothing that was not seen
+                found = await self.client.config_get(*_PROMISES)
+        except (InternalError, FailedPreconditionError):
+            found = {}  # CONFIG is renamed or forbidden: promise nothing that was not seen
         said = {_text(name): _text(value) for name, value in found.items()}
-        may_evict = said.get("maxmemory", "0") != "0" and said.get("maxmemory-policy") != "noeviction"
-        if said.get("appendonly") != "yes" or may_evict:
+        if said.get("maxmemory", "0") != "0" and said.get("maxmemory-policy") != "noeviction":
             return Durability.CACHE
-        return Durability.STRICT if said.get("appendfsync") == "always" else Durability.RELAXED
+        if self._replicas:
+            return Durability.STRICT
+        if said.get("appendonly") != "yes" or said.get("no-appendfsync-on-rewrite") == "yes":
+            return Durability.CACHE
+        return {"always": Durability.STRICT, "everysec": Durability.RELAXED}.get(
+            said.get("appendfsync", ""), Durability.CACHE
+        )
 
 
 @contextmanager

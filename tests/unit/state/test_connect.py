@@ -61,6 +61,8 @@ async def test_a_connection_that_died_while_idle_is_replaced_before_it_is_used(s
     [
         ("always", {}, Durability.STRICT),
         ("everysec", {}, Durability.RELAXED),
+        ("no", {}, Durability.CACHE),
+        ("always", {"no-appendfsync-on-rewrite": "yes"}, Durability.CACHE),
         ("always", {"appendonly": "no"}, Durability.CACHE),
         ("always", {"maxmemory": "64mb", "maxmemory-policy": "allkeys-lru"}, Durability.CACHE),
         ("always", {"maxmemory": "64mb"}, Durability.STRICT),
@@ -72,6 +74,24 @@ async def test_durability_is_what_the_servers_settings_promise(
     with EmbeddedStore(appendfsync, settings) as server:
         store = await Store.open(server.url)
         assert store.durability is promise
+        await store.close()
+
+
+async def test_what_the_server_does_not_let_us_see_is_not_promised(server: EmbeddedStore) -> None:
+    admin = await Store.open(server.url)
+    await admin.client.execute_command(  # type: ignore[no-untyped-call]
+        "ACL", "SETUSER", "ours", "on", ">secret", "~*", "+@all", "-config"
+    )
+    store = await Store.open(f"unix://ours:secret@{server.socket_path}")
+    assert store.durability is Durability.CACHE
+    await store.close()
+    await admin.close()
+
+
+async def test_replicas_promise_nothing_where_keys_may_be_evicted() -> None:
+    with EmbeddedStore("always", {"maxmemory": "64mb", "maxmemory-policy": "allkeys-lru"}) as server:
+        store = await Store.open(server.url, replicas=1)
+        assert store.durability is Durability.CACHE
         await store.close()
 
 
