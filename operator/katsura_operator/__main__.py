@@ -18,7 +18,7 @@ from typing import Any, Final
 from katsura.domain.errors import KatsuraError
 from katsura.telemetry import log, metrics, names, setup
 from katsura_operator.authority import Authority
-from katsura_operator.config import OperatorConfig
+from katsura_operator.config import Certificates, OperatorConfig
 from katsura_operator.core.pods import GRPC
 from katsura_operator.drain import GrpcDrainer
 from katsura_operator.execute import Executor
@@ -50,7 +50,8 @@ async def operate(config: OperatorConfig) -> None:
             leader = Leader(lease_door, config.settings.namespace, config.identity)
             door.fence = leader.fence
             drainer = GrpcDrainer(config.internal_token, Path(folder))
-            authority = Authority(door, config.settings.namespace, Path(folder))
+            given = config.certificates is Certificates.GIVEN
+            authority = Authority(door, config.settings.namespace, Path(folder), given=given)
             executor = Executor(door, drainer, GRPC)
             reconciler = Reconciler(door, executor, authority, config.settings, config.namespaces)
             passes = Loop(reconciler.run, config.resync_s)

@@ -4,6 +4,8 @@ Secret `katsura-ca` (own namespace, mounted by nobody) holds the authority, `kat
 pods mount: one certificate for the name `katsura.internal`, its key, and the authorities to believe. A new authority is
 believed for a month before anything is signed by it, and the old one until it runs out, so that pods that have not
 restarted yet and pods that have always understand each other.
+
+Where somebody else keeps `katsura-tls` (cert-manager), only that of the own namespace is read, for our own calls.
 """
 
 from __future__ import annotations
@@ -46,14 +48,17 @@ class Pair:
 class Authority:
     """Keeps both Secrets. Reads and writes them by name only."""
 
-    def __init__(self, kube: Kube, namespace: str, folder: Path | None = None) -> None:
-        """`folder`: gets what pods mount too, for calls of our own."""
-        self._kube, self._namespace, self._folder = kube, namespace, folder
+    def __init__(self, kube: Kube, namespace: str, folder: Path | None = None, *, given: bool = False) -> None:
+        """`folder`: gets what pods mount too, for calls of our own. `given`: somebody else makes and renews it."""
+        self._kube, self._namespace, self._folder, self._given = kube, namespace, folder, given
 
     async def keep(self, namespaces: Sequence[str], now: str) -> str:
         """Make or renew what is due; the digest of what pods mount, which changes when they should restart."""
         if not namespaces:
             return ""
+        if self._given:
+            self._show(_content(await self._kube.get(SECRET, self._namespace, TLS_SECRET)))
+            return ""  # processes read renewed files by themselves
         moment = datetime.fromisoformat(now).astimezone(UTC)
         ours = await self._kube.get(SECRET, self._namespace, CA_SECRET)
         authorities = authorities_of(ours)
@@ -63,16 +68,19 @@ class Authority:
         mounted: dict[str, bytes] | None = None
         for namespace in dict.fromkeys((self._namespace, *namespaces)):
             seen = await self._kube.get(SECRET, namespace, TLS_SECRET)
-            content = {k: base64.b64decode(v) for k, v in ((seen or {}).get("data") or {}).items()}
+            content = _content(seen)
             if mounted is None:
                 mounted = renew_leaf(content, kept, moment)
             if content != mounted:
                 await self._write(seen, namespace, TLS_SECRET, mounted)
         assert mounted is not None
-        if self._folder is not None:
-            for name, value in mounted.items():
-                (self._folder / name).write_bytes(value)
+        self._show(mounted)
         return digest({k: v.decode() for k, v in mounted.items()}, length=12)
+
+    def _show(self, content: dict[str, bytes]) -> None:
+        if self._folder is not None:
+            for name, value in content.items():
+                (self._folder / name).write_bytes(value)
 
     async def _write(self, seen: Object | None, namespace: str, name: str, content: dict[str, bytes]) -> None:
         body = make(SECRET, namespace, name, labels={}, owner_of=None)
@@ -86,9 +94,13 @@ class Authority:
             await self._kube.apply(body)
 
 
+def _content(secret: Object | None) -> dict[str, bytes]:
+    return {name: base64.b64decode(value) for name, value in ((secret or {}).get("data") or {}).items()}
+
+
 def authorities_of(secret: Object | None) -> tuple[Pair, ...]:
     """Authorities of Secret `katsura-ca`, newest first."""
-    data = {k: base64.b64decode(v) for k, v in ((secret or {}).get("data") or {}).items()}
+    data = _content(secret)
     pairs = [(f"ca{i}.crt", f"ca{i}.key") for i in range(len(data) // 2)]
     return tuple(Pair(data[c], data[k]) for c, k in pairs if c in data and k in data)
 

@@ -20,6 +20,15 @@ class Inventory(StrEnum):
     DECLARED = "declared"
 
 
+class Certificates(StrEnum):
+    """Who keeps the Secret `katsura-tls`."""
+
+    OWN = "own"
+    """This operator, by an authority of its own."""
+    GIVEN = "given"
+    """Somebody else, such as cert-manager."""
+
+
 @dataclass(frozen=True, slots=True)
 class OperatorConfig:
     """Configuration of one operator process.
@@ -27,6 +36,7 @@ class OperatorConfig:
     Attributes:
         settings: what decisions may read.
         namespaces: which are served; empty for all.
+        certificates: who keeps the Secret that pods mount.
         identity: who holds the lease.
         listen: `host:port` of health and metrics.
         kubeconfig: how to reach the API server; empty in a pod.
@@ -36,6 +46,7 @@ class OperatorConfig:
 
     settings: Settings
     namespaces: tuple[str, ...]
+    certificates: Certificates
     identity: str
     listen: str
     kubeconfig: str
@@ -66,6 +77,7 @@ class OperatorConfig:
         made = cls(
             settings=settings,
             namespaces=() if "*" in names else names,
+            certificates=env.choice("KATSURA_OPERATOR_CERTIFICATES", Certificates, Certificates.OWN),
             identity=env.text("KATSURA_OPERATOR_IDENTITY", socket.gethostname()),
             listen=env.text("KATSURA_OPERATOR_LISTEN", "0.0.0.0:9091"),
             kubeconfig=environ.get("KUBECONFIG", ""),

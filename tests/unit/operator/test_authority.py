@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import base64
+import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from katsura.rpc.channel import TLS_NAME
-from katsura_operator.authority import Pair, authorities_of, renew_authorities, renew_leaf, secret_of
+from katsura.testing.apiserver import ApiServer, TwinKube
+from katsura_operator.authority import Authority, Pair, authorities_of, renew_authorities, renew_leaf, secret_of
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
@@ -63,9 +68,28 @@ def test_a_new_authority_is_believed_before_it_signs_and_the_old_one_until_its_e
 
 
 def test_the_secret_reads_back_as_it_was_written() -> None:
-    import base64
-
     pairs = renew_authorities((), NOW)
     data = {k: base64.b64encode(v).decode() for k, v in secret_of(pairs).items()}
     assert authorities_of({"data": data}) == pairs
     assert authorities_of(None) == ()
+
+
+@pytest.mark.parametrize("given", [True, False])
+async def test_what_somebody_else_keeps_is_read_and_never_written(tmp_path: Path, given: bool) -> None:
+    server = ApiServer()
+    data = {name: base64.b64encode(name.encode()).decode() for name in ("tls.crt", "tls.key", "ca.crt")}
+    theirs = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "katsura-tls"}, "data": data}
+    server.apply("/api/v1/namespaces/own/secrets/katsura-tls", theirs)
+    before = server.writes
+    folder = tmp_path if given else None
+    authority = Authority(TwinKube(server), "own", folder, given=given)
+    if not given:  # what it would do with such a Secret if it were its own
+        server.objects.clear()
+    await authority.keep(["own", "other"], "2026-11-21T12:00:00Z")
+    assert (server.writes == before) is given
+    assert sorted(os.listdir(tmp_path)) == ["ca.crt", "tls.crt", "tls.key"] * given
+
+
+async def test_a_secret_that_nobody_has_made_yet_holds_nothing_up(tmp_path: Path) -> None:
+    authority = Authority(TwinKube(ApiServer()), "own", tmp_path, given=True)
+    assert await authority.keep(["own"], "2026-11-21T12:00:00Z") == ""

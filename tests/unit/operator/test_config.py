@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from katsura.domain.errors import InvalidArgumentError
-from katsura_operator.config import OperatorConfig
+from katsura_operator.config import Certificates, OperatorConfig
 
 LEAST = {
     "KATSURA_OPERATOR_NAMESPACE": "k",
@@ -16,6 +16,11 @@ def test_it_serves_its_own_namespace_from_declared_nodes_unless_told_otherwise()
     made = OperatorConfig.from_env(LEAST)
     assert made.namespaces == ("k",)
     assert not made.settings.nodes_observed
+
+
+def test_it_makes_certificates_unless_they_are_given() -> None:
+    given = OperatorConfig.from_env({**LEAST, "KATSURA_OPERATOR_CERTIFICATES": "given"})
+    assert (OperatorConfig.from_env(LEAST).certificates, given.certificates) == (Certificates.OWN, Certificates.GIVEN)
 
 
 def test_a_star_is_every_namespace() -> None:
