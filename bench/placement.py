@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from placing import aiconfigurator
+from placing import aiconfigurator, artefact
 from placing.helix import Helix, stage_of
 from placing.points import SYSTEMS, Row, read_rows, train, twins
 from placing.prediction import (
@@ -41,7 +41,7 @@ from katsura.placement import calibration, catalogue
 from katsura.placement.greedy import greedy
 from katsura.placement.patterns import enumerate_patterns
 from katsura.placement.planner import plan
-from katsura.placement.problem import SPLIT, UNIFIED, Effort, Objective
+from katsura.placement.problem import PIPELINE, SPLIT, UNIFIED, Effort, Objective
 from katsura.testing.clusters import cards, model_service, node_class, problem_of, synthetic_problem
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -171,7 +171,7 @@ def beside_helix(seconds: float, report: Report) -> None:
     """One model on all of a small cluster, for the most tokens per second: what Helix is made for."""
     for label, mix in CLUSTERS.items():
         for card, name in ((cards()[1], "32B"), (cards()[2], "70B")):
-            service = model_service("model", card, 0.05, itl_ms=None, topologies=(UNIFIED, SPLIT))
+            service = model_service("model", card, 0.05, itl_ms=None, topologies=(UNIFIED, SPLIT, PIPELINE))
             classes = [node_class(device, n, per_node=each) for device, n, each in mix]
             made = plan(
                 problem_of([service], classes, Objective.THROUGHPUT), Effort(0.01, None, seconds), explain=False
@@ -185,6 +185,17 @@ def beside_helix(seconds: float, report: Report) -> None:
             what = f"output tokens/s, {name} on {label} (gap {made.gap:.1%})"
             rival = f"Helix's program (gap {bound / theirs - 1:.0%} after {seconds:.0f} s)"
             report.add(what, ours, "tokens/s", None, True, theirs, rival)
+
+
+def beside_artefact(folder: Path, report: Report) -> None:
+    """Helix's own instances in its own units; what its program says of our placements is what counts."""
+    for name in artefact.FOLDERS:
+        instance, ours = artefact.result(folder, name)
+        print(
+            f"  {name}: flow of our layers in Helix's program {ours.checked:.2f}, no placement above {ours.bound:.2f}"
+        )
+        what = f"tokens/s in Helix's units, {name} (gap {1 - ours.ours / ours.bound:.1%}, {ours.seconds:.0f} s)"
+        report.add(what, ours.checked, "tokens/s", 0.99 * instance.found, True, instance.found, "Helix's placement")
 
 
 def write_coefficients(rows: Sequence[Row]) -> None:
@@ -215,6 +226,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
     parser.add_argument("--write-coefficients", action="store_true", help="fit on the training rows and store")
     parser.add_argument("--only", choices=("prediction", "placement"), help="one half of it")
+    parser.add_argument("--helix", type=Path, metavar="FOLDER", help="a git clone of Helix's artefact")
     arguments = parser.parse_args()
     if arguments.setup:
         setup()
@@ -234,6 +246,10 @@ def main() -> None:
     if arguments.only != "prediction":
         placement(sizes, 1 if arguments.quick else 3, report)
         beside_helix(10.0 if arguments.quick else 60.0, report)
+        if arguments.helix:
+            beside_artefact(arguments.helix, report)
+        else:
+            report.missing("tokens/s in Helix's units", "Helix's placement", "name a clone of it: --helix")
     if arguments.json:
         arguments.json.write_text(json.dumps(report.rows, indent=1) + "\n")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +20,7 @@ from katsura.testing.clusters import cards, model_service, node_class, problem_o
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "bench")
+    import placing.artefact
     import placing.helix
     import placing.points
     import placing.rivals
@@ -84,3 +86,62 @@ def test_melange_buys_what_serves_the_demand_and_is_laid_over_what_is_there(benc
     assert served >= 1
     assert usd >= cheapest * service.requests_s
     assert all(share_cost(problem, classes, c) == cheapest for c, n in zip(columns, counts, strict=True) if n)
+
+
+PROGRAM = """\
+Maximize
+  flow_source_0 + flow_source_1
+Subject To
+ end_constraint_0: start_0 + hold_0_1 + 2 hold_0_2 <= 3
+ end_constraint_1: start_1 + hold_1_1 + 2 hold_1_2 <= 3
+ hold_constraint_0: hold_0_1 + hold_0_2 = 1
+ hold_constraint_1: hold_1_1 + hold_1_2 = 1
+ node_throughput_constraint_0: - 90 hold_0_1 - 50.5 hold_0_2 + flow_source_0
+   + flow_1_0 <= 0
+ node_throughput_constraint_1: - 60 hold_1_1 - 40 hold_1_2
+   + flow_source_1 + flow_0_1 <= 0
+ node_flow_constraint_0: flow_source_0 + flow_1_0 - flow_0_1 - flow_0_sink = 0
+ node_flow_constraint_1: flow_source_1 + flow_0_1 - flow_1_0 - flow_1_sink = 0
+ edge_flow_constr_0_1: flow_0_1 - 45 switch_0_1 <= 0
+ edge_flow_constr_1_0: flow_1_0 - 1000 switch_1_0 <= 0
+ edge_disable_constr_0_1: start_0 + hold_0_1 + 2 hold_0_2 - start_1 + 3 switch_0_1 <= 3
+ edge_disable_constr_1_0: start_1 + hold_1_1 + 2 hold_1_2 - start_0 + 3 switch_1_0 <= 3
+ source_0: start_0 + 3 switch_source_0 <= 3
+ source_1: start_1 + 3 switch_source_1 <= 3
+ open_0: flow_source_0 - 1000 switch_source_0 <= 0
+ open_1: flow_source_1 - 1000 switch_source_1 <= 0
+ sink_0: start_0 + hold_0_1 + 2 hold_0_2 - 3 switch_0_sink >= 0
+ sink_1: start_1 + hold_1_1 + 2 hold_1_2 - 3 switch_1_sink >= 0
+ close_0: flow_0_sink - 1000 switch_0_sink <= 0
+ close_1: flow_1_sink - 1000 switch_1_sink <= 0
+Binaries
+ hold_0_1 hold_0_2 hold_1_1 hold_1_2 switch_0_1 switch_1_0 switch_source_0
+ switch_source_1 switch_0_sink switch_1_sink
+Generals
+ start_0 start_1
+End
+"""
+
+
+def test_an_instance_of_helix_is_read_and_our_placement_is_checked_by_its_own_program(bench: ModuleType) -> None:
+    read = bench.artefact.read(PROGRAM, "# Objective value = 4.05e+01\n")
+    assert read.layers == 3
+    assert read.rates == ((90.0, 50.5), (60.0, 40.0))
+    assert (read.found, read.partition, read.fast) == (40.5, (0, 0), 45.0)
+    single = replace(read, partition=(0, 0), slow=float("inf"), fast=1000.0)
+    ours = bench.artefact.best(single)
+    assert ours == 50.5
+    chosen = bench.artefact.pipeline(single, ours)
+    nodes = bench.artefact.placed(single, chosen)
+    assert sorted(held for _, held in nodes.values()) == [1, 2]
+    wide = PROGRAM.replace("45 switch_0_1", "1000 switch_0_1")
+    assert bench.artefact.flow(wide, single, nodes) == pytest.approx(ours)
+    assert bench.artefact.bound(single) >= ours
+
+
+def test_links_between_partitions_limit_a_pipeline_unless_wide_groups_meet_there(bench: ModuleType) -> None:
+    fast, slow = (100.0, 60.0), (50.0, 30.0)
+    apart = bench.artefact.Instance(3, (fast, slow, slow), (0, 1, 1), 30.0, 1000.0, 0.0)
+    assert bench.artefact.best(apart) == 60.0  # two layers on the first; one on both others, over two links of 30
+    assert bench.artefact.best(replace(apart, slow=20.0)) == 40.0
+    assert bench.artefact.best(replace(apart, partition=(0, 0, 0), slow=float("inf"))) == 60.0
