@@ -232,6 +232,8 @@ def translated(url: str) -> Iterator[None]:
         ) from error
     except redis_errors.BusyLoadingError as error:
         raise _down(url, "it is still loading its data") from error
+    except redis_errors.ReadOnlyError as error:
+        raise _down(url, "it is a replica, which takes no writes") from error
     except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError) as error:
         raise _down(url, str(error) or type(error).__name__) from error
     except redis_errors.ResponseError as error:
@@ -240,7 +242,7 @@ def translated(url: str) -> Iterator[None]:
             raise ResourceExhaustedError(
                 f"the store at {shown(url)} is full: raise its maxmemory or drop trees", retry_after_s=_RETRY_AFTER_S
             ) from error
-        if text.startswith(("MISCONF", "READONLY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "BUSY")):
+        if text.startswith(("MISCONF", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "BUSY")):
             raise _down(url, text) from error
         raise InternalError(f"the store at {shown(url)} answered: {text}") from error
 
