@@ -218,9 +218,11 @@ class Threads:
             before = page.next_before_node
             if not before:
                 break
+        newest = (await self._memory.get_tree(Key(source, "").tree)).tree.default_branch
         await self._create(target)
         try:
             await self._regrow(Key(target, "").tree, nodes[::-1])
+            await self._memory.update_tree(Key(target, "").tree, default_branch=newest)
         except BaseException:
             await self.delete(target)
             raise
@@ -278,6 +280,8 @@ class Threads:
             return
         source, at = (parent.branch, parent.node_id) if parent else ("main", EMPTY_ROOT)
         await self._fork_or_create(key, source, at, key.branch(line))
+        if not key.namespace:  # for people only: what others take for the tree's branch is what the thread goes on from
+            await self._memory.update_tree(key.tree, default_branch=key.branch(line))
 
     async def _fork_or_create(self, key: Key, source: str, at: int, name: str) -> None:
         try:

@@ -9,12 +9,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
 
 from katsura.cli.core.outline import TreeBranch, TreeNode
+from katsura.cli.data import running
 from katsura.domain.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -219,6 +221,11 @@ class Gateway:
             raise DeadlineExceededError(f"{self.url} took too long to answer") from error
         except httpx.HTTPError as error:
             raise UnavailableError(f"cannot reach {self.url} ({error}); is `katsura up` running there?") from error
+
+
+def gateway_of(url: str, data: Path, api_key: str) -> Gateway:
+    """The gateway at `url`; empty is the one that runs from `data`."""
+    return Gateway(url or running(data).url, api_key)
 
 
 def _said(**fields: str) -> dict[str, str]:

@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from katsura.cli.exit import NotRunningError
-from katsura.domain.errors import AlreadyExistsError, PermissionDeniedError, ResourceExhaustedError
+from katsura.cli.exit import NotRunningError, RunningError
+from katsura.domain.errors import PermissionDeniedError, ResourceExhaustedError
 
 LOG_BYTES_MAX = 8 << 20
 """A log longer than this at the start of a process is set aside as `NAME.log.1`."""
@@ -103,13 +103,13 @@ class DataFolder:
         """Own the folder for a run.
 
         Raises:
-            AlreadyExistsError: another supervisor owns it; the message says where it serves.
+            RunningError: another supervisor owns it; the message says where it serves.
         """
         with self._lock_file.open("w") as held:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise AlreadyExistsError(self._who_runs()) from None
+                raise RunningError(self._who_runs()) from None
             yield
 
     def is_owned(self) -> bool:

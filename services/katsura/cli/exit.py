@@ -31,6 +31,10 @@ class NotRunningError(FailedPreconditionError):
     """The command needs a running `katsura up`."""
 
 
+class RunningError(AlreadyExistsError):
+    """Another `katsura up` owns the data folder."""
+
+
 class PortTakenError(AlreadyExistsError):
     """Somebody else listens on our port."""
 
@@ -42,7 +46,7 @@ def exit_of(error: KatsuraError) -> Exit:
             return Exit.NOT_RUNNING
         case PortTakenError():
             return Exit.PORT_TAKEN
-        case AlreadyExistsError():
+        case RunningError():
             return Exit.ALREADY_RUNNING
         case InvalidArgumentError():
             return Exit.USAGE

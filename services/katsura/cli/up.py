@@ -64,7 +64,7 @@ def up(options: UpOptions, environ: Mapping[str, str], narrator: Narrator, guest
 
     Raises:
         ManifestError, InvalidArgumentError: the manifests; nothing was started.
-        PortTakenError, AlreadyExistsError: the port, the data folder.
+        PortTakenError, RunningError: the port, the data folder.
         KatsuraError: the model or the store cannot be had.
     """
     bundle = read_bundle(options.files)

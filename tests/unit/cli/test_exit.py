@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from katsura.cli.exit import Exit, NotRunningError, PortTakenError, exit_of
+from katsura.cli.exit import Exit, NotRunningError, PortTakenError, RunningError, exit_of
 from katsura.domain.errors import AlreadyExistsError, InvalidArgumentError, KatsuraError, UnavailableError
 from katsura.manifests.rules import ManifestError
 
@@ -15,7 +15,8 @@ from katsura.manifests.rules import ManifestError
         (ManifestError([]), Exit.USAGE),
         (InvalidArgumentError("x"), Exit.USAGE),
         (PortTakenError("x"), Exit.PORT_TAKEN),
-        (AlreadyExistsError("x"), Exit.ALREADY_RUNNING),
+        (RunningError("x"), Exit.ALREADY_RUNNING),
+        (AlreadyExistsError("x"), Exit.FAILED),
         (NotRunningError("x"), Exit.NOT_RUNNING),
         (UnavailableError("x"), Exit.FAILED),
     ],

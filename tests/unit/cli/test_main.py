@@ -10,7 +10,8 @@ from katsura.cli.exit import Exit
 from katsura.cli.main import build_parser, run
 
 COMMANDS = [
-    "up", "status", "doctor", "chat", "tree list", "tree show", "tree fork", "tree revise", "demo", "mcp",
+    "up", "status", "doctor", "chat", "tree list", "tree show", "tree fork", "tree revise", "tree diff",
+    "tree explain", "tree export", "tree import", "tree verify", "demo", "mcp",
     "model list", "model pull", "key create", "key list", "key revoke", "version",
 ]  # fmt: skip
 

@@ -43,11 +43,15 @@ class TreeBranch:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What one branch wrote itself, oldest first, and the branches that left it, by the node after which they did."""
+    """What one branch wrote itself, oldest first, and the branches that left it, by the node after which they did.
+
+    `hidden` counts nodes that are not among `nodes`.
+    """
 
     branch: TreeBranch
     nodes: tuple[TreeNode, ...]
     forks: Mapping[int, tuple[Line, ...]]
+    hidden: int = 0
 
     @classmethod
     def of(
@@ -85,6 +89,19 @@ def outline(branches: Sequence[TreeBranch], nodes: Sequence[TreeNode]) -> list[L
         if node.node_id not in owner and node.parent_id in owner:
             _after(owned[owner[node.parent_id]], node)
     return [Line.of(branch, owned, below) for branch in roots]
+
+
+def newest(lines: Sequence[Line], most: int) -> list[Line]:
+    """The lines with at most the `most` newest nodes of each (0: all), and those that others leave from."""
+    if not most:
+        return list(lines)
+    made = []
+    for line in lines:
+        first = len(line.nodes) - most
+        kept = tuple(node for i, node in enumerate(line.nodes) if i >= first or node.node_id in line.forks)
+        forks = {node: tuple(newest(below, most)) for node, below in line.forks.items()}
+        made.append(Line(line.branch, kept, forks, len(line.nodes) - len(kept)))
+    return made
 
 
 def path_to(head: int, by_id: Mapping[int, TreeNode]) -> list[int]:

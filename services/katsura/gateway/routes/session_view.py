@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+from typing import Final
+
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.sdk import MemoryClient
+
+_PAGE: Final = 500
 
 
 async def whole_tree(memory: MemoryClient, session_id: str) -> dict[str, object]:
@@ -13,7 +18,7 @@ async def whole_tree(memory: MemoryClient, session_id: str) -> dict[str, object]
     aside: set[int] = set()
     for branch in found.branches:
         if branch.head:
-            nodes |= {node.node_id: node for node in await memory.get_whole_path(session_id, branch=branch.name)}
+            nodes |= {node.node_id: node for node in await _unread(memory, session_id, branch.name, nodes)}
         aside |= {branch.hint, branch.summary_head} - {0}
     while aside:
         read = await memory.get_nodes(session_id, sorted(aside))
@@ -24,6 +29,18 @@ async def whole_tree(memory: MemoryClient, session_id: str) -> dict[str, object]
         "branches": [branch_object(branch) for branch in found.branches],
         "nodes": [node_object(nodes[node_id]) for node_id in sorted(nodes)],
     }
+
+
+async def _unread(memory: MemoryClient, session_id: str, branch: str, known: Container[int]) -> list[tree_pb.Node]:
+    """The steps of a branch, from its head back to one that is known: branches share what they were forked from."""
+    nodes: list[tree_pb.Node] = []
+    end = 0
+    while True:
+        page = await memory.get_path(session_id, branch=branch, end_node=end, page_size=_PAGE)
+        nodes += page.nodes
+        end = page.next_end_node
+        if not end or end in known:
+            return nodes
 
 
 def session_object(tree: tree_pb.Tree) -> dict[str, object]:

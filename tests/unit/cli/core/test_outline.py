@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from katsura.cli.core.outline import Line, TreeBranch, TreeNode, branch_of, outline, shortened
+from katsura.cli.core.outline import Line, TreeBranch, TreeNode, branch_of, newest, outline, shortened
 
 
 def step(node_id: int, parent_id: int) -> TreeNode:
@@ -63,3 +63,11 @@ def test_a_node_is_found_on_the_branch_that_was_made_first() -> None:
 def test_long_text_is_one_short_line() -> None:
     assert shortened("a\n  b", 10) == "a b"
     assert shortened("abcdef", 4) == "abc…"
+
+
+def test_the_newest_nodes_stay_and_those_that_others_leave() -> None:
+    lines = outline([MAIN, TreeBranch("b", 6, 2, "main")], [*CHAIN, step(5, 2), step(6, 5)])
+    (line,) = newest(lines, 1)
+    assert (ids(line), line.hidden) == ([2, 4], 2)
+    assert [(ids(fork), fork.hidden) for fork in line.forks[2]] == [([6], 1)]
+    assert newest(lines, 0) == lines
