@@ -101,12 +101,12 @@ def _running(folder: DataFolder, port: int, redis_url: str) -> Iterator[Finding]
     if record is None or not owned:
         yield checks.port(port, _is_taken(port), ours=False)
         if redis_url:
-            yield from asyncio.run(_store("store", redis_url, durable=True))
+            yield from asyncio.run(_store("store", redis_url, asked=""))
         return
     yield checks.port(int(record.url.rpartition(":")[2]), taken=True, ours=True)
-    yield from asyncio.run(_store("store", redis_url or record.store_url, durable=record.durability != "cache"))
+    yield from asyncio.run(_store("store", redis_url or record.store_url, record.durability))
     if record.hints_url != record.store_url:
-        yield from asyncio.run(_store("hints", record.hints_url, durable=False))
+        yield from asyncio.run(_store("hints", record.hints_url, "none"))
     yield from asyncio.run(_processes(folder, record))
 
 
@@ -118,25 +118,27 @@ async def _processes(folder: DataFolder, record: RunRecord) -> list[Finding]:
     ]
 
 
-async def _store(name: str, url: str, *, durable: bool) -> list[Finding]:
-    from katsura.state.connect import Store, translated
+async def _store(name: str, url: str, asked: str) -> list[Finding]:
+    from katsura.state.connect import SEEN_SETTINGS, Store, translated
 
     try:
         store = await Store.open(url, wait_s=2.0)
     except KatsuraError as error:
-        return checks.store(name, durable, error.message, {})
-    settings: dict[str, str] = {}
+        return checks.store(name, asked, error.message, {})
+    settings = {"promise": store.durability.name.lower()}
     try:
         with translated(url):
             info = await store.client.info("server")
             settings["version"] = str(info.get("valkey_version") or info.get("redis_version", ""))
-            for key in ("appendonly", "appendfsync", "maxmemory", "maxmemory-policy"):
-                settings |= {str(k): str(v) for k, v in (await store.client.config_get(key)).items()}
+            log = await store.client.info("persistence")
+            settings["aof_last_bgrewrite_status"] = str(log.get("aof_last_bgrewrite_status", "ok"))
+            found = await store.client.config_get(*SEEN_SETTINGS)
+            settings |= {str(name): str(value) for name, value in found.items()}
     except KatsuraError:
         pass  # CONFIG may be forbidden: what was not seen is not judged
     finally:
         await store.close()
-    return checks.store(name, durable, "", settings)
+    return checks.store(name, asked, "", settings)
 
 
 def _version(package: str) -> str | None:

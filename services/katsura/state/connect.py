@@ -34,7 +34,8 @@ from katsura.domain.trees import Durability
 from katsura.state import keys
 
 SCHEMES: Final = ("redis", "rediss", "valkey", "valkeys", "unix")
-_PROMISES: Final = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory", "maxmemory-policy")
+SEEN_SETTINGS: Final = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory", "maxmemory-policy")
+"""Settings of a server that decide what it promises."""
 _RETRY_AFTER_S: Final = 0.5
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 1.0
@@ -206,7 +207,7 @@ class Store:
     async def _durability(self) -> Durability:
         try:
             with translated(self.url):
-                found = await self.client.config_get(*_PROMISES)
+                found = await self.client.config_get(*SEEN_SETTINGS)
         except (InternalError, FailedPreconditionError):
             found = {}  # CONFIG is renamed or forbidden: promise nothing that was not seen
         said = {_text(name): _text(value) for name, value in found.items()}

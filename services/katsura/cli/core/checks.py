@@ -22,6 +22,14 @@ SERVER_MIN = (7, 2)
 """Functions (7.0) and what we ask of them."""
 
 
+_SURVIVES = {
+    "cache": "a restart may lose everything",
+    "relaxed": "a power cut, or the death of the server, may lose the last two seconds",
+    "strict": "what was acknowledged survives a power cut",
+}
+"""By durability, weakest first: what happens to an acknowledged write."""
+
+
 class Verdict(StrEnum):
     """How a check ended."""
 
@@ -134,14 +142,15 @@ def model(uri: str, corrupt: Sequence[str]) -> Finding:
     return bad("model cache", f"{uri}: {', '.join(corrupt)} changed", f"katsura model pull --verify {uri}")
 
 
-def store(name: str, durable: bool, trouble: str, settings: Mapping[str, str]) -> list[Finding]:
+def store(name: str, asked: str, trouble: str, settings: Mapping[str, str]) -> list[Finding]:
     """A Redis or Valkey server.
 
     Args:
         name: `store` or `hints`.
-        durable: whether it keeps trees.
+        asked: the durability that is asked of it, empty where nobody said; `none` of a server of hints.
         trouble: why it cannot be asked; empty if it answered.
-        settings: `version`, and of CONFIG what it let us see.
+        settings: `version`, `promise` (the durability that its settings hold), `aof_last_bgrewrite_status`, and of
+            CONFIG what it let us see.
     """
     if trouble:
         return [bad(name, trouble, "start it, or look into its log")]
@@ -150,20 +159,33 @@ def store(name: str, durable: bool, trouble: str, settings: Mapping[str, str]) -
     findings = [good(name, f"answers, version {version}")]
     if number and number < SERVER_MIN:
         findings[0] = bad(name, f"version {version} is too old", "use Valkey 7.2 or newer, or Redis 7.2 or newer")
-    if not durable:
+    if asked == "none":
         return findings
-    if settings.get("appendonly") == "no":
-        mend = "set appendonly yes, or say durability: cache in the MemoryStore"
-        findings.append(warn(f"{name} durability", "appendonly is no: a restart loses sessions", mend))
-    elif settings.get("appendonly"):
-        findings.append(good(f"{name} durability", f"appendonly yes, appendfsync {settings.get('appendfsync', '?')}"))
+    if "appendonly" in settings:
+        findings.append(_durability(f"{name} durability", asked, settings))
+    if settings.get("aof_last_bgrewrite_status", "ok") != "ok":
+        what = "the last rewrite of the append-only file failed, so it only grows"
+        findings.append(warn(f"{name} log", what, "make room on its disk and look into its log"))
     policy = settings.get("maxmemory-policy")
-    if policy and policy != "noeviction" and settings.get("maxmemory", "0") != "0":
+    if policy and policy != "noeviction" and asked != "cache" and settings.get("maxmemory", "0") != "0":
         mend = "set maxmemory-policy noeviction"
         findings.append(bad(f"{name} eviction", f"maxmemory-policy is {policy}: trees may vanish", mend))
     elif policy:
         findings.append(good(f"{name} eviction", policy))
     return findings
+
+
+def _durability(check: str, asked: str, settings: Mapping[str, str]) -> Finding:
+    """What an acknowledged write survives, beside what was asked."""
+    promise = settings["promise"]
+    seen = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite")
+    said = ", ".join(f"{key} {settings[key]}" for key in seen if key in settings)
+    what = f"{promise} ({said}): {_SURVIVES[promise]}"
+    if list(_SURVIVES).index(promise) < list(_SURVIVES).index(asked or "relaxed"):
+        fsync = "everysec" if asked != "strict" else "always"
+        mend = f"set appendonly yes, appendfsync {fsync}, no-appendfsync-on-rewrite no, or ask for {promise}"
+        return (bad if asked else warn)(check, f"{what}; asked for is {asked or 'nothing'}", mend)
+    return good(check, what)
 
 
 def process(name: str, healthy: bool, why: str, restarts: int, last_end: str, log: str) -> Finding:

@@ -9,7 +9,11 @@ from katsura.cli.core.checks import Finding, Verdict
 from katsura.domain.units import GIB
 
 GOOD, WARN, BAD = Verdict.GOOD, Verdict.WARN, Verdict.BAD
-SOUND = {"version": "9.1.2", "appendonly": "yes", "appendfsync": "everysec", "maxmemory": "0", "maxmemory-policy": "x"}
+SOUND = {
+    "version": "9.1.2", "promise": "strict", "appendonly": "yes", "appendfsync": "always", "maxmemory": "0",
+    "maxmemory-policy": "x",
+}  # fmt: skip
+RELAXED, CACHE = {"promise": "relaxed", "appendfsync": "everysec"}, {"promise": "cache", "appendonly": "no"}
 
 
 @pytest.mark.parametrize(
@@ -57,24 +61,35 @@ def test_missing_packages_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "verdicts"),
+    ("asked", "change", "verdicts"),
     [
-        ({}, [GOOD, GOOD, GOOD]),
-        ({"version": "6.2.14"}, [BAD, GOOD, GOOD]),
-        ({"appendonly": "no"}, [GOOD, WARN, GOOD]),
-        ({"maxmemory": "100", "maxmemory-policy": "allkeys-lru"}, [GOOD, GOOD, BAD]),
-        ({"maxmemory": "100", "maxmemory-policy": "noeviction"}, [GOOD, GOOD, GOOD]),
+        ("strict", {}, [GOOD, GOOD, GOOD]),
+        ("strict", {"version": "6.2.14"}, [BAD, GOOD, GOOD]),
+        ("strict", RELAXED, [GOOD, BAD, GOOD]),
+        ("relaxed", RELAXED, [GOOD, GOOD, GOOD]),
+        ("relaxed", CACHE, [GOOD, BAD, GOOD]),
+        ("cache", CACHE, [GOOD, GOOD, GOOD]),
+        ("", RELAXED, [GOOD, GOOD, GOOD]),
+        ("", CACHE, [GOOD, WARN, GOOD]),
+        ("strict", {"aof_last_bgrewrite_status": "err"}, [GOOD, GOOD, WARN, GOOD]),
+        ("strict", {"maxmemory": "100", "maxmemory-policy": "allkeys-lru"}, [GOOD, GOOD, BAD]),
+        ("cache", {"maxmemory": "100", "maxmemory-policy": "allkeys-lru"}, [GOOD, GOOD, GOOD]),
+        ("strict", {"maxmemory": "100", "maxmemory-policy": "noeviction"}, [GOOD, GOOD, GOOD]),
     ],
 )
-def test_a_durable_store_writes_a_log_and_never_evicts(change: dict[str, str], verdicts: list[Verdict]) -> None:
-    assert [f.verdict for f in checks.store("store", True, "", SOUND | change)] == verdicts
+def test_a_store_keeps_what_is_asked_of_it_and_never_evicts_trees(
+    asked: str, change: dict[str, str], verdicts: list[Verdict]
+) -> None:
+    findings = checks.store("store", asked, "", SOUND | change)
+    assert [f.verdict for f in findings] == verdicts
+    assert all(bool(f.mend) is (f.verdict is not GOOD) for f in findings)
 
 
 def test_hints_may_evict_and_what_was_not_seen_is_not_judged() -> None:
-    assert len(checks.store("hints", False, "", SOUND)) == 1
-    assert [f.check for f in checks.store("store", True, "", {"version": "8.0"})] == ["store"]
+    assert len(checks.store("hints", "none", "", SOUND)) == 1
+    assert [f.check for f in checks.store("store", "strict", "", {"version": "8.0"})] == ["store"]
 
 
 def test_a_store_that_does_not_answer_is_bad_and_nothing_else_is_said() -> None:
-    (finding,) = checks.store("store", True, "connection refused", {})
+    (finding,) = checks.store("store", "strict", "connection refused", {})
     assert (finding.verdict, finding.what) == (BAD, "connection refused")
