@@ -30,6 +30,7 @@ PAGES = {
     "MemoryService": "memory.md",
     "BlockService": "blocks.md",
     "WorkService": "work.md",
+    "UsageService": "usage.md",
     "RouterService": "router.md",
     "AttentionService": "attention.md",
     "ExpertService": "experts.md",

@@ -21,6 +21,7 @@ from katsura.domain.errors import (
     NotFoundError,
     OutOfRangeError,
     Reason,
+    ResourceExhaustedError,
     UnauthenticatedError,
 )
 from katsura.domain.ids import TenantId
@@ -30,6 +31,7 @@ from katsura.rpc.context import CallContext
 from katsura.sdk.blocks import BlockClient, of_user
 from katsura.sdk.connection import Connection
 from katsura.sdk.memory import MemoryClient, step
+from katsura.sdk.usage import UsageClient
 from katsura.testing.process import ServedProcess
 from katsura.testing.store import EmbeddedStore
 
@@ -308,3 +310,37 @@ async def test_many_clients_of_many_trees_lose_and_double_nothing(connection: Co
     for tree in range(8):
         path = await memory.get_whole_path(f"t{tree}")
         assert sorted(n.step.content for n in path) == sorted(f"{i}.{k}" for i in range(5) for k in range(4))
+
+
+async def test_usage_is_told_by_tree_and_agent_and_quotas_refuse_with_their_name(
+    server: EmbeddedStore, tmp_path: Path
+) -> None:
+    environment = {
+        "KATSURA_LISTEN": f"unix:{server.folder}/metered.sock",
+        "KATSURA_STORE_URL": server.url,
+        "KATSURA_INTERNAL_TOKEN": TOKEN,
+        "KATSURA_MEMORY_QUOTA_NODES": "3",
+    }
+    async with ServedProcess("katsura.memory", environment, tmp_path / "log") as process:
+        channel = open_channel(process.address)
+        connection = Connection(channel, internal_token=TOKEN)
+        memory = client_of(connection, "metered")
+        usage = UsageClient(connection.acting_for(CallContext(Tenant(TenantId("metered"), bytes(32)), internal=True)))
+        await memory.create_tree(tree_id="t")
+        cost = tree_pb.Cost(prompt_tokens=100, completion_tokens=5)
+        await memory.grow(
+            "t", [step("assistant", "a", agent_id="ada", cost=cost), step("user", "b"), step("user", "c")]
+        )
+        of_tree = await usage.of_tree("t")
+        assert (of_tree.usage.nodes, of_tree.agents[0].agent_id, of_tree.agents[0].prompt_tokens) == (3, "ada", 100)
+        with pytest.raises(ResourceExhaustedError) as caught:
+            await memory.grow("t", [step("user", "d")])
+        assert caught.value.reason is Reason.QUOTA_EXCEEDED
+        assert caught.value.metadata == {"quota": "nodes", "used": "3", "limit": "3"}
+        exact = await usage.usage(recount=True)
+        assert (exact.usage, exact.quotas.nodes) == (of_tree.usage, 3)
+        assert list(exact.agents) == list(of_tree.agents)
+        await memory.compress("t")
+        await memory.delete_tree("t")
+        assert (await usage.usage()).usage.nodes == 0
+        await channel.close()

@@ -10,6 +10,8 @@ from katsura.api.memory.v1 import (
     block_service_pb2_grpc,
     memory_service_pb2,
     memory_service_pb2_grpc,
+    usage_service_pb2,
+    usage_service_pb2_grpc,
     work_service_pb2,
     work_service_pb2_grpc,
 )
@@ -17,14 +19,17 @@ from katsura.memory.block_server import BlockServicer
 from katsura.memory.blocks import Blocks
 from katsura.memory.config import MemoryConfig
 from katsura.memory.queue_server import WorkServicer
+from katsura.memory.quotas import Meter
 from katsura.memory.server import MemoryServicer
 from katsura.memory.service import Memory
+from katsura.memory.usage_server import UsageServicer
 from katsura.rpc.clock import SystemClock
 from katsura.rpc.serve import Server, run_process
 from katsura.state.blocks_redis import BLOCK_FUNCTIONS, RedisBlockStore
 from katsura.state.connect import Store
 from katsura.state.tenants import RedisTenantStore
 from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
+from katsura.state.usage_redis import RedisUsageStore
 from katsura.telemetry import log
 from katsura.telemetry.setup import configure
 
@@ -43,22 +48,28 @@ async def main() -> None:
         replicas=config.store_replicas,
     )
     _LOG.info("store open", durability=store.durability.name.lower(), incarnation=store.incarnation)
-    memory = Memory(RedisTreeStore(store, config.limits), lambda: f"t{secrets.token_hex(10)}", config.heartbeat_s)
-    server = Server(config.serve, RedisTenantStore(store, SystemClock()))
+    clock = SystemClock()
+    meter = Meter(RedisUsageStore(store), config.quotas, clock)
+    trees = RedisTreeStore(store, config.limits, meter.count)
+    memory = Memory(trees, lambda: f"t{secrets.token_hex(10)}", config.heartbeat_s)
+    server = Server(config.serve, RedisTenantStore(store, clock), meter)
     memory_service_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryServicer(memory), server.grpc)
     work_service_pb2_grpc.add_WorkServiceServicer_to_server(WorkServicer(memory), server.grpc)
+    usage_service_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(meter, trees), server.grpc)
     blocks = BlockServicer(Blocks(RedisBlockStore(store, config.limits.replays)))
     block_service_pb2_grpc.add_BlockServiceServicer_to_server(blocks, server.grpc)
     await server.start(
         memory_service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name,
         block_service_pb2.DESCRIPTOR.services_by_name["BlockService"].full_name,
         work_service_pb2.DESCRIPTOR.services_by_name["WorkService"].full_name,
+        usage_service_pb2.DESCRIPTOR.services_by_name["UsageService"].full_name,
     )
 
     server.set_ready(True)
     try:
         await server.run(drain=memory.close)
     finally:
+        await meter.close()
         await store.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from katsura.domain.usage import Quotas
 from katsura.rpc.env import Env
 from katsura.rpc.serve import ServeConfig
 from katsura.state.trees import Limits
@@ -21,6 +22,7 @@ class MemoryConfig:
         store_replicas: replicas that confirm a write before it is answered; 0 relies on the store's own disk.
         limits: how much of each tree's past is kept for Watch and for repeated requests.
         heartbeat_s: silence after which a Watch says that it is alive.
+        quotas: of tenants that have none of their own; 0 sets no limit.
     """
 
     serve: ServeConfig
@@ -29,6 +31,7 @@ class MemoryConfig:
     store_replicas: int
     limits: Limits
     heartbeat_s: float
+    quotas: Quotas
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> MemoryConfig:
@@ -49,6 +52,12 @@ class MemoryConfig:
                 replays=env.number("KATSURA_MEMORY_REPLAYS_KEPT", kept.replays, low=1),
             ),
             heartbeat_s=env.real("KATSURA_MEMORY_HEARTBEAT_S", 15.0, low=0.1, high=3600.0),
+            quotas=Quotas(
+                trees=env.number("KATSURA_MEMORY_QUOTA_TREES", 0),
+                nodes=env.number("KATSURA_MEMORY_QUOTA_NODES", 0),
+                bytes=env.number("KATSURA_MEMORY_QUOTA_BYTES", 0),
+                requests_per_minute=env.number("KATSURA_MEMORY_QUOTA_REQUESTS_PER_MINUTE", 0),
+            ),
         )
         env.finish()
         return config

@@ -10,12 +10,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from opentelemetry.trace import SpanKind
 
 from katsura.domain.errors import InternalError, KatsuraError
+from katsura.domain.ids import TenantId
 from katsura.rpc import context as calls
 from katsura.rpc import status
 from katsura.telemetry import log, metrics, names, trace
@@ -27,12 +28,23 @@ _IN_FLIGHT = metrics.gauge(names.RPC_IN_FLIGHT, "Calls being served.")
 _OPEN_TO_ALL = ("/grpc.health.", "/grpc.reflection.")
 
 
+class Admission(Protocol):
+    """Decides whether a call of a tenant may begin."""
+
+    async def admit(self, method: str, tenant: TenantId) -> None:
+        """Return, or raise the KatsuraError that the caller gets. `method` is the call's own name, as in `Grow`."""
+        ...
+
+
 class Boundary(grpc.aio.ServerInterceptor):
     """The one interceptor of every server of ours."""
 
-    def __init__(self, internal_token: str, resolver: calls.TenantResolver | None) -> None:
+    def __init__(
+        self, internal_token: str, resolver: calls.TenantResolver | None, admission: Admission | None = None
+    ) -> None:
         self._internal_token = internal_token
         self._resolver = resolver
+        self._admission = admission
         self.active_count = 0
 
     async def intercept_service(
@@ -99,6 +111,8 @@ class Boundary(grpc.aio.ServerInterceptor):
         metadata = tuple(context.invocation_metadata() or ())
         call = await calls.incoming(metadata, self._internal_token, self._resolver)
         calls.enter(call)
+        if self._admission is not None and call.tenant is not None:
+            await self._admission.admit(method.rpartition("/")[2], call.tenant.tenant_id)
         parent = next((str(value) for key, value in metadata if key == calls.TRACEPARENT), "")
         return _around(method, call, parent)
 

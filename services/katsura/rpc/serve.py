@@ -31,7 +31,7 @@ from katsura.domain.errors import InvalidArgumentError, KatsuraError
 from katsura.rpc.channel import MESSAGE_BYTES_MAX, require_local
 from katsura.rpc.context import TenantResolver
 from katsura.rpc.env import Env
-from katsura.rpc.interceptor import Boundary
+from katsura.rpc.interceptor import Admission, Boundary
 from katsura.rpc.renewal import TlsFiles, server_credentials
 from katsura.telemetry import log, metrics
 
@@ -91,9 +91,11 @@ class ServeConfig:
 class Server:
     """A gRPC server with health, reflection and our boundary; one per process."""
 
-    def __init__(self, config: ServeConfig, resolver: TenantResolver | None = None) -> None:
+    def __init__(
+        self, config: ServeConfig, resolver: TenantResolver | None = None, admission: Admission | None = None
+    ) -> None:
         self.config = config
-        self.boundary = Boundary(config.internal_token, resolver)
+        self.boundary = Boundary(config.internal_token, resolver, admission)
         self.grpc = grpc.aio.server(
             interceptors=(self.boundary,),
             options=(

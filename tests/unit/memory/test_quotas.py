@@ -1,0 +1,128 @@
+"""Quotas, over the in-memory store and a clock that is turned by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from katsura.domain.errors import Reason, ResourceExhaustedError
+from katsura.domain.ids import TenantId
+from katsura.domain.trees import TreePolicy
+from katsura.domain.usage import Quotas, Usage
+from katsura.memory.quotas import Meter
+from katsura.state.trees import Limits, NewTree
+from katsura.state.trees_twin import TwinTreeStore
+from katsura.state.twin_usage import TwinUsageStore
+from katsura.state.usage import Settled, UsageStore
+from katsura.testing.tree_suite import NO_REQUEST, grow, new_ref
+
+ACME = TenantId("acme")
+
+
+class HandClock:
+    def __init__(self) -> None:
+        self.s = 1000.0
+
+    def wall_ms(self) -> int:
+        return int(self.s * 1000)
+
+    def monotonic_s(self) -> float:
+        return self.s
+
+
+class House:
+    def __init__(self, quotas: Quotas) -> None:
+        self.trees, self.clock = TwinTreeStore(Limits()), HandClock()
+        self.sums = TwinUsageStore(self.trees)
+        self.meter = Meter(self.sums, quotas, self.clock)
+
+    async def refused(self, method: str) -> ResourceExhaustedError:
+        with pytest.raises(ResourceExhaustedError) as caught:
+            await self.meter.admit(method, ACME)
+        assert caught.value.reason is Reason.QUOTA_EXCEEDED
+        return caught.value
+
+
+async def test_without_quotas_everything_is_admitted_and_counted() -> None:
+    house = House(Quotas())
+    for _ in range(100):
+        await house.meter.admit("Grow", ACME)
+    house.meter.count(ACME, Usage(1, 2, 3))
+    settled, quotas, counted = await house.meter.usage(ACME, recount=False)
+    assert (settled.usage, settled.requests, quotas, counted) == (Usage(1, 2, 3), 100, Quotas(), None)
+
+
+async def test_a_quota_names_itself_what_is_used_and_its_limit() -> None:
+    house = House(Quotas(nodes=2))
+    ref = new_ref()
+    ref = type(ref)(ACME, ref.tree)
+    await house.trees.create(ref, NewTree("", (), TreePolicy(), {}), NO_REQUEST)
+    await house.meter.admit("Grow", ACME)
+    await grow(house.trees, ref, "a", "b")
+    house.meter.count(ACME, Usage(1, 2, 90))
+    error = await house.refused("Grow")
+    assert error.metadata == {"quota": "nodes", "used": "2", "limit": "2"}
+    assert "quota nodes: 2 of 2 are used" in error.message
+    for method in ("Compress", "Revise", "Redact", "DeleteTree", "GetPath", "CreateTree", "PutAttachments"):
+        await house.meter.admit(method, ACME)
+
+
+async def test_a_refusal_is_never_founded_on_an_old_sum() -> None:
+    house = House(Quotas(trees=1))
+    await house.meter.admit("CreateTree", ACME)
+    house.meter.count(ACME, Usage(5, 0, 0))  # trees that have expired since
+    await house.meter.admit("CreateTree", ACME)
+    house.meter.count(ACME, Usage(5, 0, 0))
+    await house.refused("CreateTree")  # counted anew once a minute at most
+    house.clock.s += 61
+    await house.meter.admit("CreateTree", ACME)
+
+
+async def test_requests_are_limited_per_minute_and_usage_may_still_be_asked() -> None:
+    house = House(Quotas(requests_per_minute=3))
+    for _ in range(3):
+        await house.meter.admit("GetPath", ACME)
+    error = await house.refused("GetPath")
+    assert error.metadata["quota"] == "requests_per_minute"
+    assert error.retry_after_s == pytest.approx(20.0)
+    await house.meter.admit("GetUsage", ACME)
+    house.clock.s += 20
+    await house.meter.admit("GetPath", ACME)
+
+
+async def test_other_processes_and_other_tenants_count_as_they_should() -> None:
+    house = House(Quotas(requests_per_minute=3))
+    await house.sums.settle(ACME, Usage(), 3, house.clock.wall_ms() // 60_000)
+    await house.refused("GetPath")
+    await house.meter.admit("GetPath", TenantId("other"))
+
+
+async def test_a_tenants_own_quotas_hold_instead_of_the_defaults() -> None:
+    house = House(Quotas(requests_per_minute=1))
+    await house.sums.set_quotas(ACME, Quotas(requests_per_minute=2))
+    for _ in range(2):
+        await house.meter.admit("GetPath", ACME)
+    await house.refused("GetPath")
+
+
+async def test_what_was_counted_is_settled_at_the_end() -> None:
+    house = House(Quotas())
+    house.meter.count(ACME, Usage(1, 2, 3))
+    await house.meter.close()
+    assert (await house.sums.settle(ACME, Usage(), 0, 0)).usage == Usage(1, 2, 3)
+
+
+async def test_what_could_not_be_settled_is_kept() -> None:
+    house = House(Quotas())
+    await house.meter.admit("Grow", ACME)
+
+    class Down(TwinUsageStore):
+        async def settle(self, tenant: TenantId, added: Usage, requests: int, minute: int) -> Settled:
+            raise ResourceExhaustedError("down")
+
+    up: UsageStore = house.sums
+    house.meter._store = Down(house.trees)
+    house.meter.count(ACME, Usage(1, 2, 3))
+    with pytest.raises(ResourceExhaustedError):
+        await house.meter.usage(ACME, recount=False)
+    house.meter._store = up
+    assert (await house.meter.usage(ACME, recount=False))[0].usage == Usage(1, 2, 3)
