@@ -15,7 +15,7 @@ from placing.points import Row, train
 
 from katsura.placement.cost import Coefficients, ErrorClass
 from katsura.placement.fit import First, believe, fit, fit_first
-from katsura.placement.trials import Candidate, next_trial, settle
+from katsura.placement.trials import Candidate, propose, settle
 
 PRIOR = Coefficients()
 SLOS_S = (0.020, 0.030, 0.050)
@@ -166,12 +166,10 @@ def choose_by_running(made: Sequence[Decision], by_model: Mapping[str, Fits], ru
     """As `choose`, but up to `runs` proposals are run and the best of those is kept; also: the mean number of runs."""
     scores, used = [], []
     for d in made:
-        candidates = [Candidate(r.point.terms, r.batch / r.devices) for r in d.rows]
+        prior = by_model[d.rows[0].model].of(d.rows[0])
+        candidates = [Candidate(r.point.terms, r.batch / r.devices, prior) for r in d.rows]
         tried: dict[int, float] = {}
-        while len(tried) < runs:
-            i = next_trial(candidates, tried, by_model[d.rows[0].model].of(d.rows[0]), d.limit_s)
-            if i is None:
-                break
+        while (i := propose(candidates, tried, d.limit_s, runs)) is not None:
             tried[i] = d.rows[i].point.seconds
         scores.append(d.score(d.rows[settle(candidates, tried, d.limit_s)]))
         used.append(len(tried))

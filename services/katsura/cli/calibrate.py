@@ -1,7 +1,7 @@
 """`katsura calibrate`: time a running deployment (or read a table of times) and write its device's coefficients.
 
 Any OpenAI-compatible server can be timed; ours is the one that plans are made for. The file goes to
-`katsura plan --calibration`.
+`katsura plan --calibration`. With `--trials` it times the one configuration that `katsura plan --trials` asked for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,20 +20,24 @@ from rich.console import Console
 
 from katsura.cli.exit import Exit
 from katsura.cli.plan import configs_of, read_text
-from katsura.domain.errors import InvalidArgumentError, UnavailableError
+from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from katsura.domain.shape import DType
 from katsura.manifests.cluster import read_cluster
+from katsura.manifests.demand import Demand, demands
 from katsura.manifests.kinds import ModelDeployment
 from katsura.placement import calibration, catalogue
 from katsura.placement.calibration import coefficients_as_json
 from katsura.placement.card import read_card
 from katsura.placement.catalogue import cores_of
+from katsura.placement.configurations import read_trials, write_trials
 from katsura.placement.cost import BF16, F32, Coefficients, Layout, Load, decode_terms
 from katsura.placement.measured import Measurement, learn, read_table
 
 GRID = ((1, 12), (1, 96), (2, 12), (4, 12), (4, 48), (8, 12))
 """(requests at once, numbers in each prompt) that are timed: some five tokens each, seconds on one slow core."""
 _OUTPUT_TOKENS = 32
+_ROUNDS = 3
+"""Answers that each of the requests of a trial draws, one after the other; the first is not counted."""
 _TIMEOUT_S = 600.0
 
 
@@ -49,6 +53,7 @@ class CalibrateOptions:
     table: Path | None = None
     units: int = 1
     configs: tuple[str, ...] = ()
+    trials: Path | None = None
 
 
 def calibrate(options: CalibrateOptions, environ: Mapping[str, str], console: Console) -> Exit:
@@ -57,6 +62,10 @@ def calibrate(options: CalibrateOptions, environ: Mapping[str, str], console: Co
     if len(cluster.bundle.deployments) != 1:
         raise InvalidArgumentError("name the one ModelDeployment that is measured (-f)", field="file")
     deployment = cluster.bundle.deployments[0]
+    if options.trials is not None:
+        return _run_trial(options, options.trials, deployment, demands(cluster.bundle), console)
+    if not options.device:
+        raise InvalidArgumentError("name the catalogue device that it runs on: --device cpu", field="device")
     config = configs_of(cluster, options.configs, environ)[deployment.metadata.name]
     card = read_card(config, deployment.metadata.name)
     if options.table is not None:
@@ -81,6 +90,58 @@ def calibrate(options: CalibrateOptions, environ: Mapping[str, str], console: Co
     return Exit.OK
 
 
+def _run_trial(
+    options: CalibrateOptions,
+    path: Path,
+    deployment: ModelDeployment,
+    asked: Mapping[str, Demand],
+    console: Console,
+) -> Exit:
+    """Time the first row of the table that waits for it, and write it down."""
+    name = deployment.metadata.name
+    trials = list(read_trials(read_text(path), str(path)))
+    waiting = [i for i, t in enumerate(trials) if t.deployment == name and t.itl_s is None]
+    if not waiting:
+        raise FailedPreconditionError(
+            f"{path}: no trial of {name} waits to be run; ask for one: katsura plan --trials {path}", field="trials"
+        )
+    trial, load = trials[waiting[0]], asked[name].load
+    console.print(f"{name}: {trial.what}, as it runs at {options.url}", highlight=False)
+    itl_s = asyncio.run(_time_trial(options, name, trial.batch, load))
+    trials[waiting[0]] = replace(trial, itl_s=itl_s)
+    path.write_text(write_trials(trials))
+    console.print(f"{itl_s * 1e3:.1f} ms between tokens; what now: katsura plan --trials {path}", highlight=False)
+    return Exit.OK
+
+
+async def _time_trial(options: CalibrateOptions, model: str, batch: int, load: Load) -> float:
+    async with _client(options) as client:
+        return await steady_itl_s(client, model, batch, load)
+
+
+async def steady_itl_s(client: httpx.AsyncClient, model: str, batch: int, load: Load) -> float:
+    """Median mean time between tokens with `batch` requests open all the time, each followed by the next.
+
+    Prompts are of `load`'s length, and begin alike as far as its `cached_share` says.
+
+    Raises:
+        UnavailableError: the server does not answer, or answers without tokens.
+    """
+    per_word = max(1.0, (await _ask(client, model, 64, 0, 2)).prompt / 64)
+    words = max(1, round(load.prompt / per_word))
+    alike = round(words * load.cached_share)
+
+    async def asker(number: int) -> list[float]:
+        times = []
+        for turn in range(_ROUNDS):
+            a = await _ask(client, model, words, 1 + number * _ROUNDS + turn, load.output, alike)
+            times.append((a.times[-1] - a.times[0]) / (len(a.times) - 1))
+        return times[1:]
+
+    made = await asyncio.gather(*(asker(number) for number in range(batch)))
+    return statistics.median(t for times in made for t in times)
+
+
 def _write(path: Path, device: str, found: Coefficients) -> None:
     """Keep other devices of the file."""
     devices = dict(calibration.read_devices(path.read_text())) if path.exists() else {}
@@ -89,11 +150,16 @@ def _write(path: Path, device: str, found: Coefficients) -> None:
     path.write_text(text + "\n")
 
 
+def _client(options: CalibrateOptions) -> httpx.AsyncClient:
+    headers = {"authorization": f"Bearer {options.api_key}"} if options.api_key else {}
+    limits = httpx.Limits(max_connections=None)
+    return httpx.AsyncClient(base_url=options.url, headers=headers, timeout=_TIMEOUT_S, limits=limits)
+
+
 async def _measure_url(
     options: CalibrateOptions, deployment: ModelDeployment, console: Console
 ) -> tuple[Measurement, ...]:
-    headers = {"authorization": f"Bearer {options.api_key}"} if options.api_key else {}
-    async with httpx.AsyncClient(base_url=options.url, headers=headers, timeout=_TIMEOUT_S) as client:
+    async with _client(options) as client:
         return await measure(client, deployment.metadata.name, GRID, console)
 
 
@@ -129,13 +195,15 @@ class _Answer:
     prompt: int
 
 
-async def _ask(client: httpx.AsyncClient, model: str, words: int, serial: int) -> _Answer:
-    """One streamed answer. Every prompt begins differently, so that nothing of it is held already."""
-    text = " ".join(f"{serial * 7919 + i * 104729 % 9973}" for i in range(words))
+async def _ask(
+    client: httpx.AsyncClient, model: str, words: int, serial: int, output: int = _OUTPUT_TOKENS, alike: int = 0
+) -> _Answer:
+    """One streamed answer. Prompts differ from their `alike`th word on, so that no more of them is held already."""
+    text = " ".join(f"{(serial if i >= alike else 0) * 7919 + i * 104729 % 9973}" for i in range(words))
     body = {
         "model": model,
         "stream": True,
-        "max_tokens": _OUTPUT_TOKENS,
+        "max_tokens": output,
         "temperature": 0,
         "stream_options": {"include_usage": True},
         "messages": [{"role": "user", "content": f"Count on from these numbers and never stop: {text}"}],

@@ -33,6 +33,7 @@ examples:
   katsura chat                                 talk to it; /fork, /revise and /tree work on its memory
   katsura tree show my-session                 draw a session's tree
   katsura mcp                                  the same memory as tools, for any MCP client to start
+  katsura work -- --endpoint URL --model NAME  let a model write and judge the summaries of trees
   katsura status --json                        processes with role, pid, address, health
   katsura doctor                               what is wrong here, and how to mend it
   katsura plan -f nodes.yaml -f model.yaml     who would go where, at what cost, and why
@@ -159,6 +160,9 @@ def _add_talk(
     chat.add_argument("--system", default="", help="system message of a new session")
     mcp = leaf(commands, "mcp", "serve trees as MCP tools on standard input and output", _mcp, data)
     mcp.add_argument("--memory", default="", metavar="ADDRESS", help="memory service (default: the one of --data)")
+    worker = leaf(commands, "work", "let a language model write and judge summaries", _work, data)
+    worker.add_argument("--memory", default="", metavar="ADDRESS", help="memory service (default: the one of --data)")
+    worker.add_argument("rest", nargs=argparse.REMAINDER, metavar="-- OPTIONS", help="`katsura work -- --help`")
 
 
 def _add_model(commands: Any, as_json: argparse.ArgumentParser) -> None:
@@ -178,6 +182,11 @@ def _add_key(commands: Any, data: argparse.ArgumentParser, as_json: argparse.Arg
     create.add_argument("--name", default="", help="what you call the key")
     listing = leaf(key, "list", "list keys", _key_list, data, store, as_json)
     listing.add_argument("--tenant", default="", help="only this tenant's")
+    quota = leaf(key, "quota", "see or set what a tenant may have", _key_quota, data, store, as_json)
+    quota.add_argument("tenant", help="whose")
+    for name in ("trees", "nodes", "bytes", "requests-per-minute"):
+        quota.add_argument(f"--{name}", type=int, metavar="N", help="most of them; 0 sets no limit")
+    quota.add_argument("--clear", action="store_true", help="back to what every tenant has")
     revoke = leaf(key, "revoke", "revoke a key for good", _key_revoke, data, store)
     revoke.add_argument("id", help="id of the key (`katsura key list`)")
 
@@ -209,6 +218,9 @@ def _add_plan(commands: Any) -> None:
     )
     parser.add_argument("--seconds", type=float, help="stop after this long (default: 10; 4 with --against)")
     parser.add_argument("--seed", type=int, default=1, help="of the search (default: 1)")
+    parser.add_argument(
+        "--trials", type=Path, metavar="CSV", help="ask for up to 4 configurations to be timed, and plan with the times"
+    )
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="coefficients that `katsura calibrate` wrote")
     parser.add_argument(
         "--extrapolate", action="store_true", help="guess, and say so, more than 4x beyond what was measured"
@@ -251,12 +263,15 @@ def _add_calibrate(commands: Any) -> None:
         epilog="Times a running `katsura up` (or any OpenAI-compatible server) at several batches; about a minute.",
     )
     parser.add_argument("-f", "--file", type=Path, action="append", default=[], help="the ModelDeployment that runs")
-    parser.add_argument("--device", required=True, help="catalogue device it runs on, such as cpu or H100")
+    parser.add_argument("--device", default="", help="catalogue device it runs on, such as cpu or H100")
     parser.add_argument("--units", type=int, default=1, help="accelerators or cores of one replica (default: 1)")
     parser.add_argument("--url", default="http://127.0.0.1:8080", help="server to time (default: %(default)s)")
     parser.add_argument("--api-key", default="", metavar="KEY", help="API key, where it wants one")
     parser.add_argument(
         "--table", type=Path, metavar="CSV", help="read times instead: batch,prompt,output,itl_ms,ttft_ms"
+    )
+    parser.add_argument(
+        "--trials", type=Path, metavar="CSV", help="time the next row of this table of `katsura plan --trials` instead"
     )
     parser.add_argument("--config", action="append", default=[], metavar="NAME=FILE", help="config.json of the model")
     parser.add_argument("-o", "--out", type=Path, default=Path("calibration.json"), help="(default: %(default)s)")
@@ -337,6 +352,12 @@ def _chat(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Ex
     return chat(gateway_of(a.url, a.data, a.api_key), a.session, a.branch, a.model, a.system, out)
 
 
+def _work(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli.mcp import work
+
+    work(a.data, a.memory, environ.get("KATSURA_API_KEY", ""), a.rest, environ)
+
+
 def _mcp(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
     from katsura.cli.mcp import mcp
 
@@ -365,6 +386,13 @@ def _key_list(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -
     from katsura.cli import key
 
     return key.list_keys(_store_url(a), a.tenant, a.json, out)
+
+
+def _key_quota(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli.quota import quota
+
+    changes = {name: getattr(a, name) for name in ("trees", "nodes", "bytes", "requests_per_minute")}
+    return quota(_store_url(a), a.tenant, changes, a.clear, a.json, out)
 
 
 def _key_revoke(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
@@ -399,6 +427,7 @@ def _plan(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Ex
         dry_run=a.dry_run,
         as_json=a.json,
         svg=a.svg,
+        trials=a.trials,
     )
     return run_plan(options, environ, out)
 
@@ -410,7 +439,7 @@ def _calibrate(a: argparse.Namespace, environ: Mapping[str, str], out: Console) 
         raise FailedPreconditionError(f"{error.name} is missing: pip install 'katsura[plan]'") from error
 
     options = CalibrateOptions(
-        tuple(a.file), a.device, a.out, a.url, a.api_key, a.table, a.units, tuple(a.config)
+        tuple(a.file), a.device, a.out, a.url, a.api_key, a.table, a.units, tuple(a.config), a.trials
     )  # fmt: skip
     return calibrate(options, environ, out)
 

@@ -19,6 +19,7 @@ from katsura.manifests.kinds import ModelDeployment
 from katsura.manifests.problem import Options, build_problem
 from katsura.placement import calibration, catalogue
 from katsura.placement.card import published
+from katsura.placement.configurations import explain_trials, read_trials, standings, with_runs, write_trials
 from katsura.placement.document import document, read_current, schema
 from katsura.placement.explain import explain, explain_change, explain_tightened, explain_what_if
 from katsura.placement.picture import draw
@@ -51,11 +52,15 @@ class PlanOptions:
     dry_run: bool = False
     as_json: bool = False
     svg: Path | None = None
+    trials: Path | None = None
 
 
 def run_plan(options: PlanOptions, environ: Mapping[str, str], console: Console) -> Exit:
     """Print a plan, or what would change; `UNHEALTHY` where not everything can be served."""
     problem = read_problem(options, environ)
+    trials = ""
+    if options.trials is not None:
+        problem, trials = _try(problem, options.trials)
     effort = Effort(options.gap, options.nodes, options.seconds, options.seed)
     if options.against is not None:
         change = replan(problem, effort, read_current(read_text(options.against)))
@@ -69,13 +74,24 @@ def run_plan(options: PlanOptions, environ: Mapping[str, str], console: Console)
     for text in options.what_if:
         other = plan(changed(problem, text), effort, explain=False)
         said.append(explain_what_if(text, made, other))
+    if trials:
+        said.append(trials)
     if options.svg is not None:
-        _write(options.svg, draw(made, problem))
+        _write(options.svg, draw(made, problem), "svg")
     if options.as_json:
         console.print_json(json.dumps(document(made, problem)))
     else:
         console.print(Text("\n\n".join(said)), soft_wrap=True)
     return Exit.OK if made.kept else Exit.UNHEALTHY
+
+
+def _try(problem: Problem, path: Path) -> tuple[Problem, str]:
+    """The problem in which settled trials count, the table grown by what to run next, and what to say about it."""
+    known = read_trials(read_text(path), str(path)) if path.exists() else ()
+    found = standings(problem, known)
+    asked = [s.next for s in found if s.next is not None and s.next not in known]
+    _write(path, write_trials((*known, *asked)), "trials")
+    return with_runs(problem, known, found), explain_trials(found, str(path))
 
 
 def print_schema(console: Console) -> Exit:
@@ -84,11 +100,11 @@ def print_schema(console: Console) -> Exit:
     return Exit.OK
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, field: str) -> None:
     try:
         path.write_text(text)
     except OSError as error:
-        raise InvalidArgumentError(f"{path}: cannot be written: {error}", field="svg") from error
+        raise InvalidArgumentError(f"{path}: cannot be written: {error}", field=field) from error
 
 
 def read_problem(options: PlanOptions, environ: Mapping[str, str]) -> Problem:

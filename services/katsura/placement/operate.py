@@ -33,6 +33,11 @@ _STEPS: Final = tuple(sorted({round(2 ** (i / 3)) for i in range(40)}))
 """Batches that are tried: 1 to 8192, three per octave."""
 
 
+def batches(limit: float) -> tuple[int, ...]:
+    """Batches up to `limit` that are tried."""
+    return tuple(batch for batch in _STEPS if batch <= limit)
+
+
 @dataclass(frozen=True, slots=True)
 class Slo:
     """What a request must get; None: whatever comes. Mean time between tokens, and to the first one, in seconds."""
@@ -92,7 +97,7 @@ def largest_batch(
     Args:
         evaluate: batch -> (ITL, TTFT) in seconds; ITL grows with the batch.
     """
-    steps = [batch for batch in _STEPS if batch <= limit]
+    steps = batches(limit)
     low, high = 0, len(steps)
     while low < high:
         middle = (low + high) // 2
@@ -121,6 +126,31 @@ def _ms(seconds: float | None) -> str:
     return "any" if seconds is None else f"{seconds * 1e3:.0f} ms"
 
 
+def batch_allowed(
+    card: ModelCard, precision: Precision, load: Load, coefficients: Coefficients, most: int, kv_bytes: int | None
+) -> int:
+    """The largest batch that is answered for and that an arena of `kv_bytes` holds, at most `most`."""
+    if kv_bytes is not None:
+        most = max(1, min(most, int(kv_bytes / sequence_bytes(card, precision, Layout(), load))))
+    return int(min(most, coefficients.batches[1]))
+
+
+def replica_ttft_s(
+    card: ModelCard,
+    device: Device,
+    precision: Precision,
+    layout: Layout,
+    load: Load,
+    coefficients: Coefficients,
+    batch: int,
+    itl_s: float,
+) -> float:
+    """Seconds to the first token on a replica whose steps last `itl_s`, the wait for a place included."""
+    floor = prefill_floor_s(card, device, precision, layout, load)
+    ring = prefill_ring_s(card, device, layout, load)
+    return coefficients.first_s(floor, ring, itl_s, batch) + wait_s(batch, load.output * itl_s)
+
+
 def replica_point(
     card: ModelCard,
     device: Device,
@@ -142,18 +172,12 @@ def replica_point(
         need = held + sequence_bytes(card, precision, layout, load)
         return Refusal("memory", f"needs {need / 2**30:.1f} GiB per device, {device.usable_bytes / 2**30:.1f} usable")
 
-    smallest, largest = coefficients.batches
-    if kv_bytes is not None:
-        batch_max = max(1, min(batch_max, int(kv_bytes / sequence_bytes(card, precision, Layout(), load))))
-    batch_max = int(min(batch_max, largest))
-
-    floor = prefill_floor_s(card, device, precision, layout, load)
-    ring = prefill_ring_s(card, device, layout, load)
+    smallest = coefficients.batches[0]
+    batch_max = batch_allowed(card, precision, load, coefficients, batch_max, kv_bytes)
 
     def evaluate(batch: int) -> tuple[float, float]:
         itl = coefficients.step_s(decode_terms(card, device, precision, layout, batch, load))
-        first = coefficients.first_s(floor, ring, itl, batch)
-        return itl, first + wait_s(batch, load.output * itl)
+        return itl, replica_ttft_s(card, device, precision, layout, load, coefficients, batch, itl)
 
     found = largest_batch(min(fits, batch_max), slo, margin, evaluate)
     if isinstance(found, Refusal):

@@ -13,8 +13,8 @@ from itertools import combinations, islice, product
 from typing import Final
 
 from katsura.placement.catalogue import Device, cores_of
-from katsura.placement.cost import Layout
-from katsura.placement.operate import Point, Refusal, replica_point
+from katsura.placement.cost import ErrorClass, Layout, sequence_bytes, weights_bytes
+from katsura.placement.operate import UTILISATION, Point, Refusal, replica_point, replica_ttft_s
 from katsura.placement.pairs import Half, pair_point
 from katsura.placement.pipelines import Parts, StageKind, pipelines
 from katsura.placement.problem import PAIR, PIPELINE, SPLIT, UNIFIED, HelperService, ModelService, NodeClass, Problem
@@ -145,7 +145,14 @@ def enumerate_patterns(problem: Problem) -> Patterns:
             continue
         # Services that differ by name and demand only have the same shapes.
         alike = (service.card, service.precision, service.load, service.slo, service.topologies, service.devices)
-        key = (*alike, service.last_resort, tuple(sorted(service.replicas.items())), service.units, service.kv_bytes)
+        key = (
+            *alike,
+            service.last_resort,
+            service.ran,
+            tuple(sorted(service.replicas.items())),
+            service.units,
+            service.kv_bytes,
+        )
         if key not in asked:
             found: list[Refused] = []
             asked[key] = tuple(_shapes(service, problem, found, steps)), found
@@ -169,13 +176,7 @@ def units_of(c: NodeClass) -> list[Unit]:
 
 
 def _shapes(service: ModelService, problem: Problem, refused: list[Refused], steps: _Steps) -> list[_Shape]:
-    largest: dict[str, NodeClass] = {}
-    for c in problem.classes:
-        name = _kind_name(c)
-        if not service.devices or name in service.devices:
-            largest[name] = max(largest.get(name, c), c, key=lambda k: (k.accelerators, k.cores, k.ram_bytes))
-    units = {name: units_of(c) for name, c in largest.items()}
-    price = {_kind_name(c): _unit_price(c) for c in problem.classes}
+    units, price = units_by_kind(service, problem), unit_prices(problem)
     shapes: list[_Shape] = []
     if UNIFIED in service.topologies:
         for name in units:
@@ -199,6 +200,31 @@ def _shapes(service: ModelService, problem: Problem, refused: list[Refused], ste
     return shapes
 
 
+def units_by_kind(service: ModelService, problem: Problem) -> dict[str, list[Unit]]:
+    """Slices that `service` may take, of the largest node of each kind, by the name of the device."""
+    largest: dict[str, NodeClass] = {}
+    for c in problem.classes:
+        name = _kind_name(c)
+        if not service.devices or name in service.devices:
+            largest[name] = max(largest.get(name, c), c, key=lambda k: (k.accelerators, k.cores, k.ram_bytes))
+    return {name: units_of(c) for name, c in largest.items()}
+
+
+def unit_prices(problem: Problem) -> dict[str, float]:
+    """Dollars per hour of one accelerator or core, by the name of the device."""
+    return {_kind_name(c): _unit_price(c) for c in problem.classes}
+
+
+def layout_of(unit: Unit) -> Layout:
+    """How a replica lies over a slice of a node: cores are one device, accelerators are cut by tensor."""
+    return Layout() if unit.is_cpu else Layout(unit.count, per_node=unit.count)
+
+
+def batch_most(unit: Unit) -> int:
+    """The largest batch that is planned for on this kind of slice."""
+    return _CPU_BATCH_MAX if unit.is_cpu else 1024
+
+
 def _kind_name(c: NodeClass) -> str:
     return (c.device or c.core).name
 
@@ -217,18 +243,20 @@ def _unified(
 ) -> Iterator[_Shape]:
     last: Refusal | None = None
     found = False
+    if any(r.device == kind for r in service.ran):
+        yield from _as_ran(service, problem, kind, units, refused)
+        return
     for unit in units:
-        layout = Layout(1) if unit.is_cpu else Layout(unit.count, per_node=unit.count)
         point = replica_point(
             service.card,
             unit.device,
             service.precision,
-            layout,
+            layout_of(unit),
             service.load,
             service.slo,
             problem.calibration.of(unit.device),
             margin_of(problem, unit.device),
-            _CPU_BATCH_MAX if unit.is_cpu else 1024,
+            batch_most(unit),
             service.kv_bytes,
         )
         if isinstance(point, Refusal):
@@ -238,6 +266,32 @@ def _unified(
         yield _Shape(UNIFIED, (_Part("unified", unit, 1, point.memory_bytes),), point)
     if last and not found:
         refused.append(Refused(service.name, UNIFIED, kind, last.reason, last.detail))
+
+
+def _as_ran(
+    service: ModelService, problem: Problem, kind: str, units: Sequence[Unit], refused: list[Refused]
+) -> Iterator[_Shape]:
+    """What was run on `kind` and kept the objectives; its time to the first token is a prediction still."""
+    card, precision, load, slo = service.card, service.precision, service.load, service.slo
+    best: dict[int, _Shape] = {}
+    mine = [r for r in service.ran if r.device == kind]
+    for unit in units:
+        for ran in (r for r in mine if r.units == unit.count and (slo.itl_s is None or r.itl_s <= slo.itl_s)):
+            layout, known = layout_of(unit), problem.calibration.of(unit.device)
+            ttft = replica_ttft_s(card, unit.device, precision, layout, load, known, ran.batch, ran.itl_s)
+            if slo.ttft_s is not None and ttft * margin_of(problem, unit.device) > slo.ttft_s:
+                continue
+            held = weights_bytes(card, precision, layout) + ran.batch * sequence_bytes(card, precision, layout, load)
+            requests_s = UTILISATION * ran.batch / (load.output * ran.itl_s)
+            point = Point(ran.batch, ran.itl_s, ttft, requests_s, "trial", ErrorClass.MEASURED, held)
+            if unit.count not in best or requests_s > best[unit.count].point.requests_s:
+                best[unit.count] = _Shape(UNIFIED, (_Part("unified", unit, 1, held),), point)
+    if not best:
+        fastest = min(r.itl_s for r in mine) * 1e3
+        refused.append(
+            Refused(service.name, UNIFIED, kind, "trial", f"of {len(mine)} runs the fastest: {fastest:.0f} ms")
+        )
+    yield from best.values()
 
 
 def _split(
@@ -357,9 +411,8 @@ def parts_of(
     """What pipelines of `service` over so many slices are made of; stages are taken to be beyond each other's node."""
     kinds = []
     for u, many in units:
-        layout = Layout() if u.is_cpu else Layout(u.count, per_node=u.count)
         usd = price.get(u.device.name, 0.0) * u.count
-        kinds.append(StageKind(u.device, layout, problem.calibration.of(u.device), many, usd))
+        kinds.append(StageKind(u.device, layout_of(u), problem.calibration.of(u.device), many, usd))
     hop = problem.calibration.hop_s["cpu_remote" if any(u.is_cpu for u, _ in units) else "gpu_remote"]
     link = min(u.device.inter_bytes_s for u, _ in units)
     return Parts(service.card, service.precision, service.load, tuple(kinds), link, hop)
@@ -367,8 +420,7 @@ def parts_of(
 
 def half_of(problem: Problem, unit: Unit, replicas: int) -> Half:
     """One side of a pair."""
-    layout = Layout() if unit.is_cpu else Layout(unit.count, per_node=unit.count)
-    return Half(unit.device, layout, replicas, problem.calibration.of(unit.device))
+    return Half(unit.device, layout_of(unit), replicas, problem.calibration.of(unit.device))
 
 
 def link_of(first: Unit, second: Unit) -> float:

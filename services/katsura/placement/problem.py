@@ -70,6 +70,16 @@ class NodeClass:
 
 
 @dataclass(frozen=True, slots=True)
+class Ran:
+    """A configuration that was run: `batch` requests at once on `units` accelerators or cores; mean between tokens."""
+
+    device: str
+    units: int
+    batch: int
+    itl_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class ModelService:
     """A deployment.
 
@@ -77,6 +87,7 @@ class ModelService:
         requests_s: demand; 0 asks for one instance of any capacity.
         topologies: which of `UNIFIED`, `SPLIT`, `PAIR`, `PIPELINE` may be chosen.
         last_resort: which others, where none of these has any shape.
+        ran: configurations of `UNIFIED` that were run: on their devices only those count, and as they ran.
         replicas: fixed counts by role (`unified`, `attention`, `experts`); empty where the planner decides.
         devices: names it may use; empty: any.
         units: FFN units that members share (no more members than units).
@@ -99,6 +110,7 @@ class ModelService:
     domains_min: int = 1
     spot_share: float = 0.0
     last_resort: tuple[str, ...] = ()
+    ran: tuple[Ran, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

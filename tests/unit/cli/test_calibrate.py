@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import AsyncIterator
@@ -9,12 +10,12 @@ import httpx
 import pytest
 from rich.console import Console
 
-from katsura.cli.calibrate import CalibrateOptions, calibrate, measure
+from katsura.cli.calibrate import CalibrateOptions, calibrate, measure, steady_itl_s
 from katsura.cli.exit import Exit
 from katsura.cli.main import run
-from katsura.domain.errors import UnavailableError
+from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from katsura.placement.calibration import read_devices
-from katsura.placement.cost import ErrorClass
+from katsura.placement.cost import ErrorClass, Load
 
 LAPTOP = Path(__file__).resolve().parents[3] / "deploy" / "samples" / "clusters" / "laptop.yaml"
 TABLE = "batch,prompt,output,itl_ms,ttft_ms\n1,64,32,40,90\n2,64,32,46,150\n4,256,32,60,900\n8,64,32,82,500\n"
@@ -69,3 +70,41 @@ def test_the_command_line_reaches_it(tmp_path: Path) -> None:
     assert run(words, {}) == Exit.OK
     table.write_text("batch\n1\n")
     assert run(words, {}) == Exit.USAGE
+
+
+async def test_a_trial_is_timed_with_its_requests_open_all_the_time() -> None:
+    open_now, most, prompts = 0, 0, []
+
+    class Open(Words):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            nonlocal open_now, most
+            open_now += 1
+            most = max(most, open_now)
+            async for chunk in super().__aiter__():
+                await asyncio.sleep(0)
+                yield chunk
+            open_now -= 1
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        prompts.append((body["messages"][0]["content"], body["max_tokens"]))
+        return httpx.Response(200, stream=Open(6))
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://it") as http:
+        made = await steady_itl_s(http, "m", 3, Load(400, 50, 0.5))
+    assert made > 0
+    assert most == 3
+    assert len(prompts) == 1 + 3 * 3
+    assert {output for _, output in prompts[1:]} == {50}
+    halves = [text.split()[: len(text.split()) // 2] for text, _ in prompts[1:]]
+    assert all(half == halves[0] for half in halves)
+    assert len({text for text, _ in prompts}) == len(prompts)
+
+
+def test_a_trial_that_nobody_asked_for_is_said(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("deployment,device,units,batch,itl_ms\nother,cpu,1,4,\n")
+    with pytest.raises(FailedPreconditionError, match="no trial of smollm2-135m-instruct waits"):
+        calibrate(CalibrateOptions((LAPTOP,), "", table, trials=table), {}, Console(file=io.StringIO()))
+    with pytest.raises(InvalidArgumentError, match="--device"):
+        calibrate(CalibrateOptions((LAPTOP,), "", table), {}, Console(file=io.StringIO()))

@@ -113,3 +113,17 @@ def test_the_command_line_reaches_it(capsys: pytest.CaptureFixture[str]) -> None
     assert "energy" in capsys.readouterr().out
     assert run(["plan", "--schema"], {}) == Exit.OK
     assert run(["plan"], {}) == Exit.USAGE
+
+
+def test_trials_are_asked_for_and_their_times_end_them(tmp_path: Path) -> None:
+    limited, table = tmp_path / "limited.yaml", tmp_path / "trials.csv"
+    limited.write_text(LAPTOP.read_text())
+    for _ in range(6):
+        _, text = said(PlanOptions((limited,), trials=table))
+        if "settled" in text:
+            break
+        assert "run next" in text
+        table.write_text(table.read_text().replace(",\n", ",90\n"))
+    assert "settled" in text
+    assert 1 <= len(table.read_text().splitlines()) - 1 <= 4
+    assert "measured" in text

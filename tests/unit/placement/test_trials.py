@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from katsura.placement.catalogue import built_in
 from katsura.placement.cost import BF16, Coefficients, Layout, Load, decode_terms
-from katsura.placement.trials import Candidate, beliefs, next_trial, settle
+from katsura.placement.trials import Candidate, beliefs, next_trial, propose, settle
 from katsura.testing.clusters import cards
 
 H100 = built_in().named("H100")
@@ -16,7 +16,7 @@ def candidates() -> list[Candidate]:
     for tensor in (1, 2, 4, 8):
         for batch in (4, 8, 16, 32, 64, 128, 256):
             terms = decode_terms(cards()[0], H100, BF16, Layout(tensor), batch, LOAD)
-            made.append(Candidate(terms, batch / tensor))
+            made.append(Candidate(terms, batch / tensor, PRIOR))
     return made
 
 
@@ -26,7 +26,7 @@ def run(truth: Coefficients, runs: int) -> tuple[float, float, int]:
     seconds = [truth.step_s(c.terms) for c in made]
     best = max(c.rate(s) for c, s in zip(made, seconds, strict=True) if s <= LIMIT_S)
     tried: dict[int, float] = {}
-    while len(tried) < runs and (i := next_trial(made, tried, PRIOR, LIMIT_S)) is not None:
+    while (i := propose(made, tried, LIMIT_S, runs)) is not None:
         tried[i] = seconds[i]
     kept = settle(made, tried, LIMIT_S)
     return tried[kept], made[kept].rate(tried[kept]) / best, len(tried)
@@ -50,7 +50,7 @@ def test_an_engine_faster_than_thought_is_pushed_further() -> None:
 def test_it_stops_asking_where_nothing_is_left_to_gain() -> None:
     made = candidates()
     tried = dict(enumerate(PRIOR.step_s(c.terms) for c in made))
-    assert next_trial(made, tried, PRIOR, LIMIT_S) is None
+    assert next_trial(made, tried, LIMIT_S) is None
     assert settle(made, tried, LIMIT_S) == max(
         (i for i, s in tried.items() if s <= LIMIT_S), key=lambda i: made[i].rate(tried[i])
     )
@@ -63,5 +63,5 @@ def test_where_nothing_keeps_the_limit_the_nearest_is_taken() -> None:
 
 def test_a_run_makes_its_neighbours_surer() -> None:
     made = candidates()
-    before, after = beliefs(made, {}, PRIOR), beliefs(made, {2: 0.02}, PRIOR)
+    before, after = beliefs(made, {}), beliefs(made, {2: 0.02})
     assert all(a.spread < b.spread for a, b in zip(after, before, strict=True))
