@@ -1,6 +1,5 @@
-"""Random lives of a tree keep the invariants of memory (I1-I7, I9, I10, I13-I16), in the twin and in a real Valkey,
-which must also answer alike. (I8 is in the contract suite and I17, kill -9, in tests/fault; I11 and I12 come with what
-they speak of.)
+"""Random lives of a tree keep the invariants of memory (I1-I7, I9-I11, I13-I16), in the twin and in a real Valkey,
+which must also answer alike. (I8 is in the contract suite and I17, kill -9, in tests/fault.)
 """
 
 from __future__ import annotations
@@ -16,14 +15,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from katsura.domain.errors import KatsuraError, NotFoundError, UnavailableError
-from katsura.domain.ids import TenantId, TreeId
+from katsura.domain.ids import NodeId, TenantId, TreeId
 from katsura.domain.trees import (
     REDACTED,
     Attachment,
     Effect,
     Node,
+    Reference,
     Relation,
     Slot,
+    StaleMark,
+    StaleReason,
     Step,
     Summary,
     SummaryBody,
@@ -55,6 +57,7 @@ operations = st.one_of(
     st.tuples(st.just("revise"), branches, small, st.booleans()),
     st.tuples(st.just("fork"), branches, small, st.booleans()),
     st.tuples(st.just("assemble"), branches, small, st.booleans()),
+    st.tuples(st.sampled_from(["rest", "rest", "replace", "invalidate", "revalidate"]), branches, small, st.booleans()),
     st.tuples(
         st.sampled_from(["attach", "redact", "search", "switch", "slot", "rollback"]), branches, small, st.booleans()
     ),
@@ -77,6 +80,11 @@ class Life:
         self.beside: dict[int, dict[int, bytes]] = {}
         self.slots: dict[str, list[tuple[int, dict[str, list[str]]]]] = {"main": [(0, {})]}
         """By branch: depth and all values of every key, after each write."""
+        self.rests: dict[int, tuple[NodeId, ...]] = {}
+        """By operation: the nodes that its step was made to rest on."""
+        self.invalidated: set[int] = set()
+        self.looked_at: set[int] = set()
+        """Said to hold after all: stale no longer, whatever they rest on."""
         self.log: list[object] = []
 
     async def begin(self) -> None:
@@ -95,6 +103,10 @@ class Life:
             "revise": lambda: self._revise(number, branch, amount),
             "fork": lambda: self._fork(number, branch, amount),
             "assemble": lambda: self._assemble(branch, amount),
+            "rest": lambda: self._rest(number, branch, amount, flag),
+            "replace": lambda: self._replace(number, branch, amount),
+            "invalidate": lambda: self._invalidate(number, amount, False),
+            "revalidate": lambda: self._invalidate(number, amount, True),
             "attach": lambda: self._attach(number, amount, flag),
             "redact": lambda: self._redact(number, amount),
             "search": lambda: self._search(branch, amount, flag),
@@ -116,7 +128,7 @@ class Life:
         tree, _ = await self.memory.get_tree(self.ref)
         assert tree.revision >= before >= self.revision, "I1"
         self.revision = tree.revision
-        self.log.append((kind, tree.revision, tree.node_count))
+        self.log.append((kind, tree.revision, tree.node_count, tree.stale_count))
 
     async def reconnect(self) -> None:
         """Read until the connections that died with the store are replaced: each tells of it once."""
@@ -146,10 +158,44 @@ class Life:
             if event.position.revision == tree.revision:
                 break
         assert events == list(range(1, tree.revision + 1)), "I13"
+        await self._check_references()
         await self._check_archive()
         stranger = TreeRef(TenantId("stranger"), self.ref.tree)
         with pytest.raises(NotFoundError):
             await self.memory.get_nodes(stranger, [1])
+
+    async def _check_references(self) -> None:
+        """I11, and what is stale: exactly what something befell, and what leads to it."""
+        tree, _ = await self.memory.get_tree(self.ref)
+        nodes = {n.node_id: n for n in await self.memory.get_nodes(self.ref, range(1, tree.node_count + 1))}
+        assert tree.stale_count == sum(bool(n.stale) for n in nodes.values())
+        leads_to = {n: {r.node_id for r in node.references} for n, node in nodes.items()}
+        assert all(to < n for n, found in leads_to.items() for to in found), "I11: no circle without a way up"
+        for n, node in nodes.items():
+            wanted = {m for to in leads_to[n] for m in nodes[to].stale if m.seen_from != n}
+            assert n in self.looked_at or wanted <= set(node.stale), "I7: what rests on something stale is stale"
+            for mark in node.stale:
+                over = {n}
+                while mark.cause not in over:
+                    over = {to for at in over for to in leads_to[at]}
+                    assert over, "nothing is stale without a cause that it leads to"
+                self._check_cause(nodes[mark.cause], mark, nodes)
+
+    def _check_cause(self, cause: Node, mark: StaleMark, nodes: dict[NodeId, Node]) -> None:
+        match mark.reason:
+            case StaleReason.REPLACED:
+                step = nodes[mark.seen_from].body
+                assert isinstance(step, Step)
+                assert step.content == REDACTED or cause.node_id in step.related_node_ids
+            case StaleReason.REDACTED:
+                assert cause.redacted
+            case StaleReason.INVALIDATED:
+                assert cause.node_id in self.invalidated
+            case StaleReason.FAILED:
+                assert cause.judgement is not None
+                assert cause.judgement.status is SummaryStatus.FAILED
+            case StaleReason.ABANDONED:
+                assert cause.birth_branch in self.model
 
     async def _check_archive(self) -> None:
         """I14: export, import and verify are the identity; the copy lives on as the original would."""
@@ -179,7 +225,7 @@ class Life:
     def _check_node(self, node: Node) -> None:
         assert node.redacted == (node.node_id in self.redacted), "Redact erases what was asked for, and no other step"
         assert [(a.index, a.data) for a in node.attachments] == list(self.beside.get(node.node_id, {}).items())
-        bare = replace(node, attachments=())
+        bare = immutable(node)
         before = self.nodes.setdefault(node.node_id, bare)
         if node.redacted:
             bare = replace(bare, body=before.body, redacted=False)
@@ -221,15 +267,36 @@ class Life:
 
     async def _grow(self, number: int, branch: str, amount: int, merge: bool, effect: Effect) -> object:
         steps = [Step(f"does {i}" + " and more" * amount, effect=effect) for i in range(amount % 3 + 1)]
-        grown = await self.memory.grow(Write(f"g{number}", self.ref, branch, None, True), steps, merge)
+        return await self._grow_steps(f"g{number}", branch, steps, merge)
+
+    async def _grow_steps(self, request: str, branch: str, steps: list[Step], merge: bool) -> object:
+        grown = await self.memory.grow(Write(request, self.ref, branch, None, True), steps, merge)
         path = (await self.memory.get_path(self.ref, branch, 0, 500)).nodes
         for node in path:
-            self.nodes.setdefault(node.node_id, replace(node, attachments=()))
+            self.nodes.setdefault(node.node_id, immutable(node))
         before, after = self.model[branch], self._said(path)
         if after != before:
             assert after == before + [s.content for s in steps], "I9: merging never mixes contents"
         self.model[branch] = after
         return grown
+
+    async def _rest(self, number: int, branch: str, amount: int, flag: bool) -> object:
+        """A step that rests on the newest nodes that there are, or a reference from the newest step to an old one."""
+        if flag:
+            return await self.memory.add_references(self.ref, f"e{number}", amount + 2, [Reference(NodeId(amount + 1))])
+        newest = (await self.memory.get_tree(self.ref))[0].node_count
+        on = self.rests.setdefault(number, tuple(NodeId(n) for n in range(max(1, newest - amount), newest + 1)))
+        steps = [Step(f"does {number}", references=tuple(map(Reference, on)))]
+        return await self._grow_steps(f"g{number}", branch, steps, True)
+
+    async def _replace(self, number: int, branch: str, amount: int) -> object:
+        step = Step(f"does {number}", relation=Relation.REPLACE, related_node_ids=(NodeId(amount + 1),))
+        return await self._grow_steps(f"g{number}", branch, [step], True)
+
+    async def _invalidate(self, number: int, amount: int, holds: bool) -> object:
+        revision = await self.memory.invalidate(self.ref, f"i{number}", (amount + 1,), holds)
+        (self.looked_at if holds else self.invalidated).add(amount + 1)
+        return revision
 
     async def _attach(self, number: int, amount: int, flag: bool) -> object:
         items = [Attachment("t", i, "", b"%d" % number) for i in range(amount % 3 + 1)]
@@ -242,7 +309,7 @@ class Life:
     async def _redact(self, number: int, amount: int) -> object:
         (node,) = await self.memory.get_nodes(self.ref, [amount + 1])
         if not node.redacted:
-            self.nodes.setdefault(node.node_id, replace(node, attachments=()))
+            self.nodes.setdefault(node.node_id, immutable(node))
         ids, revision = await self.memory.redact(self.ref, f"x{number}", (amount + 1,))
         for node in await self.memory.get_nodes(self.ref, ids):
             if isinstance(node.body, Step):
@@ -378,6 +445,11 @@ class Life:
             old = [s.content for s in before.assembly.segments if s.kind is not SegmentKind.HINT]
             now = [s.content for s in after.assembly.segments if s.kind is not SegmentKind.HINT]
             assert now[: len(old)] == old, "I16: the prefix stays"
+
+
+def immutable(node: Node) -> Node:
+    """A node without what is kept beside it."""
+    return replace(node, attachments=(), references=(), stale=())
 
 
 async def live(

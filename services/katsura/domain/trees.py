@@ -253,6 +253,15 @@ class StaleMark:
 
 
 @dataclass(frozen=True, slots=True)
+class StaleStep:
+    """A step that is stale as seen from a branch, from the depth `depth` of its path on."""
+
+    node_id: NodeId
+    mark: StaleMark
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """An action, an observation or a message."""
 
@@ -447,7 +456,7 @@ class Snapshot:
         steps: raw steps oldest first, without those covered by a VALID summary.
         summaries, hints: the branch's chains, oldest first.
         slots: the current write of each key, oldest first.
-        stale: stale steps of the path, newest first.
+        stale: what no longer holds of the path, newest first.
         root_count, root_ids: of the segment that shows goal and pins (attached under node 0).
     """
 
@@ -462,7 +471,7 @@ class Snapshot:
     root_count: int | None = None
     root_ids: tuple[int, ...] = ()
     slots: tuple[Shown, ...] = ()
-    stale: tuple[Node, ...] = ()
+    stale: tuple[StaleStep, ...] = ()
 
 
 def cover_digest(hashes: Iterable[bytes]) -> bytes:

@@ -17,6 +17,7 @@ from katsura.state.archive import (
     Archived,
     ArchivedHead,
     ArchivedNode,
+    ArchivedReferences,
     end_line,
     line_of,
     part_of,
@@ -157,6 +158,8 @@ async def _checked(parts: AsyncIterator[Archived | int]) -> AsyncIterator[Archiv
         elif isinstance(part, ArchivedNode):
             _check_node(part, hashes)
             hashes[part.node_id] = part.content_hash
+        elif isinstance(part, ArchivedReferences):
+            _check_references(part, hashes)
         elif any(node not in hashes for _, _, node in part.steps):
             raise limits.refuse("lines", "a client step id names a node that is not there")
         yield part
@@ -173,6 +176,16 @@ def _check_head(head: ArchivedHead) -> None:
         raise limits.refuse("lines", "a branch points to a node that is not there")
     for branch in head.branches:
         checked_name(branch.name, "lines")
+
+
+def _check_references(part: ArchivedReferences, hashes: dict[int, bytes]) -> None:
+    for from_node, references in part.references:
+        for to in (r.node_id for r in references if not r.tree_id):
+            if from_node not in hashes or not 0 < to < from_node:
+                raise limits.refuse("lines", f"node {from_node} cannot refer to node {to}")
+    for node_id, marks in part.marks:
+        if any(n not in hashes for m in marks for n in (node_id, m.cause, m.seen_from)):
+            raise limits.refuse("lines", f"node {node_id} is stale by a node that is not there")
 
 
 def _check_node(part: ArchivedNode, hashes: dict[int, bytes]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from katsura.domain.errors import FailedPreconditionError, OutOfRangeError, Reason
 from katsura.domain.ids import NodeId
-from katsura.domain.trees import Branch, Node, Step, request_of
+from katsura.domain.trees import Branch, Node, Step, Summary, request_of
 from katsura.memory.core import limits
 from katsura.memory.core.merge import (
     ConflictPolicy,
@@ -16,6 +16,7 @@ from katsura.memory.core.merge import (
     merged_slots,
     picked,
     slots_of,
+    standing_alone,
     told,
 )
 from katsura.memory.core.slots import slot_tokens
@@ -90,7 +91,7 @@ class Branching(Operations):
             parting = await self._trees.parting(write.tree, write.branch, source)
             if write.expected_head not in (None, parting.branch.head):
                 raise refusal(write.tree, "HEAD_MOVED", str(parting.branch.head), parting.branch.name)
-            steps = await self._work(write.tree, parting, pick, text)
+            steps = await self._work(write.tree, parting, pick, text, on_conflict)
             ours, theirs = [await self._trees.slots(write.tree, b.name) for b in (parting.branch, parting.other)]
             base = await self._trees.slots(write.tree, source, parting.slots) if parting.slots else None
             before = slots_of(base.last) if base else {}
@@ -117,14 +118,18 @@ class Branching(Operations):
         steps, slots = made[: len(merged.steps)], made[len(merged.steps) :]
         return Brought(steps, slots, merged.conflicts, merged.branch, merged.common, merged.revision)
 
-    async def _work(self, ref: TreeRef, parting: Parting, pick: Sequence[int], text: str) -> Sequence[Step]:
+    async def _work(
+        self, ref: TreeRef, parting: Parting, pick: Sequence[int], text: str, policy: ConflictPolicy
+    ) -> Sequence[Step]:
         if pick:
-            nodes = await self._trees.nodes(ref, pick, limits.GROW_BYTES_MAX)
+            await self._trees.nodes(ref, pick, limits.GROW_BYTES_MAX)  # else too much for one commit
+            nodes = [(await self._trees.path(ref, parting.other.name, node, 1, 0)).nodes[0] for node in pick]
             for node in nodes:
-                await self._trees.path(ref, parting.other.name, node.node_id, 1, 0)  # else BAD_BOUNDARY
                 if node.depth <= parting.depth:
                     raise limits.refuse("pick", f"step {node.node_id} is on both branches already")
-            return [picked(node, parting.other) for node in nodes]
+            needed = {r.node_id for node in nodes for r in node.references if not r.tree_id} - set(pick)
+            shared = {node for node in needed if await self._has(ref, parting.branch, node)}
+            return [picked(node, parting.other) for node in standing_alone(nodes, shared, policy)]
         count = parting.other.depth - parting.depth
         if not count:
             raise FailedPreconditionError(
@@ -140,6 +145,17 @@ class Branching(Operations):
                 field="source",
             )
         return told(await self._since(ref, parting.other, parting, count), parting.other, text)
+
+    async def _has(self, ref: TreeRef, branch: Branch, node_id: int) -> bool:
+        """Whether a branch has a step on its path; a summary is there for all."""
+        (node,) = await self._trees.nodes(ref, [node_id], limits.ANSWER_BYTES_MAX)
+        if isinstance(node.body, Summary):
+            return True
+        try:
+            await self._trees.path(ref, branch.name, node_id, 1, 0)
+        except FailedPreconditionError:
+            return False
+        return True
 
     async def _since(self, ref: TreeRef, branch: Branch, parting: Parting, count: int) -> tuple[Node, ...]:
         """The newest steps of a branch after the two parted, oldest first."""

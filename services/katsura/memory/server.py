@@ -11,29 +11,23 @@ from katsura.api.memory.v1 import memory_archive_pb2 as archive_pb
 from katsura.api.memory.v1 import memory_contents_pb2 as contents_pb
 from katsura.api.memory.v1 import memory_merge_pb2 as merge_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
-from katsura.api.memory.v1 import memory_service_pb2_grpc
 from katsura.api.memory.v1 import memory_slots_pb2 as slots_pb
 from katsura.domain.errors import InvalidArgumentError
-from katsura.domain.ids import TreeId
 from katsura.domain.trees import BranchState
 from katsura.domain.work import WorkItem
 from katsura.memory import translate
 from katsura.memory.core.merge import ConflictPolicy
 from katsura.memory.operations import Write
-from katsura.memory.service import Memory
+from katsura.memory.structure_server import StructureServicer, ref_of
 from katsura.rpc.context import current_tenant
 from katsura.state.contents import Scope
-from katsura.state.trees import TreeRef
 
 Context = grpc.aio.ServicerContext[Any, Any]
 WriteRequest = pb.GrowRequest | pb.CompressRequest | pb.ReviseRequest | merge_pb.MergeRequest
 
 
-class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
+class MemoryServicer(StructureServicer):
     """`katsura.api.memory.v1.MemoryService`."""
-
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
 
     async def CreateTree(self, request: pb.CreateTreeRequest, context: Context) -> pb.CreateTreeResponse:  # noqa: N802
         """Make a tree with one empty branch."""
@@ -50,7 +44,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
 
     async def GetTree(self, request: pb.GetTreeRequest, context: Context) -> pb.GetTreeResponse:  # noqa: N802
         """Read a tree and its branches."""
-        tree, branches = await self._memory.get_tree(_ref(request.tree_id))
+        tree, branches = await self._memory.get_tree(ref_of(request.tree_id))
         return pb.GetTreeResponse(
             tree=translate.tree_message(tree), branches=[translate.branch_message(branch) for branch in branches]
         )
@@ -63,7 +57,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
 
     async def DeleteTree(self, request: pb.DeleteTreeRequest, context: Context) -> pb.DeleteTreeResponse:  # noqa: N802
         """Drop a tree."""
-        await self._memory.delete_tree(_ref(request.tree_id))
+        await self._memory.delete_tree(ref_of(request.tree_id))
         return pb.DeleteTreeResponse()
 
     async def Grow(self, request: pb.GrowRequest, context: Context) -> pb.GrowResponse:  # noqa: N802
@@ -104,7 +98,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
     async def Maintain(self, request: pb.MaintainRequest, context: Context) -> pb.MaintainResponse:  # noqa: N802
         """Validate a summary again, or record a verdict from outside."""
         written = await self._memory.maintain(
-            _ref(request.tree_id),
+            ref_of(request.tree_id),
             request.request_id,
             request.branch,
             request.summary_id,
@@ -120,7 +114,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
     async def RollUp(self, request: pb.RollUpRequest, context: Context) -> pb.RollUpResponse:  # noqa: N802
         """Roll up summaries into one of the next level."""
         written = await self._memory.roll_up(
-            _ref(request.tree_id),
+            ref_of(request.tree_id),
             request.request_id,
             request.branch,
             translate.body_from(request.summary_body) if request.HasField("summary_body") else None,
@@ -149,7 +143,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
     async def Fork(self, request: pb.ForkRequest, context: Context) -> pb.ForkResponse:  # noqa: N802
         """Name a new branch at any step."""
         branch, position = await self._memory.fork(
-            _ref(request.tree_id), request.request_id, request.branch, request.at_node, request.new_branch
+            ref_of(request.tree_id), request.request_id, request.branch, request.at_node, request.new_branch
         )
         return pb.ForkResponse(branch=translate.branch_message(branch), position=translate.position_message(position))
 
@@ -158,7 +152,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
     ) -> pb.AssembleContextResponse:
         """Assemble the prompt of a branch."""
         assembled = await self._memory.assemble_context(
-            _ref(request.tree_id),
+            ref_of(request.tree_id),
             request.branch,
             request.budget_tokens,
             request.reserve_tokens,
@@ -174,6 +168,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             cut_moved=assembled.cut_moved,
             branch=translate.branch_message(assembled.branch),
             position=translate.position_message(assembled.position),
+            stale_steps=map(translate.stale_message, assembled.stale),
         )
 
     async def AttachTokens(  # noqa: N802
@@ -181,12 +176,12 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
     ) -> pb.AttachTokensResponse:
         """Attach the token ids of rendered segments."""
         tokens = [(node.node_id, tuple(node.token_ids)) for node in request.nodes]
-        kept = await self._memory.attach_tokens(_ref(request.tree_id), request.tokenizer_digest, tokens)
+        kept = await self._memory.attach_tokens(ref_of(request.tree_id), request.tokenizer_digest, tokens)
         return pb.AttachTokensResponse(kept_node_ids=kept)
 
     async def GetPath(self, request: pb.GetPathRequest, context: Context) -> pb.GetPathResponse:  # noqa: N802
         """Read the steps of a branch's path."""
-        path = await self._memory.get_path(_ref(request.tree_id), request.branch, request.end_node, request.page_size)
+        path = await self._memory.get_path(ref_of(request.tree_id), request.branch, request.end_node, request.page_size)
         return pb.GetPathResponse(
             nodes=[translate.node_message(node) for node in path.nodes],
             next_end_node=path.next_end,
@@ -195,7 +190,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
 
     async def GetNodes(self, request: pb.GetNodesRequest, context: Context) -> pb.GetNodesResponse:  # noqa: N802
         """Read nodes by id."""
-        nodes = await self._memory.get_nodes(_ref(request.tree_id), tuple(request.node_ids))
+        nodes = await self._memory.get_nodes(ref_of(request.tree_id), tuple(request.node_ids))
         return pb.GetNodesResponse(nodes=[translate.node_message(node) for node in nodes])
 
     async def UpdateTree(  # noqa: N802
@@ -203,7 +198,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
     ) -> contents_pb.UpdateTreeResponse:
         """Change goal, pins, labels or the default branch."""
         change = translate.change_from(request)
-        tree = await self._memory.update_tree(_ref(request.tree_id), request.request_id, change)
+        tree = await self._memory.update_tree(ref_of(request.tree_id), request.request_id, change)
         return contents_pb.UpdateTreeResponse(tree=translate.tree_message(tree))
 
     async def ListBranches(  # noqa: N802
@@ -212,7 +207,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         """List branches, newest first."""
         states = [translate.enum_of(BranchState, state, f"states[{i}]") for i, state in enumerate(request.states)]
         branches, token = await self._memory.list_branches(
-            _ref(request.tree_id), states, request.page_size, request.page_token
+            ref_of(request.tree_id), states, request.page_size, request.page_token
         )
         return contents_pb.ListBranchesResponse(
             branches=[translate.branch_message(branch) for branch in branches], next_page_token=token
@@ -224,7 +219,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         """Put bytes beside a node."""
         attachments = translate.attachments_from(request.attachments)
         written, revision = await self._memory.put_attachments(
-            _ref(request.tree_id), request.node_id, attachments, request.replace
+            ref_of(request.tree_id), request.node_id, attachments, request.replace
         )
         return contents_pb.PutAttachmentsResponse(written=written, revision=revision)
 
@@ -233,7 +228,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
     ) -> contents_pb.ListNodesResponse:
         """List nodes, newest first."""
         page = await self._memory.list_nodes(
-            _ref(request.tree_id),
+            ref_of(request.tree_id),
             request.before_node,
             request.page_size,
             request.birth_branch,
@@ -248,7 +243,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         self, request: contents_pb.FindStepsRequest, context: Context
     ) -> contents_pb.FindStepsResponse:
         """Find steps by their client ids."""
-        found = await self._memory.find_steps(_ref(request.tree_id), tuple(request.client_step_ids), request.branch)
+        found = await self._memory.find_steps(ref_of(request.tree_id), tuple(request.client_step_ids), request.branch)
         return contents_pb.FindStepsResponse(
             found=[
                 contents_pb.FoundStep(
@@ -263,7 +258,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
     ) -> contents_pb.SearchResponse:
         """Find nodes by their words."""
         hits, next_before = await self._memory.search(
-            _ref(request.tree_id),
+            ref_of(request.tree_id),
             translate.enum_of(Scope, request.scope, "scope"),
             request.branch,
             request.query,
@@ -279,32 +274,34 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         self, request: contents_pb.RedactRequest, context: Context
     ) -> contents_pb.RedactResponse:
         """Destroy the content of nodes."""
-        ids, revision = await self._memory.redact(_ref(request.tree_id), request.request_id, tuple(request.node_ids))
+        ids, revision = await self._memory.redact(ref_of(request.tree_id), request.request_id, tuple(request.node_ids))
         return contents_pb.RedactResponse(redacted_node_ids=ids, revision=revision)
 
     async def SetSlots(self, request: slots_pb.SetSlotsRequest, context: Context) -> slots_pb.SetSlotsResponse:  # noqa: N802
         """Write named values."""
         writes = [translate.slot_from(write, f"writes[{i}]") for i, write in enumerate(request.writes)]
         nodes, revision = await self._memory.set_slots(
-            _ref(request.tree_id), request.request_id, request.branch, writes
+            ref_of(request.tree_id), request.request_id, request.branch, writes
         )
         return slots_pb.SetSlotsResponse(nodes=map(translate.node_message, nodes), revision=revision)
 
     async def GetSlots(self, request: slots_pb.GetSlotsRequest, context: Context) -> slots_pb.GetSlotsResponse:  # noqa: N802
         """Read named values."""
-        nodes = await self._memory.get_slots(_ref(request.tree_id), request.branch)
+        nodes = await self._memory.get_slots(ref_of(request.tree_id), request.branch)
         return slots_pb.GetSlotsResponse(nodes=map(translate.node_message, nodes))
 
     async def GetSlotHistory(  # noqa: N802
         self, request: slots_pb.GetSlotHistoryRequest, context: Context
     ) -> slots_pb.GetSlotHistoryResponse:
         """Read the writes of one named value."""
-        nodes = await self._memory.slot_history(_ref(request.tree_id), request.branch, request.key, request.page_size)
+        nodes = await self._memory.slot_history(ref_of(request.tree_id), request.branch, request.key, request.page_size)
         return slots_pb.GetSlotHistoryResponse(nodes=map(translate.node_message, nodes))
 
     async def Diff(self, request: merge_pb.DiffRequest, context: Context) -> merge_pb.DiffResponse:  # noqa: N802
         """Compare two branches."""
-        found = await self._memory.diff(_ref(request.tree_id), request.branch, request.other_branch, request.page_size)
+        found = await self._memory.diff(
+            ref_of(request.tree_id), request.branch, request.other_branch, request.page_size
+        )
         return merge_pb.DiffResponse(
             common_node=found.common,
             ours=map(translate.node_message, found.ours),
@@ -343,7 +340,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         self, request: archive_pb.ExportTreeRequest, context: Context
     ) -> AsyncIterator[archive_pb.ExportTreeResponse]:
         """Write a tree down."""
-        async for lines in self._memory.export(_ref(request.tree_id)):
+        async for lines in self._memory.export(ref_of(request.tree_id)):
             yield archive_pb.ExportTreeResponse(lines=lines)
 
     async def ImportTree(  # noqa: N802
@@ -364,7 +361,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         self, request: archive_pb.VerifyTreeRequest, context: Context
     ) -> archive_pb.VerifyTreeResponse:
         """Compute every hash of a tree again."""
-        found = await self._memory.verify(_ref(request.tree_id))
+        found = await self._memory.verify(ref_of(request.tree_id))
         return archive_pb.VerifyTreeResponse(
             node_count=found.nodes,
             redacted_count=found.redacted,
@@ -374,20 +371,15 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:  # noqa: N802
         """Stream every commit after a point."""
-        events = self._memory.watch(_ref(request.tree_id), request.resume_token, request.after_revision)
+        events = self._memory.watch(ref_of(request.tree_id), request.resume_token, request.after_revision)
         async for event in events:
             yield translate.event_message(event)
-
-
-def _ref(tree_id: str) -> TreeRef:
-    """The tree meant. An id that could name none is simply not found."""
-    return TreeRef(current_tenant().tenant_id, TreeId(tree_id))
 
 
 def _write(request: WriteRequest) -> Write:
     return Write(
         request_id=request.request_id,
-        tree=_ref(request.tree_id),
+        tree=ref_of(request.tree_id),
         branch=request.branch,
         expected_head=request.expected_head if request.HasField("expected_head") else None,
         unconditional=request.unconditional,

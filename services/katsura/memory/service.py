@@ -16,6 +16,7 @@ from katsura.domain.trees import (
     Branch,
     Hint,
     Node,
+    StaleStep,
     Step,
     Tree,
     TreePolicy,
@@ -29,6 +30,7 @@ from katsura.memory.core.tokens import estimate, estimate_step
 from katsura.memory.merging import Branching
 from katsura.memory.operations import ID_MAX, Write, as_answer, committing
 from katsura.memory.queue import Queue
+from katsura.memory.references import References
 from katsura.memory.slots import Slots
 from katsura.state.trees import (
     Event,
@@ -50,15 +52,16 @@ _ASSEMBLE_SECONDS = metrics.histogram(names.MEMORY_ASSEMBLE_SECONDS, "Seconds an
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """A context, the branch as assembled, whether its cut moved, and when."""
+    """A context, the branch as assembled, whether its cut moved, when, and what no longer holds of the branch."""
 
     assembly: Assembly
     branch: Branch
     cut_moved: bool
     position: Position
+    stale: tuple[StaleStep, ...]
 
 
-class Memory(Queue, Contents, Slots, Branching, Archive):
+class Memory(Queue, Contents, Slots, Branching, References, Archive):
     """Trees of all tenants. `close` ends validations that still run.
 
     Args:
@@ -171,7 +174,8 @@ class Memory(Queue, Contents, Slots, Branching, Archive):
         if moved:
             await self._trees.note_cut(ref, snapshot.branch.name, assembly.cut)
         position = Position(snapshot.tree.revision, snapshot.tree.incarnation)
-        return Assembled(assembly, replace(snapshot.branch, cut=assembly.cut), moved, position)
+        branch_now = replace(snapshot.branch, cut=assembly.cut)
+        return Assembled(assembly, branch_now, moved, position, snapshot.stale)
 
     async def attach_tokens(
         self, ref: TreeRef, tokenizer: str, tokens: Sequence[tuple[int, Sequence[int]]]

@@ -24,8 +24,12 @@ from katsura.domain.trees import (
     Judgement,
     Node,
     Provenance,
+    Reference,
+    ReferenceKind,
     Relation,
     Slot,
+    StaleMark,
+    StaleStep,
     StandingEffect,
     Step,
     StepKind,
@@ -86,6 +90,15 @@ def step_from(message: tree_pb.Step, at: str) -> Step:
         opaque=message.opaque,
         attachments=attachments_from(message.attachments),
         agent_id=message.agent_id,
+        references=references_from(message.references, f"{at}.references"),
+    )
+
+
+def references_from(messages: Iterable[tree_pb.Reference], at: str) -> tuple[Reference, ...]:
+    """What a step refers to, as sent; `at` is their place in the request."""
+    return tuple(
+        Reference(NodeId(r.node_id), enum_of(ReferenceKind, r.kind, f"{at}[{i}].kind"), r.tree_id)
+        for i, r in enumerate(messages)
     )
 
 
@@ -168,6 +181,7 @@ def tree_message(tree: Tree) -> tree_pb.Tree:
         branch_count=tree.branch_count,
         create_time=time_message(tree.create_ms),
         update_time=time_message(tree.update_ms),
+        stale_count=tree.stale_count,
     )
 
 
@@ -207,6 +221,8 @@ def node_message(node: Node) -> tree_pb.Node:
         tokenized_for=node.tokenized_for,
         attachments=[_attachment_message(item) for item in node.attachments],
         redacted=node.redacted,
+        references=map(_reference_message, node.references),
+        stale=map(_mark_message, node.stale),
     )
     match node.body:
         case Step():
@@ -266,6 +282,11 @@ def dropped_message(dropped: Dropped) -> pb.Dropped:
     )
 
 
+def stale_message(stale: StaleStep) -> pb.StaleStep:
+    """A step of a path that no longer holds."""
+    return pb.StaleStep(node_id=stale.node_id, mark=_mark_message(stale.mark))
+
+
 def event_message(event: Event) -> pb.WatchResponse:
     """One commit, or a heartbeat."""
     return pb.WatchResponse(
@@ -304,7 +325,22 @@ def _step_message(step: Step) -> tree_pb.Step:
         opaque=step.opaque,
         attachments=[_attachment_message(item) for item in step.attachments],
         agent_id=step.agent_id,
+        references=map(_reference_message, step.references),
     )
+
+
+def _reference_message(reference: Reference) -> tree_pb.Reference:
+    return tree_pb.Reference(
+        node_id=reference.node_id,
+        kind=tree_pb.ReferenceKind.ValueType(reference.kind),
+        tree_id=reference.tree_id,
+        declared=reference.declared,
+    )
+
+
+def _mark_message(mark: StaleMark) -> tree_pb.StaleMark:
+    reason = tree_pb.StaleReason.ValueType(mark.reason)
+    return tree_pb.StaleMark(cause_node=mark.cause, reason=reason, seen_from=mark.seen_from)
 
 
 def _summary_message(summary: Summary, judgement: Judgement) -> tree_pb.Summary:

@@ -14,6 +14,7 @@ from katsura.api.memory.v1 import memory_slots_pb2 as slots_pb
 from katsura.api.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
 from katsura.rpc.context import CallContext
 from katsura.sdk.connection import ATTEMPTS_MAX, Connection, new_request_id
+from katsura.sdk.memory_structure import StructureCalls
 
 _PIECE_BYTES: Final = 1 << 20
 EMPTY_ROOT = -1
@@ -38,7 +39,7 @@ def step(role: str, content: str, *, client_step_id: str = "", **more: object) -
     return tree_pb.Step(role=role, content=content, client_step_id=client_step_id, **fields)  # type: ignore[arg-type]
 
 
-class MemoryClient:
+class MemoryClient(StructureCalls):
     """Operations on the trees of one tenant. Errors: see the service's comments in `memory_service.proto`."""
 
     def __init__(self, connection: Connection) -> None:

@@ -2,6 +2,7 @@
 
     {"format": 1, "tree": ..., "branches": ...}     the head: everything that is not a node
     {"n": 1, ...}                                   a node, ids rising
+    {"f": [[9, [[7, 1, 1, ""]]], ...], "m": ...}    references by step, marks by stale node
     {"s": [["main", "client id", 7], ...]}          steps by client id
     {"end": <nodes>}                                the last line: without it nothing was imported
 
@@ -19,8 +20,9 @@ from typing import Any, Final, Protocol
 
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.ids import NodeId
-from katsura.domain.trees import Branch, BranchState, Durability, Tree, TreePolicy
+from katsura.domain.trees import Branch, BranchState, Durability, Reference, StaleMark, Tree, TreePolicy
 from katsura.state.contents import TreeRef
+from katsura.state.tree_records import mark_of, marks_list, references_json, references_of
 
 FORMAT: Final = 1
 
@@ -61,14 +63,22 @@ class ArchivedSteps:
     steps: tuple[tuple[str, str, NodeId], ...]
 
 
-Archived = ArchivedHead | ArchivedNode | ArchivedSteps
+@dataclass(frozen=True, slots=True)
+class ArchivedReferences:
+    """References by step, and marks by stale node."""
+
+    references: tuple[tuple[NodeId, tuple[Reference, ...]], ...] = ()
+    marks: tuple[tuple[NodeId, tuple[StaleMark, ...]], ...] = ()
+
+
+Archived = ArchivedHead | ArchivedNode | ArchivedReferences | ArchivedSteps
 
 
 class TreeArchive(Protocol):
     """The part of a tree store that writes trees down and makes them again."""
 
     def dump(self, ref: TreeRef) -> AsyncIterator[Archived]:
-        """The tree as of one moment: its head, its nodes with ids rising, its steps by client id."""
+        """The tree as of one moment: its head, its nodes with ids rising, its references, its steps by client id."""
         ...
 
     async def restore(self, ref: TreeRef, parts: AsyncIterator[Archived]) -> Tree:
@@ -99,6 +109,9 @@ def line_of(part: Archived) -> bytes:
             place = [part.parent, part.depth, part.tokens, part.a, part.b]
             stored = [part.content_hash.hex(), part.head, _text(part.record), part.verdict]
             return _line({"n": part.node_id, "p": place, "r": stored, "b": blobs if any(blobs) else []})
+        case ArchivedReferences():
+            texts = [[node, json.loads(references_json(found))] for node, found in part.references]
+            return _line({"f": texts, "m": [[node, marks_list(marks)] for node, marks in part.marks]})
         case ArchivedSteps():
             return _line({"s": [list(step) for step in part.steps]})
 
@@ -127,6 +140,11 @@ def _part(found: Mapping[str, Any]) -> Archived | int:
         return int(found["end"])
     if "s" in found:
         return ArchivedSteps(tuple((str(b), str(c), NodeId(n)) for b, c, n in found["s"]))
+    if "f" in found:
+        return ArchivedReferences(
+            tuple((NodeId(n), references_of(json.dumps(each))) for n, each in found["f"]),
+            tuple((NodeId(n), tuple(map(mark_of, each))) for n, each in found["m"]),
+        )
     if "n" in found:
         parent, depth, tokens, a, b = map(int, found["p"])
         digest, head, record, verdict = found["r"]

@@ -13,11 +13,22 @@ from katsura.domain.ids import NodeId
 from katsura.domain.trees import Effect, Slot, Step, Summary, Tree
 from katsura.domain.usage import Usage
 from katsura.state import keys
-from katsura.state.archive import Archived, ArchivedHead, ArchivedNode, ArchivedSteps
+from katsura.state.archive import Archived, ArchivedHead, ArchivedNode, ArchivedReferences, ArchivedSteps
 from katsura.state.connect import Arg
 from katsura.state.contents import TreeRef
 from katsura.state.tree_calls import TreeCalls
-from katsura.state.tree_records import body_digest, body_of, extra_from, extra_key, is_tombstone, policy_json
+from katsura.state.tree_records import (
+    body_digest,
+    body_of,
+    extra_from,
+    extra_key,
+    is_tombstone,
+    mark_of,
+    marks_list,
+    policy_json,
+    references_json,
+    references_of,
+)
 from katsura.state.tree_replies import branch_of, index_name, tree_of
 
 _NODES_PER_CALL: Final = 200
@@ -29,6 +40,7 @@ class RedisArchive(TreeCalls):
 
     async def dump(self, ref: TreeRef) -> AsyncIterator[Archived]:
         """The tree as of one moment."""
+        await self._settle(ref)
         answer = await self._call(ref, "dump_head", read_only=True)
         meta, branches, slots, rollups, usage = answer[1:]
         tree = tree_of(ref, meta)
@@ -45,11 +57,26 @@ class RedisArchive(TreeCalls):
             for unit in page[1:]:
                 yield _archived(unit)
                 last = unit[0]
+        last = tree.node_count
+        async for fields in self._fields(ref, "references"):
+            steps = [(NodeId(int(node)), references_of(text)) for node, text in fields]
+            if kept := tuple(each for each in steps if each[0] <= last):
+                yield ArchivedReferences(references=kept)
+        async for fields in self._fields(ref, "stale"):
+            marks = [(NodeId(int(node)), tuple(map(mark_of, json.loads(text)))) for node, text in fields]
+            early = [(node, tuple(m for m in each if m.seen_from <= last)) for node, each in marks if node <= last]
+            if any(each for _, each in early):
+                yield ArchivedReferences(marks=tuple(each for each in early if each[1]))
+        async for fields in self._fields(ref, "steps"):
+            named = [_client(field, value) for field, value in fields]
+            yield ArchivedSteps(tuple(step for step in named if step[2] <= last))
+
+    async def _fields(self, ref: TreeRef, key: str) -> AsyncIterator[list[tuple[bytes, bytes]]]:
+        """Fields of one of the tree's hashes and their values, page by page."""
         cursor: Any = b"0"
         while True:
-            _, cursor, flat = await self._call(ref, "dump_steps", cursor, read_only=True)
-            steps = [_client(field, value) for field, value in zip(flat[::2], flat[1::2], strict=True)]
-            yield ArchivedSteps(tuple(step for step in steps if step[2] <= tree.node_count))
+            _, cursor, flat = await self._call(ref, "dump_fields", cursor, key, read_only=True)
+            yield list(zip(flat[::2], flat[1::2], strict=True))
             if int(cursor) == 0:
                 return
 
@@ -78,6 +105,10 @@ class RedisArchive(TreeCalls):
                     if len(nodes) >= _NODES_PER_CALL or sum(map(_size, nodes)) > _BYTES_PER_CALL:
                         await self._restore_nodes(ref, token, nodes, namespace, digests)
                         nodes = []
+                case ArchivedReferences():
+                    await self._restore_nodes(ref, token, nodes, namespace, digests)
+                    nodes = []
+                    await self._restore_references(ref, token, part)
                 case ArchivedSteps():
                     await self._restore_nodes(ref, token, nodes, namespace, digests)
                     nodes = []
@@ -112,6 +143,14 @@ class RedisArchive(TreeCalls):
         if fields:
             await self._call(ref, "restore_fields", token, *fields)
 
+    async def _restore_references(self, ref: TreeRef, token: str, part: ArchivedReferences) -> None:
+        references: list[Arg] = [arg for n, found in part.references for arg in (n, references_json(found))]
+        marks: list[Arg] = [arg for n, found in part.marks for arg in (n, json.dumps(marks_list(found)))]
+        if references:
+            await self._call(ref, "restore_references", token, *references)
+        if marks:
+            await self._call(ref, "restore_marks", token, *marks)
+
     async def _restore_end(self, ref: TreeRef, token: str, head: ArchivedHead) -> Tree:
         tree = head.tree
         meta = {
@@ -143,7 +182,7 @@ class RedisArchive(TreeCalls):
 
 
 def _archived(unit: Sequence[Any]) -> ArchivedNode:
-    node_id, link, stored, verdict, blob, _, extras = unit
+    node_id, link, stored, verdict, blob, _, extras, *_ = unit
     parent, _, _, depth, tokens, _, a, b, digest = link.split(b" ")
     head, _, record = stored.partition(b"\n")
     return ArchivedNode(

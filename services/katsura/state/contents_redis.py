@@ -61,6 +61,7 @@ class RedisContents(TreeCalls):
             branch_count=said["branch_count"],
             create_ms=said["created"],
             update_ms=said["now"],
+            stale_count=said["stale"],
         )
 
     async def put_attachments(

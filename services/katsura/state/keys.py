@@ -138,6 +138,10 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
     - `work` HASH name -> JSON WorkItem; `compress_due`, `validate_due` ZSETs name by the millisecond from which it may
       be claimed: none that was given up.
     - `usage` HASH `<agent>\n<what>` -> count: what steps are charged to their agents (domain/usage.py).
+    - `references` HASH step -> JSON [[to, kind, declared, tree]...]; `dependents` ZSET, all scores 0, of `<to>:<from>`
+      (16 digits each); `crossed` ZSET of nodes that a step on another path refers to, by id.
+    - `stale` HASH node -> JSON [[seen from, cause, reason]...]; `stale_ids` ZSET of them by id; `stale_queue` LIST of
+      what is still to be marked (memory_1_tree_references.lua).
     - `steps` HASH `<branch> <client step id>` -> `<id> <body digest>`. - `kids` HASH `<parent>:<body digest>` -> id.
     - `verdicts` HASH summary id -> `<status> <version>\\n<JSON>`: the half of a summary that changes.
     - `replays` HASH request id -> digest and answer; `order` LIST of request ids, oldest first: at most Limits.replays.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from katsura.domain.ids import TenantId
 from katsura.domain.trees import (
     Branch,
     Effect,
+    Relation,
     Request,
     Step,
     Tree,
@@ -17,7 +19,7 @@ from katsura.domain.trees import (
 from katsura.domain.usage import Usage
 from katsura.state import keys
 from katsura.state.connect import Arg, Library, Store, translated
-from katsura.state.tree_records import blob_of
+from katsura.state.tree_records import blob_of, references_json
 from katsura.state.tree_replies import (
     branch_of,
     tree_of,
@@ -48,9 +50,9 @@ class TreeCalls:
         self._count = count
 
     async def _read(self, ref: TreeRef) -> tuple[Tree, tuple[Branch, ...]]:
-        _, meta, branches = await self._call(ref, "read", read_only=True)
+        _, meta, branches, stale = await self._call(ref, "read", read_only=True)
         found = [branch_of(json.loads(text)) for text in branches[1::2]]
-        return tree_of(ref, meta), tuple(sorted(found, key=lambda b: b.order))
+        return replace(tree_of(ref, meta), stale_count=stale), tuple(sorted(found, key=lambda b: b.order))
 
     async def _index(self, ref: TreeRef, name: bytes) -> None:
         with translated(self._store.url):
@@ -71,7 +73,17 @@ class TreeCalls:
             ref, function, self._limits.events, self._limits.replays, *identity(request), *arguments
         )
         self._added(ref, answer)
-        return said_of(ref, answer)
+        return await self._settled(ref, said_of(ref, answer))
+
+    async def _settled(self, ref: TreeRef, said: dict[str, Any]) -> dict[str, Any]:
+        """What a commit answers, once every mark that it leads to was spread."""
+        if said.get("unsettled"):
+            await self._settle(ref)
+        return said
+
+    async def _settle(self, ref: TreeRef) -> None:
+        while not (await self._call(ref, "settle"))[1]:
+            pass
 
     def _added(self, ref: TreeRef, answer: Sequence[Any]) -> None:
         """Count what a commit added; an answer that repeats an older one says nothing about it."""
@@ -110,4 +122,6 @@ def step_arguments(step: Step, tokens: int, digest: str, record: bytes, chained:
     harmless = step.effect in (Effect.NONE, Effect.UNSPECIFIED)
     related = " ".join(map(str, step.related_node_ids))
     head: list[Arg] = [step.client_step_id, digest, int(harmless), tokens, int(not harmless), related]
-    return [*head, record, chained.hex(), blob_of(step)] if chained else [*head, b"", b"", b""]
+    written: list[Arg] = [record, chained.hex(), blob_of(step)] if chained else [b"", b"", b""]
+    references = references_json(step.references, declared=True) if step.references else ""
+    return [*head, *written, references, int(step.relation is Relation.REPLACE)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Final
@@ -28,8 +28,12 @@ from katsura.domain.trees import (
     Judgement,
     Node,
     Provenance,
+    Reference,
+    ReferenceKind,
     Relation,
     Slot,
+    StaleMark,
+    StaleReason,
     Step,
     StepKind,
     Summary,
@@ -151,6 +155,8 @@ def node_of(
     blob: bytes = b"",
     tokenized: bytes = b"",
     extras: Sequence[bytes] = (),
+    references: bytes = b"",
+    marks: Sequence[Sequence[int]] = (),
 ) -> Node:
     """A node from its link and its stored form (`functions/memory_1_tree.lua` writes both)."""
     head, _, record = stored.partition(b"\n")
@@ -171,6 +177,8 @@ def node_of(
         tokenized_for=tuple(tokenized.decode().split()),
         attachments=tuple(map(extra_from, extras)),
         redacted=is_tombstone(record),
+        references=references_of(references) if references else (),
+        stale=tuple(map(mark_of, marks)),
     )
 
 
@@ -209,6 +217,27 @@ def judgement_of(text: str | bytes, version: int) -> Judgement:
         checks=tuple(Check(name, Verdict(verdict), tuple(findings)) for name, verdict, findings in checks),
         version=version,
     )
+
+
+def references_json(references: Iterable[Reference], *, declared: bool = False) -> str:
+    """References as the store keeps them."""
+    return _json([[r.node_id, int(r.kind), int(declared or r.declared), r.tree_id] for r in references]).decode()
+
+
+def references_of(text: str | bytes) -> tuple[Reference, ...]:
+    """The way back from `references_json`."""
+    found = json.loads(text)
+    return tuple(Reference(NodeId(n), ReferenceKind(kind), tree, bool(told)) for n, kind, told, tree in found)
+
+
+def mark_of(found: Sequence[int]) -> StaleMark:
+    """A mark as the store keeps it."""
+    return StaleMark(NodeId(found[0]), NodeId(found[1]), StaleReason(found[2]))
+
+
+def marks_list(marks: Iterable[StaleMark]) -> list[list[int]]:
+    """Marks as the store keeps them, as JSON data."""
+    return [[m.seen_from, m.cause, int(m.reason)] for m in marks]
 
 
 def policy_json(policy: TreePolicy) -> str:
@@ -259,6 +288,7 @@ def _step_fields(step: Step) -> dict[str, Any]:
         "f": [call.call_id, call.name, call.arguments_json] if call else None,
         "g": step.agent_id,
         "b": blake2b(blob, digest_size=16).hexdigest() if blob else None,
+        "d": [[r.node_id, int(r.kind), *([r.tree_id] if r.tree_id else [])] for r in step.references],
     }
     return {"t": "s", "r": step.role, "c": step.content, **{name: value for name, value in fields.items() if value}}
 
@@ -313,6 +343,9 @@ def _step_of(fields: Mapping[str, Any], blob: bytes) -> Step:
         opaque=opaque,
         attachments=attachments,
         agent_id=fields.get("g", ""),
+        references=tuple(
+            Reference(NodeId(node), ReferenceKind(kind), *tree) for node, kind, *tree in fields.get("d", ())
+        ),
     )
 
 

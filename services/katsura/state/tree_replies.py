@@ -77,8 +77,8 @@ def link_hash(link: bytes) -> bytes:
 
 def stored_node(found: Sequence[Any]) -> Node:
     """A node with everything kept beside it; a first node is checked against its content hash."""
-    node_id, link, stored, verdict, blob, tokenized, extras = found
-    node = node_of(node_id, link, stored, _judgement(verdict), blob, tokenized, extras)
+    node_id, link, stored, verdict, blob, tokenized, extras, references, marks = found
+    node = node_of(node_id, link, stored, _judgement(verdict), blob, tokenized, extras, references, marks)
     if node.parent_id == ROOT:
         check_chain(node_id, ROOT_HASH, stored, node.content_hash)
     return node

@@ -9,7 +9,7 @@ repeated with the same `Request`. Reasons of refusal:
     NotFoundError            TREE_NOT_FOUND (also for another tenant's id), BRANCH_NOT_FOUND, NODE_NOT_FOUND
     AlreadyExistsError       TREE_EXISTS, BRANCH_EXISTS, REQUEST_ID_REUSED (also for a client_step_id with another body)
     ConflictError            HEAD_MOVED: metadata "head" is the branch's head now
-    FailedPreconditionError  BAD_BOUNDARY, BRANCH_NOT_WRITABLE
+    FailedPreconditionError  BAD_BOUNDARY, BAD_REFERENCE, BRANCH_NOT_WRITABLE
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ from katsura.state.contents import TreeContents
 from katsura.state.contents import TreeRef as TreeRef
 from katsura.state.merging import TreeMerging
 from katsura.state.queue import TreeQueue
+from katsura.state.references import TreeReferences
 from katsura.state.slots import TreeSlots
 
 SHORT_TEXT_CHARS = 200
@@ -179,7 +180,7 @@ class Event:
     resume_token: str = ""
 
 
-class TreeStore(TreeContents, TreeSlots, TreeMerging, TreeQueue, TreeArchive, Protocol):
+class TreeStore(TreeContents, TreeSlots, TreeMerging, TreeQueue, TreeReferences, TreeArchive, Protocol):
     """Trees of all tenants. A branch given as "" is the tree's default branch."""
 
     @property
@@ -361,6 +362,10 @@ def refusal(ref: TreeRef, reason: str, *details: str) -> KatsuraError:
         case "NO_WORK":
             text = f"nothing waits on branch {details[1]!r}: no step is raw, or summary {details[2]} is not pending"
             return FailedPreconditionError(text, reason=Reason.NO_WORK, metadata={"branch": details[1]})
+        case "BAD_REFERENCE":
+            place = {"index": details[1]} if len(details) > 1 else {}
+            text = f"a reference leads from a step to a step or summary made before it; node {first} is none"
+            return FailedPreconditionError(text, reason=Reason.BAD_REFERENCE, metadata={"node": first, **place})
         case "BAD_BOUNDARY":
             text = f"node {first} is not a place on this branch where that can be done"
             return FailedPreconditionError(text, reason=Reason.BAD_BOUNDARY, metadata={"node": first})

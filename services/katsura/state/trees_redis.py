@@ -25,6 +25,7 @@ from katsura.domain.trees import (
     Request,
     Rest,
     Snapshot,
+    StaleStep,
     StandingEffect,
     Summary,
     Tree,
@@ -37,6 +38,7 @@ from katsura.state.connect import Arg, Store, translated
 from katsura.state.contents_redis import RedisContents
 from katsura.state.merging_redis import RedisMerging
 from katsura.state.queue_redis import RedisQueue
+from katsura.state.references_redis import RedisReferences
 from katsura.state.slots_redis import RedisSlots
 from katsura.state.tree_calls import (
     MEMORY_FUNCTIONS,
@@ -54,6 +56,7 @@ from katsura.state.tree_records import (
     content_hash,
     judgement_json,
     judgement_of,
+    mark_of,
     pack_ids,
     policy_json,
     record_of,
@@ -104,7 +107,7 @@ class _Plan:
     head: int
 
 
-class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisArchive, TreeWatch):
+class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisReferences, RedisArchive, TreeWatch):
     """Trees of all tenants in one store."""
 
     def __init__(self, store: Store, limits: Limits, count: Count = uncounted) -> None:
@@ -201,7 +204,8 @@ class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisA
             )
             if answer[0] != b"REPLAN":
                 self._added(ref, answer)
-                return self._grown(ref, branch, plan, hashes, said_of(ref, answer))
+                said = await self._settled(ref, said_of(ref, answer))
+                return self._grown(ref, branch, plan, hashes, said)
             base, base_hash, fresh, head = answer[1:]
             missing = frozenset(int(i) - 1 for i in fresh.split())
             plan = _Plan(base, bytes.fromhex(base_hash.decode()), missing, head)
@@ -393,7 +397,10 @@ class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisA
             int(with_ids),
             read_only=True,
         )
-        meta, found, (root_count, root_ids), *units = answer[1:]
+        meta, found, (root_count, root_ids), *units, stale, unsettled = answer[1:]
+        if unsettled:  # what an earlier process did not come to
+            await self._settle(ref)
+            return await self.snapshot(ref, branch, token_limit, hint_limit, tokenizer, with_ids)
         steps, summaries, hints = (tuple(shown_node(unit) for unit in reversed(part)) for part in units[:3])
         *rests, slots = units[3:]
         return Snapshot(
@@ -408,6 +415,7 @@ class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisA
             root_count=None if root_count < 0 else root_count,
             root_ids=unpack_ids(root_ids),
             slots=tuple(map(shown_node, slots)),
+            stale=tuple(StaleStep(NodeId(n), mark_of(mark), depth) for n, *mark, depth in stale),
         )
 
     async def note_cut(self, ref: TreeRef, branch: BranchName, cut: int) -> None:

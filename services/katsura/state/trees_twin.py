@@ -51,14 +51,16 @@ from katsura.state.trees import (
 )
 from katsura.state.twin_archive import TwinArchive
 from katsura.state.twin_contents import TwinContents
+from katsura.state.twin_doubt import doubt_left, stale_on
 from katsura.state.twin_merging import TwinMerging
 from katsura.state.twin_queue import TwinQueue, ask_for_verdict, fenced
+from katsura.state.twin_references import TwinReferences
 from katsura.state.twin_slots import TwinSlots
 from katsura.state.twin_tree import HARMLESS, TwinTree
 from katsura.state.twin_usage import TwinUsage
 
 
-class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, TwinArchive):
+class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, TwinReferences, TwinArchive):
     """Trees of all tenants in one dictionary."""
 
     @property
@@ -92,11 +94,13 @@ class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, 
     async def read(self, ref: TreeRef) -> tuple[Tree, tuple[Branch, ...]]:
         """The tree and its branches in the order they were made."""
         state = self._state(ref)
-        return state.tree, tuple(state.branches.values())
+        return state.shown_tree, tuple(state.branches.values())
 
     async def trees(self, tenant: TenantId, page_size: int, page_token: str) -> tuple[tuple[Tree, ...], str]:
         """Trees of a tenant, newest first."""
-        named = {f"{s.tree.create_ms:013}:{ref.tree}": s.tree for ref, s in self._trees.items() if ref.tenant == tenant}
+        named = {
+            f"{s.tree.create_ms:013}:{ref.tree}": s.shown_tree for ref, s in self._trees.items() if ref.tenant == tenant
+        }
         names = sorted((name for name in named if not page_token or name < page_token), reverse=True)[:page_size]
         return tuple(named[name] for name in names), names[-1] if len(names) == page_size else ""
 
@@ -171,7 +175,9 @@ class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, 
             state.versions[segment] = cover.versions + 1
             node = state.add(parent, branch.name, summary, summary.body_tokens, state.depth(cover.last))
             node = state.nodes[node.node_id] = replace(node, judgement=replace(judgement, version=1))
-            if judgement.status is not SummaryStatus.FAILED:
+            if judgement.status is SummaryStatus.FAILED:
+                state.fail(node.node_id)
+            else:
                 branch = state.adopt(branch, node)
             if judgement.status is SummaryStatus.PENDING and EXTERNAL in judgement.required:
                 ask_for_verdict(state, node, branch.name, self._tick())
@@ -279,6 +285,7 @@ class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, 
             node = state.add(retreat.previous_hint, new.name, hint, tokens, new.depth)
             new = state.branches[new.name] = replace(new, hint=node.node_id)
             old = state.branches[old.name] = replace(old, state=BranchState.ABANDONED)
+            doubt_left(state, old.head, state.depth(retreat.restore_after))
             if move_default and state.tree.default_branch == old.name:
                 state.tree = replace(state.tree, default_branch=new.name)
             position = state.commit(EventKind.REVISED, new.name, (node.node_id,))
@@ -330,6 +337,7 @@ class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, 
         return Snapshot(
             state.tree, found, steps, summaries, hints, steps_rest, summaries_rest, hints_rest,
             None if root is None else len(root), root if with_ids and root is not None else (), slots,
+            stale_on(state, found.head),
         )  # fmt: skip
 
     async def note_cut(self, ref: TreeRef, branch: BranchName, cut: int) -> None:
@@ -353,7 +361,7 @@ class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, 
             left -= stored_size(state.shown(node.node_id))
             if len(taken) == page_size or (left < 0 and taken):
                 return Path(tuple(reversed(taken)), node.node_id, found)
-            taken.append(state.shown(node.node_id))
+            taken.append(state.shown(node.node_id, found.head))
         return Path(tuple(reversed(taken)), ROOT, found)
 
     async def nodes(self, ref: TreeRef, node_ids: Sequence[int], bytes_max: int) -> tuple[Node, ...]:

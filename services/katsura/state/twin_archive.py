@@ -8,7 +8,7 @@ from dataclasses import replace
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.ids import BranchName, NodeId
 from katsura.domain.trees import ROOT, EventKind, Hint, Node, Request, Slot, Step, Summary, Tree
-from katsura.state.archive import Archived, ArchivedHead, ArchivedNode, ArchivedSteps
+from katsura.state.archive import Archived, ArchivedHead, ArchivedNode, ArchivedReferences, ArchivedSteps
 from katsura.state.contents import TreeRef
 from katsura.state.tree_records import (
     SALT_BYTES,
@@ -24,6 +24,7 @@ from katsura.state.tree_records import (
     record_of,
 )
 from katsura.state.trees import refusal
+from katsura.state.twin_doubt import refer
 from katsura.state.twin_tree import HARMLESS, TwinForest, TwinTree
 from katsura.state.usage import charges_from, flat_charges
 
@@ -41,6 +42,11 @@ class TwinArchive(TwinForest):
         yield ArchivedHead(state.tree, tuple(state.branches.values()), heads, dict(state.rollups), usage)
         for node in list(state.nodes.values()):
             yield _archived(state, node)
+        references = tuple((NodeId(n), each) for n, each in sorted(state.doubts.references.items()) if each)
+        if references:
+            yield ArchivedReferences(references=references)
+        if state.doubts.marks:
+            yield ArchivedReferences(marks=tuple((NodeId(n), each) for n, each in sorted(state.doubts.marks.items())))
         yield ArchivedSteps(tuple((branch, client, node) for (branch, client), (node, _) in state.steps.items()))
 
     async def restore(self, ref: TreeRef, parts: AsyncIterator[Archived]) -> Tree:
@@ -61,6 +67,10 @@ class TwinArchive(TwinForest):
                 break
             elif isinstance(part, ArchivedNode):
                 _restore_node(state, part)
+            elif isinstance(part, ArchivedReferences):
+                for from_node, references in part.references:
+                    refer(state, from_node, references, spread=False)
+                state.doubts.marks.update(part.marks)
             else:
                 for branch, client, node in part.steps:
                     body = state.nodes[node].body

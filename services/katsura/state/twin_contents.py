@@ -16,6 +16,7 @@ from katsura.domain.trees import (
     Node,
     Request,
     Slot,
+    StaleReason,
     Step,
     Summary,
     SummaryStatus,
@@ -77,7 +78,7 @@ class TwinContents(TwinForest):
                 default_branch=BranchName(change.default_branch or tree.default_branch),
             )
             state.commit(EventKind.TREE_UPDATED, "", ())
-            return state.tree
+            return state.shown_tree
 
         return state.once(request, write)
 
@@ -244,6 +245,8 @@ def _erase(state: TwinTree, node: Node) -> None:
     state.nodes[node.node_id] = replace(node, body=redacted_body(node.body), redacted=True, judgement=judgement)
     if judgement:
         state.fail(node.node_id)
+    elif isinstance(node.body, Step):
+        state.doubts.doubt(node.node_id, StaleReason.REDACTED)
     state.extras.pop(node.node_id, None)
     for ids in state.tokens.values():
         ids.pop(node.node_id, None)

@@ -11,7 +11,7 @@ from katsura.state.merging import Merged, Merging, Parting
 from katsura.state.slots import KEYS_MAX
 from katsura.state.tree_records import body_digest
 from katsura.state.trees import refusal
-from katsura.state.twin_tree import HARMLESS, TwinForest, TwinTree
+from katsura.state.twin_tree import TwinForest, TwinTree
 
 
 class TwinMerging(TwinForest):
@@ -47,11 +47,8 @@ class TwinMerging(TwinForest):
                 raise refusal(ref, "TOO_MANY", "writes", str(KEYS_MAX))
             head, steps = branch.head, []
             for step, tokens in merging.steps:
-                node_id = state.add(head, branch.name, step, tokens, state.depth(head) + 1).node_id
-                if step.effect in HARMLESS:
-                    state.kids.setdefault((head, body_digest(step, repr(ref).encode())), node_id)
-                steps.append(node_id)
-                head = node_id
+                head = state.append(head, branch.name, step, tokens, body_digest(step, repr(ref).encode()))
+                steps.append(head)
             raw = state.path_tokens(head) - state.path_tokens(branch.boundary)
             branch = replace(branch, head=head, depth=state.depth(head), raw_tokens=raw)
             state.branches[branch.name] = branch

@@ -21,8 +21,10 @@ from katsura.domain.trees import (
     EventKind,
     Judgement,
     Node,
+    Relation,
     Request,
     Slot,
+    StaleReason,
     Step,
     Summary,
     SummaryStatus,
@@ -41,6 +43,7 @@ from katsura.state.trees import (
     TreeRef,
     refusal,
 )
+from katsura.state.twin_doubt import Doubts, check_references, refer, seen_marks
 
 T = TypeVar("T")
 _SALT = bytes(SALT_BYTES)
@@ -73,7 +76,13 @@ class TwinTree:
     work: dict[str, WorkItem] = field(default_factory=dict)
     charges: dict[str, Charge] = field(default_factory=dict)
     claims: int = 0
+    doubts: Doubts = field(default_factory=Doubts)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def shown_tree(self) -> Tree:
+        """The tree as readers see it."""
+        return replace(self.tree, stale_count=len(self.doubts.marks))
 
     def up(self, node_id: int) -> Iterator[Node]:
         """The node and everything above it, nearest first."""
@@ -123,11 +132,14 @@ class TwinTree:
         self.slot_heads[branch.name] = head
         return tuple(ids)
 
-    def shown(self, node_id: int) -> Node:
-        """The node with everything kept beside it."""
+    def shown(self, node_id: int, head: int | None = None) -> Node:
+        """The node with everything kept beside it, stale as seen from the path that ends at `head` (None: any)."""
         tokenized = tuple(sorted(digest for digest, ids in self.tokens.items() if node_id in ids))
         beside = tuple(self.extras.get(node_id, {}).values())
-        return replace(self.nodes[node_id], tokenized_for=tokenized, attachments=beside)
+        references = self.doubts.references.get(node_id, ())
+        stale = seen_marks(self, node_id, head)
+        node = self.nodes[node_id]
+        return replace(node, tokenized_for=tokenized, attachments=beside, references=references, stale=stale)
 
     def branch(self, name: str) -> Branch:
         """A branch by name. Raises BRANCH_NOT_FOUND."""
@@ -190,11 +202,8 @@ class TwinTree:
         for new, digest, known in zip(steps, digests, found, strict=True):
             node_id = known
             if node_id is None:
-                node_id = self.add(base, branch.name, new.step, new.tokens, self.depth(base) + 1).node_id
+                node_id = base = self.append(base, branch.name, new.step, new.tokens, digest)
                 self.charge(new.step)
-                if new.step.effect in HARMLESS:
-                    self.kids.setdefault((base, digest), node_id)
-                base = node_id
             if new.step.client_step_id:
                 self.steps[branch.name, new.step.client_step_id] = (node_id, digest)
             ids.append(node_id)
@@ -232,7 +241,19 @@ class TwinTree:
             for node_id in new.step.related_node_ids:
                 if node_id not in self.nodes:
                     raise refusal(self.ref, "NODE_NOT_FOUND", str(node_id), str(i))
+            check_references(self, ROOT, new.step.references, i)
         return found, base
+
+    def append(self, base: NodeId, branch: str, step: Step, tokens: int, digest: str) -> NodeId:
+        """Make a step below `base`, and everything that follows from what it says."""
+        node_id = self.add(base, branch, step, tokens, self.depth(base) + 1).node_id
+        if step.effect in HARMLESS:
+            self.kids.setdefault((base, digest), node_id)
+        if step.references:
+            refer(self, node_id, [replace(reference, declared=True) for reference in step.references])
+        for related in step.related_node_ids if step.relation is Relation.REPLACE else ():
+            self.doubts.doubt(related, StaleReason.REPLACED, node_id)
+        return node_id
 
     def add(self, parent: int, branch: str, body: Body, tokens: int, depth: int) -> Node:
         """Make a node below `parent`."""
@@ -282,8 +303,9 @@ class TwinTree:
             at = self.rolled(self.nodes[at].parent_id)
 
     def fail(self, node_id: NodeId) -> list[NodeId]:
-        """Mark the roll-ups over a summary that failed; their ids."""
+        """What a summary's failure leads to: the roll-ups over it fail too; their ids."""
         failed: list[NodeId] = []
+        self.doubts.doubt(node_id, StaleReason.FAILED)
         over = self.rollups.get(node_id)
         while over is not None:
             before = self.nodes[over].judgement
@@ -291,6 +313,7 @@ class TwinTree:
                 text = f"summary {node_id}, which it covers, failed"
                 judgement = Judgement(SummaryStatus.FAILED, Verdict.FAIL, Verdict.UNKNOWN, text)
                 self.nodes[over] = replace(self.nodes[over], judgement=replace(judgement, version=before.version + 1))
+                self.doubts.doubt(over, StaleReason.FAILED)
                 failed.append(over)
             node_id, over = over, self.rollups.get(over)
         return failed

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from katsura.domain.errors import ConflictError, FailedPreconditionError, InvalidArgumentError, Reason
-from katsura.domain.ids import TenantId, TreeId
-from katsura.domain.trees import Effect, Node, Provenance, Slot, Step, StepKind, TreePolicy
+from katsura.domain.ids import NodeId, TenantId, TreeId
+from katsura.domain.trees import Effect, Node, Provenance, Reference, ReferenceKind, Slot, Step, StepKind, TreePolicy
 from katsura.memory.core.merge import ConflictPolicy
 from katsura.memory.core.slots import SlotWrite
 from katsura.memory.merging import Brought
@@ -163,3 +163,37 @@ async def test_a_diff_tells_both_sides_and_the_slots(memory: Memory) -> None:
     ]
     same = await memory.diff(REF, "sub", "sub", 0)
     assert (same.ours, same.theirs, same.slots, same.common) == ((), (), (), 8)
+
+
+async def test_a_merged_step_says_what_it_was_made_of(memory: Memory) -> None:
+    await grow(memory, "sub", Step("look"), Step("found"))
+    (note,) = (await merge(memory)).steps
+    made_of = [Reference(NodeId(n), ReferenceKind.DERIVED_FROM, "", True) for n in (4, 5)]
+    assert list(note.references) == made_of
+    (copy,) = (await merge(memory, 5)).steps
+    assert list(copy.references) == made_of[1:]
+    await memory.redact(REF, "", (4,))
+    told = await memory.get_nodes(REF, [note.node_id, copy.node_id])
+    assert [bool(node.stale) for node in told] == [True, False], "what quotes a redacted step is in doubt"
+
+
+async def test_a_picked_step_brings_what_it_depends_on_or_is_a_conflict(memory: Memory) -> None:
+    await grow(memory, "sub", Step("look", references=(Reference(NodeId(1)),)))
+    await grow(memory, "sub", Step("found", references=(Reference(NodeId(4)),)))
+    await grow(memory, "sub", Step("told", references=(Reference(NodeId(5)),)))
+    with pytest.raises(ConflictError) as error:
+        await merge(memory, 5, 6)
+    assert (error.value.reason, error.value.metadata) == (Reason.MERGE_CONFLICT, {"nodes": "5 6"})
+    assert [step_of(n).content for n in (await merge(memory, 4, 5)).steps] == ["look", "found"]
+    assert (await merge(memory, 5, 6, policy=OURS)).steps == (), "neither stands alone, so both are left out"
+    taken = (await merge(memory, 6, policy=THEIRS)).steps
+    assert [r.node_id for r in taken[0].references] == [5, 6]
+
+
+async def test_a_stale_step_is_not_picked_unawares(memory: Memory) -> None:
+    await grow(memory, "sub", Step("look"))
+    await memory.invalidate(REF, "", (4,), False)
+    with pytest.raises(ConflictError):
+        await merge(memory, 4)
+    (taken,) = (await merge(memory, 4, policy=THEIRS)).steps
+    assert [m.cause for m in (await memory.get_nodes(REF, [taken.node_id]))[0].stale] == [4]

@@ -24,6 +24,8 @@ from katsura.domain.trees import (
     Effect,
     Judgement,
     Provenance,
+    Reference,
+    ReferenceKind,
     Relation,
     Step,
     StepKind,
@@ -52,6 +54,7 @@ FULL = Step(
     opaque=b"o",
     attachments=(Attachment("t", 1, "m", b"d"),),
     agent_id="g",
+    references=(Reference(NodeId(1), ReferenceKind.REUSES, "other"),),
 )
 
 

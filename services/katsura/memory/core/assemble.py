@@ -2,7 +2,7 @@
 
     goal and pins | summaries, raw steps, slots and hints in the order of the path
     never dropped | VALID summaries stand for their covers; a slot stands where its value was set; hints are untrusted
-                  | and stand where the branch turned
+                  | and stand where the branch turned; what is stale is told where it became so
 
 What is left out is a function of the branch and the budget alone. Old raw steps are cut where the path's token count
 passes a multiple of half the room: the shown part grows to the high-water mark (the room), then the cut moves once,
@@ -10,9 +10,9 @@ to the low-water mark, and stays there while the branch grows. So a prompt cache
 each step, and forks of one step share their prefix. A hint never moves either, and never comes between a question and
 its answer (docs/adr/0007).
 
-The order of sacrifice: the oldest raw steps, hints, the oldest summaries, all of the newest summary but its open
-obligations. Goal, pins, slots, open obligations and the newest step are never dropped: where they do not fit, the
-answer is OUT_OF_RANGE / BUDGET_TOO_SMALL.
+The order of sacrifice: the oldest raw steps, hints, what is stale, the oldest summaries, all of the newest summary but
+its open obligations. Goal, pins, slots, open obligations and the newest step are never dropped: where they do not fit,
+the answer is OUT_OF_RANGE / BUDGET_TOO_SMALL.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from hashlib import blake2b
-from typing import Final
+from typing import Final, TypeVar
 
 from katsura.domain.errors import OutOfRangeError, Reason
 from katsura.domain.ids import NodeId
@@ -32,6 +32,8 @@ from katsura.domain.trees import (
     Shown,
     Slot,
     Snapshot,
+    StaleReason,
+    StaleStep,
     Step,
     Summary,
     SummaryStatus,
@@ -40,13 +42,24 @@ from katsura.domain.trees import (
 from katsura.memory.core.slots import slot_text
 from katsura.memory.core.tokens import estimate, estimate_step
 
+P = TypeVar("P")
 LOW_WATER_SHARE: Final = 2
 """The low-water mark is the room less a 1/2 of it."""
 HINT_SHARE: Final = 8
 """Hints take at most 1/8 of the room."""
 SUMMARY_SHARE: Final = 2
 """Summaries take at most 1/2 of what pins leave."""
+STALE_SHARE: Final = 8
+"""What no longer holds is told in at most 1/8 of the room."""
 COVERED, OVER_BUDGET, NOT_VALID, HINT_LIMIT = "covered-by-summary", "over-budget", "summary-not-valid", "hint-limit"
+STALE_LIMIT: Final = "stale-limit"
+_BEFELL: Final = {
+    StaleReason.REPLACED: "which step {} replaced",
+    StaleReason.REDACTED: "whose content was destroyed",
+    StaleReason.ABANDONED: "which a Revise abandoned",
+    StaleReason.INVALIDATED: "which was said to hold no longer",
+    StaleReason.FAILED: "a summary that failed its check",
+}
 
 
 class SegmentKind(IntEnum):
@@ -60,7 +73,7 @@ class SegmentKind(IntEnum):
     STALE = 6
 
 
-_AFTER: Final = {SegmentKind.SLOT: 1, SegmentKind.HINT: 2}
+_AFTER: Final = {SegmentKind.SLOT: 1, SegmentKind.HINT: 2, SegmentKind.STALE: 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +121,15 @@ class Assembly:
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """Which summaries and hints are shown, oldest first."""
+    """Which summaries, hints and notices of what is stale are shown, oldest first."""
 
     summaries: tuple[tuple[Shown, Segment], ...]
     hints: tuple[tuple[Shown, Segment], ...]
+    stale: tuple[tuple[StaleStep, Segment], ...]
 
     @property
     def tokens(self) -> int:
-        return _cost(segment for _, segment in (*self.summaries, *self.hints))
+        return _cost(segment for _, segment in (*self.summaries, *self.hints, *self.stale))
 
 
 def assemble(snapshot: Snapshot, room: int, *, tokenizer: bool) -> Assembly:
@@ -135,7 +149,8 @@ def assemble(snapshot: Snapshot, room: int, *, tokenizer: bool) -> Assembly:
     valid = [(shown, summary_segment(shown)) for shown in snapshot.summaries if _is_valid(shown.node.judgement)]
     hints = [(shown, _hint_segment(shown)) for shown in snapshot.hints]
     most_hints = snapshot.tree.policy.hint_limit
-    chosen = _choose(valid, hints[-most_hints:], room - kept, _cost(steps[-1:]), room)
+    stale = _stale_segments(snapshot)
+    chosen = _choose(valid, hints[-most_hints:], stale, room - kept, _cost(steps[-1:]), room)
     needed = kept + chosen.tokens + _cost(steps[-1:])
     if needed > room:
         raise OutOfRangeError(
@@ -147,11 +162,15 @@ def assemble(snapshot: Snapshot, room: int, *, tokenizer: bool) -> Assembly:
         )
     first = _first_shown(snapshot, steps, room - kept - chosen.tokens, room)
     raw = list(zip(snapshot.steps, steps, strict=True))[first:]
-    segments = (*pins, *_in_path_order((*chosen.summaries, *raw, *slots, *chosen.hints)))
+    placed = [(shown.node.depth, part) for shown, part in (*chosen.summaries, *raw, *slots, *chosen.hints)]
+    segments = (*pins, *_in_path_order((*placed, *_noticed(chosen))))
     cut = snapshot.steps[first].node.depth - 1 if first < len(steps) else snapshot.branch.depth
     return Assembly(
         segments=segments,
-        dropped=tuple(_dropped(snapshot, valid, hints, chosen, first)),
+        dropped=(
+            *_dropped(snapshot, valid, hints, chosen, first),
+            *_dropped_stale(stale[: len(stale) - len(chosen.stale)]),
+        ),
         untokenized=tuple(s.node_id for s in segments if s.estimated and not s.shortened) if tokenizer else (),
         total_tokens=_cost(segments),
         cut=cut,
@@ -174,9 +193,14 @@ def summary_segment(shown: Shown) -> Segment:
 
 
 def _choose(
-    valid: Sequence[tuple[Shown, Segment]], hints: Sequence[tuple[Shown, Segment]], left: int, newest: int, room: int
+    valid: Sequence[tuple[Shown, Segment]],
+    hints: Sequence[tuple[Shown, Segment]],
+    stale: Sequence[tuple[StaleStep, Segment]],
+    left: int,
+    newest: int,
+    room: int,
 ) -> _Chosen:
-    """Summaries and hints, the newest of each first, within their shares of what pins leave.
+    """Summaries, what is stale, and hints, the newest of each first, within their shares of what pins leave.
 
     The shares do not depend on the newest step, or each step would change the prefix; only one so large that it does
     not fit beside them takes from them.
@@ -192,14 +216,19 @@ def _choose(
         if shown and spent + segment.token_count > share:
             break
         shown.append((summary, segment))
-    left = min(left - _cost(segment for _, segment in shown), room // HINT_SHARE)
-    kept: list[tuple[Shown, Segment]] = []
-    for hint, segment in reversed(hints):
-        if segment.token_count > left:
-            break
-        left -= segment.token_count
-        kept.append((hint, segment))
-    return _Chosen(tuple(reversed(shown)), tuple(reversed(kept)))
+    left -= _cost(segment for _, segment in shown)
+    told = _newest(stale, min(left, room // STALE_SHARE))
+    kept = _newest(hints, min(left - _cost(segment for _, segment in told), room // HINT_SHARE))
+    return _Chosen(tuple(reversed(shown)), kept, told)
+
+
+def _newest(parts: Sequence[tuple[P, Segment]], left: int) -> tuple[tuple[P, Segment], ...]:
+    """The newest parts that fit, oldest first."""
+    first = len(parts)
+    while first and parts[first - 1][1].token_count <= left:
+        first -= 1
+        left -= parts[first][1].token_count
+    return tuple(parts[first:])
 
 
 def _first_shown(snapshot: Snapshot, steps: Sequence[Segment], left: int, room: int) -> int:
@@ -216,9 +245,9 @@ def _first_shown(snapshot: Snapshot, steps: Sequence[Segment], left: int, room: 
     return next((i for i in range(fit, len(steps)) if starts[i] >= mark), len(steps) - 1)
 
 
-def _in_path_order(parts: Iterable[tuple[Shown, Segment]]) -> tuple[Segment, ...]:
-    """By depth; slots and hints have the depth of the step at which they were made, and follow it in that order."""
-    ordered = sorted(parts, key=lambda part: (part[0].node.depth, _AFTER.get(part[1].kind, 0)))
+def _in_path_order(parts: Iterable[tuple[int, Segment]]) -> tuple[Segment, ...]:
+    """By depth; what has the depth of the step at which it was made follows that step."""
+    ordered = sorted(parts, key=lambda part: (part[0], _AFTER.get(part[1].kind, 0)))
     return tuple(segment for _, segment in ordered)
 
 
@@ -288,6 +317,31 @@ def _hint_segment(shown: Shown) -> Segment:
         f"{hint.restored_after}]\nReason: {hint.reason}\nIt began with: {hint.first_action}"
     )
     return _segment(SegmentKind.HINT, "user", text, shown)
+
+
+def _stale_segments(snapshot: Snapshot) -> list[tuple[StaleStep, Segment]]:
+    """What no longer holds, oldest first, where it came to hold no longer. A redacted step says so itself."""
+    told = [s for s in snapshot.stale if s.mark.reason is not StaleReason.REDACTED or s.mark.cause != s.node_id]
+    return [(stale, _stale_segment(stale)) for stale in sorted(told, key=lambda s: (s.depth, s.node_id, s.mark))]
+
+
+def _noticed(chosen: _Chosen) -> Iterable[tuple[int, Segment]]:
+    """Notices by the depth at which they stand: after the summary, where one covers their step."""
+    ends = [shown.node.depth for shown, _ in chosen.summaries]
+    for stale, part in chosen.stale:
+        yield next((end for end in ends if end >= stale.depth), stale.depth), part
+
+
+def _stale_segment(stale: StaleStep) -> Segment:
+    """It has no ids of its own: those attached under its node are the step's."""
+    mark = stale.mark
+    rests = "" if mark.cause == stale.node_id else f" rests on {mark.cause}"
+    text = f"[stale: step {stale.node_id}{rests}, {_BEFELL[mark.reason].format(mark.seen_from)}]"
+    return Segment(SegmentKind.STALE, "user", text, stale.node_id, estimate(text), estimated=True, shortened=True)
+
+
+def _dropped_stale(parts: Sequence[tuple[StaleStep, Segment]]) -> Iterable[Dropped]:
+    return (Dropped(SegmentKind.STALE, stale.node_id, STALE_LIMIT, part.token_count) for stale, part in parts)
 
 
 def _slot_segment(shown: Shown) -> Segment:

@@ -8,7 +8,18 @@ from typing import Final
 
 from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, Reason
 from katsura.domain.ids import checked_name
-from katsura.domain.trees import Durability, Effect, Provenance, Relation, Step, StepKind, SummaryBody, TreePolicy
+from katsura.domain.trees import (
+    Durability,
+    Effect,
+    Provenance,
+    Reference,
+    ReferenceKind,
+    Relation,
+    Step,
+    StepKind,
+    SummaryBody,
+    TreePolicy,
+)
 from katsura.domain.units import KIB, MIB, human_bytes
 from katsura.domain.work import EXTERNAL
 from katsura.memory.core.compress import COMPRESSORS, DEFAULT_COMPRESSOR
@@ -28,6 +39,8 @@ ATTRIBUTES_MAX: Final = 64
 TEXT_BYTES_MAX: Final = 4 * KIB
 """Of labels, attributes, pins, reasons and ids within a step."""
 RELATED_MAX: Final = 64
+REFERENCES_MAX: Final = 64
+INVALIDATE_MAX: Final = 256
 ITEMS_MAX: Final = 256
 """Of each list in a summary."""
 NODES_MAX: Final = 1000
@@ -175,6 +188,27 @@ def check_body(body: SummaryBody, field: str) -> None:
             check_text(item, f"{field}.{name}[{i}]")
 
 
+def check_references(references: Sequence[Reference], field: str) -> None:
+    """Refuse references that lead nowhere, or too many."""
+    if len(references) > REFERENCES_MAX:
+        raise refuse(field, f"{len(references)} entries; at most {REFERENCES_MAX} are taken")
+    for i, reference in enumerate(references):
+        if reference.node_id < 1:
+            raise refuse(f"{field}[{i}].node_id", "node ids are positive")
+        if reference in references[:i]:
+            raise refuse(f"{field}[{i}]", f"node {reference.node_id} is in this list twice")
+        if reference.tree_id:
+            checked_name(reference.tree_id, f"{field}[{i}].tree_id")
+
+
+def check_ids(node_ids: Sequence[int], field: str, most: int) -> None:
+    """Refuse node ids that are none, too many, or given twice."""
+    if not 0 < len(node_ids) <= most or len(set(node_ids)) < len(node_ids):
+        raise refuse(field, f"{len(node_ids)} ids; from 1 to {most} different ones are taken")
+    if min(node_ids) < 1:
+        raise refuse(field, "node ids are positive")
+
+
 def _check_step(step: Step, at: str) -> int:
     if step.role not in _PROVENANCE:
         raise refuse(f"{at}.role", f"{step.role!r} is not one of {', '.join(_PROVENANCE)}")
@@ -188,6 +222,7 @@ def _check_step(step: Step, at: str) -> int:
         raise refuse(f"{at}.related_node_ids", f"{len(step.related_node_ids)} ids; at most {RELATED_MAX} are taken")
     if any(node < 1 for node in step.related_node_ids):
         raise refuse(f"{at}.related_node_ids", "node ids are positive")
+    check_references(step.references, f"{at}.references")
     if step.effect is Effect.REVERSIBLE and not step.undo_ref:
         raise refuse(f"{at}.undo_ref", "a reversible effect needs to say how to undo it")
     blob = len(step.opaque) + sum(len(item.data) for item in step.attachments)
@@ -215,6 +250,7 @@ def _complete(step: Step) -> Step:
         relation=step.relation or Relation.NEW,
         effect=step.effect or Effect.NONE,
         provenance=step.provenance or _PROVENANCE[step.role],
+        references=tuple(replace(r, kind=r.kind or ReferenceKind.DEPENDS_ON, declared=False) for r in step.references),
     )
 
 

@@ -5,7 +5,7 @@ A copy never repeats the effect of its original: what was done outside was done 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -16,12 +16,15 @@ from katsura.domain.trees import (
     Effect,
     Node,
     Provenance,
+    Reference,
+    ReferenceKind,
     Relation,
     Slot,
     Step,
     StepKind,
 )
 from katsura.memory.core.compress import OPENS, extractive
+from katsura.memory.core.limits import REFERENCES_MAX
 
 MERGED_FROM = "merged_from"
 """Attribute of a merged step: the branch that did the work."""
@@ -105,7 +108,38 @@ def picked(node: Node, source: Branch) -> Step:
         effect=Effect.NONE,
         undo_ref="",
         attributes={**step.attributes, MERGED_FROM: source.name},
+        references=(*step.references[: REFERENCES_MAX - 1], Reference(node.node_id, ReferenceKind.DERIVED_FROM)),
     )
+
+
+def standing_alone(nodes: Sequence[Node], shared: Container[int], policy: ConflictPolicy) -> Sequence[Node]:
+    """Of picked steps, those to be copied: they hold, and what they depend on is picked or there already.
+
+    Args:
+        shared: nodes that the target has.
+
+    Raises:
+        ConflictError: MERGE_CONFLICT, there are others and the policy is FAIL.
+    """
+    taken = {node.node_id: node for node in nodes}
+
+    def stands(node: Node) -> bool:
+        needed = [r.node_id for r in node.references if r.kind is ReferenceKind.DEPENDS_ON and not r.tree_id]
+        return not node.stale and all(n in taken or n in shared for n in needed)
+
+    while falling := [node_id for node_id, node in taken.items() if not stands(node)]:
+        for node_id in falling:
+            del taken[node_id]
+    wrong = [node.node_id for node in nodes if node.node_id not in taken]
+    if wrong and policy in (ConflictPolicy.UNSPECIFIED, ConflictPolicy.FAIL):
+        raise ConflictError(
+            f"picked steps {', '.join(map(str, wrong))} are stale, or depend on steps that are not picked; pick those "
+            "too, or say OURS (leave them out) or THEIRS (take them so) in on_conflict",
+            reason=Reason.MERGE_CONFLICT,
+            field="pick",
+            metadata={"nodes": " ".join(map(str, wrong))},
+        )
+    return nodes if policy is ConflictPolicy.THEIRS else tuple(taken.values())
 
 
 def told(work: Sequence[Node], source: Branch, text: str) -> tuple[Step, ...]:
@@ -122,6 +156,7 @@ def told(work: Sequence[Node], source: Branch, text: str) -> tuple[Step, ...]:
         provenance=Provenance.TOOL,
         attributes={MERGED_FROM: source.name},
         agent_id=agent,
+        references=tuple(Reference(node.node_id, ReferenceKind.DERIVED_FROM) for node in work[-REFERENCES_MAX:]),
     )
     owed = (
         replace(note, content=f"Still owed: {item}", attributes={MERGED_FROM: source.name, OPENS: item})

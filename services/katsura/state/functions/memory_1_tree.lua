@@ -11,11 +11,13 @@ local ACTIVE, ABANDONED = 1, 2
 local VALID, FAILED = 2, 3
 local EVENT = {CREATED = 2, GROWN = 3, COMPRESSED = 4, MAINTAINED = 5, REVISED = 6, FORKED = 7, DELETED = 8,
                UPDATED = 9, ATTACHED = 10, REDACTED = 11, SLOTS_SET = 12,
-               MERGED = 13}
+               MERGED = 13, REFERRED = 14, INVALIDATED = 15}
 local DELETED_EVENTS_KEPT_MS = 60000
+local SETTLE_LOOKS = 512
 local SUFFIXES = {'meta', 'branches', 'nodes', 'links', 'blobs', 'steps', 'kids', 'verdicts', 'versions', 'replays',
                   'order', 'events', 'tokenizers', 'extras', 'slot_heads', 'slot_maps',
-                  'rollups', 'work', 'compress_due', 'validate_due', 'usage'}
+                  'rollups', 'work', 'compress_due', 'validate_due', 'usage',
+                  'references', 'dependents', 'crossed', 'stale', 'stale_ids', 'stale_queue'}
 
 local function keys_of(meta_key)
   local t = {prefix = string.sub(meta_key, 1, -5), fresh = {}}
@@ -162,8 +164,11 @@ local function expire(t)
   end
 end
 
--- Close a commit: revision, event, replay record, life time. `answer` becomes the JSON that the caller gets; behind it
--- stand the nodes and bytes added, which a repeated request is not answered.
+local settle  -- memory_1_tree_references.lua
+
+-- Close a commit: revision, event, replay record, life time. `answer` becomes the JSON that the caller gets; where it
+-- says `unsettled`, `settle` is to be called until nothing is left. Behind it stand the nodes and bytes added, which a
+-- repeated request is not answered.
 local function commit(t, args, now, event, branch_name, ids, answer)
   t.revision = t.revision + 1
   redis.call('HSET', t.meta, 'revision', t.revision, 'updated', now)
@@ -171,6 +176,7 @@ local function commit(t, args, now, event, branch_name, ids, answer)
   redis.call('XADD', t.events, 'MAXLEN', '~', args[1], string.format('%d-%d', t.revision, now),
              'k', event, 'b', branch_name, 'n', table.concat(ids, ' '))
   answer.revision, answer.incarnation, answer.now = t.revision, t.incarnation, now
+  if not settle(t, SETTLE_LOOKS) then answer.unsettled = true end
   local text = cjson.encode(answer)
   remember(t, args, text)
   expire(t)

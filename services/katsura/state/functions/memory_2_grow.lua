@@ -4,15 +4,17 @@
 -- that it takes to be current. Where the plan does not fit the tree nothing is written and {'REPLAN', ...} says what
 -- holds: one more call, made only after a walk onto existing children or a head that the caller had not seen.
 
-local GROW_ARGS, STEP_ARGS = 10, 9
+local GROW_ARGS, STEP_ARGS = 10, 11
 local CHARGES = {'prompt', 'cached', 'completion', 'micros'}
 
--- client id, body digest, mergeable, tokens, effect, related ids, record ('': planned as existing), hash, blob.
+-- client id, body digest, mergeable, tokens, effect, related ids, record ('': planned as existing), hash, blob, references
+-- (JSON, '' for none), whether it replaces what it is related to.
 local function step_of(args, i, before)
   local at = before + (i - 1) * STEP_ARGS
   return {client = args[at + 1], digest = args[at + 2], mergeable = args[at + 3] == '1', tokens = tonumber(args[at + 4]),
           effect = args[at + 5] == '1', related = args[at + 6], record = args[at + 7], hash = args[at + 8],
-          blob = args[at + 9]}
+          blob = args[at + 9], references = args[at + 10] ~= '' and cjson.decode(args[at + 10]) or {},
+          replaces = args[at + 11] == '1'}
 end
 
 -- Which steps are there already: repeated by client id on this branch, or walked onto as identical children.
@@ -41,6 +43,8 @@ local function resolve(t, branch, args, count)
     for id in string.gmatch(step.related, '%d+') do
       if not link(t, tonumber(id)) then return nil, {'NODE_NOT_FOUND', id, i - 1} end
     end
+    local wrong = check_references(t, 0, step.references)
+    if wrong then return nil, {wrong[1], wrong[2], i - 1} end
   end
   return found
 end
@@ -65,6 +69,8 @@ local function append(t, branch, found, now)
     if step.blob ~= '' then redis.call('HSET', t.blobs, place.id, step.blob) end
     t.bytes = t.bytes + #step.blob
     if step.mergeable then redis.call('HSETNX', t.kids, at.id .. ':' .. step.digest, place.id) end
+    if #step.references > 0 then refer(t, place, step.references) end
+    for id in string.gmatch(step.replaces and step.related or '', '%d+') do doubt(t, tonumber(id), place.id, STALE.REPLACED, true) end
     found.ids[i] = place.id
     at = place
   end
@@ -87,7 +93,7 @@ local function charge(t, found, charges)
   end
 end
 
--- ARGV: 1-4, branch, expected head (-1: any), planned base, its content hash, merge, charges ('': none), then 9 per step.
+-- ARGV: 1-4, branch, expected head (-1: any), planned base, its content hash, merge, charges ('': none), then 11 per step.
 register('grow', function(keys, args)
   local t, branch, answer = begin(keys, args)
   if answer then return answer end

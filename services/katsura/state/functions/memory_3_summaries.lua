@@ -9,6 +9,7 @@ end
 -- A summary that fails takes the roll-ups over it along; their ids are answered.
 local function save_verdict(t, id, status, version, text)
   redis.call('HSET', t.verdicts, id, string.format('%d %d\n', status, version) .. text)
+  if status == FAILED then doubt(t, id, 0, STALE.FAILED, false) end
   local failed = {}
   local over = status == FAILED and redis.call('HGET', t.rollups, id)
   while over do
@@ -18,6 +19,7 @@ local function save_verdict(t, id, status, version, text)
       local note = string.format('[3,2,3,"summary %d, which it covers, failed",0,[],[]]', id)
       redis.call('HSET', t.verdicts, over, string.format('%d %d\n', FAILED, seen + 1) .. note)
       failed[#failed + 1] = over
+      doubt(t, over, 0, STALE.FAILED, false)
     end
     id, over = over, redis.call('HGET', t.rollups, over)
   end

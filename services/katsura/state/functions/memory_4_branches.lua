@@ -67,6 +67,7 @@ register('revise', function(keys, args)
   new.hint, old.state = place.id, ABANDONED
   save_branch(t, new)
   save_branch(t, old)
+  doubt_left(t, old.head, at.depth)
   redis.call('HSET', t.meta, 'next', t.next, 'branch_count', t.branch_count)
   if args[9] == '1' and t.default == old.name then redis.call('HSET', t.meta, 'default', name) end
   return commit(t, args, now, EVENT.REVISED, name, {place.id},

@@ -18,10 +18,17 @@ local function extras(t, id)
   return found
 end
 
--- The node at a place as an array: id, link, record, verdict ('' but for summaries), blob, tokenizer digests, extras.
-local function whole(t, at)
+local function references_of(t, id)
+  if t.referring == nil then t.referring = redis.call('EXISTS', t.references) == 1 end
+  return t.referring and redis.call('HGET', t.references, id) or ''
+end
+
+-- The node at a place as an array: id, link, record, verdict ('' but for summaries), blob, tokenizer digests, extras,
+-- references, and the marks that are seen from the path which ends at `head` (nil: all).
+local function whole(t, at, head)
   return {at.id, at.raw, redis.call('HGET', t.nodes, at.id), redis.call('HGET', t.verdicts, at.id) or '',
-          redis.call('HGET', t.blobs, at.id) or '', tokenized(t, at.id), extras(t, at.id)}
+          redis.call('HGET', t.blobs, at.id) or '', tokenized(t, at.id), extras(t, at.id), references_of(t, at.id),
+          seen_marks(t, at, head)}
 end
 
 local function size_of(node)
@@ -30,11 +37,13 @@ local function size_of(node)
   return bytes
 end
 
--- {'OK', meta as a flat list, branches as a flat list}
+local STALE_MOST, STALE_LOOKS = 64, 1024
+
+-- {'OK', meta as a flat list, branches as a flat list, stale nodes}
 register('read', function(keys)
   local t = keys_of(keys[1])
   if redis.call('HEXISTS', t.meta, 'revision') == 0 then return {'TREE_NOT_FOUND'} end
-  return {'OK', redis.call('HGETALL', t.meta), redis.call('HGETALL', t.branches)}
+  return {'OK', redis.call('HGETALL', t.meta), redis.call('HGETALL', t.branches), redis.call('ZCARD', t.stale_ids)}
 end, {'no-writes'})
 
 -- ARGV: most bytes, then ids. {'OK', node...}
@@ -66,7 +75,7 @@ register('path', function(keys, args)
   if not at then return off_path end
   local answer = {'OK', cjson.encode(branch), 0}
   while at.depth > floor and #answer - 3 < most do
-    local node = whole(t, at)
+    local node = whole(t, at, branch.head)
     bytes = bytes - size_of(node)
     if bytes < 0 and #answer > 3 then break end
     answer[#answer + 1] = node
@@ -152,7 +161,7 @@ end
 
 -- ARGV: branch, token limit, most units, most hints, tokenizer digest ('': none), with ids.
 -- {'OK', meta, branch JSON, revision, root unit, steps, summaries, hints, rest of steps, rest of summaries,
---  rest of hints, slots}; a rest is {id, tokens not returned}.
+--  rest of hints, slots, stale steps, marks still to be spread (1)}; a rest is {id, tokens not returned}.
 register('context', function(keys, args)
   local t, missing = open(keys)
   if not t then return missing end
@@ -169,7 +178,8 @@ register('context', function(keys, args)
   local slots = {}
   for i, id in ipairs(last_slots(t, slot_head(t, branch), false)) do slots[i] = shown(t, tokens_key, with_ids, link(t, id), false) end
   return {'OK', redis.call('HGETALL', t.meta), cjson.encode(branch), {root_count, root_ids}, steps, summaries, hints,
-          {step_rest.id, step_rest.cum}, {summary_rest.id, summary_rest.cum}, {hint_rest.id, hint_rest.cum}, slots}
+          {step_rest.id, step_rest.cum}, {summary_rest.id, summary_rest.cum}, {hint_rest.id, hint_rest.cum}, slots,
+          stale_on(t, branch.head, STALE_MOST, STALE_LOOKS), redis.call('EXISTS', t.stale_queue)}
 end, {'no-writes'})
 
 -- ARGV: tokenizer digest, most tokenizers, then id and ids (little-endian u32) by turns. {'OK', ids that stayed...}

@@ -33,7 +33,8 @@ register('update', function(keys, args)
   redis.call('HSET', t.meta, 'goal', goal, 'pins', pins_text, 'labels', labels_text, 'default', t.default)
   return commit(t, args, now_ms(t), EVENT.UPDATED, '', {},
                 {goal = goal, pins = pins_text, labels = labels_text, policy = m[4], default = t.default,
-                 next = t.next, branch_count = t.branch_count, created = tonumber(m[5]), rollup = m[6] or '0'})
+                 next = t.next, branch_count = t.branch_count, created = tonumber(m[5]), rollup = m[6] or '0',
+                 stale = redis.call('ZCARD', t.stale_ids)})
 end)
 
 -- `extras` HASH: `<id>` -> `<count> <bytes>`, `<id>:<k>` -> `<key size> <key><payload>`, `<id>=<key>` -> k.

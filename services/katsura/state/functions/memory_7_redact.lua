@@ -74,7 +74,10 @@ local function erase(t, id)
   if fields.t == 'c' then
     local _, version = verdict(t, id)
     save_verdict(t, id, FAILED, version + 1, REDACTED_VERDICT)
-  elseif fields.t == 's' and fields.i then
+  else
+    doubt(t, id, 0, STALE.REDACTED, fields.t == 's')
+  end
+  if fields.t == 's' and fields.i then
     local branch = string.match(head, '^%d+ %d+ ([^\n]*)\n')
     redis.call('HSET', t.steps, branch .. ' ' .. fields.i, id .. ' -')
   end

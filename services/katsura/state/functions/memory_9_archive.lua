@@ -27,11 +27,11 @@ register('dump_nodes', function(keys, args)
   return answer
 end, {'no-writes'})
 
--- ARGV: cursor. {'OK', next cursor, field, value...} of the steps by client id.
-register('dump_steps', function(keys, args)
+-- ARGV: cursor, key ('steps', 'references' or 'stale'). {'OK', next cursor, field, value...}
+register('dump_fields', function(keys, args)
   local t, missing = open(keys)
   if not t then return missing end
-  local found = redis.call('HSCAN', t.steps, args[1], 'COUNT', 1000)
+  local found = redis.call('HSCAN', t[args[2]], args[1], 'COUNT', 1000)
   return {'OK', found[1], found[2]}
 end, {'no-writes'})
 
@@ -103,6 +103,27 @@ register('restore_fields', function(keys, args)
   return {'OK'}
 end)
 
+-- ARGV: token, then step and references by turns (JSON, as in `refer`).
+register('restore_references', function(keys, args)
+  local t = keys_of(keys[1])
+  if not importing(t, args[1]) then return {'TREE_EXISTS'} end
+  for i = 2, #args, 2 do refer(t, link(t, tonumber(args[i])), cjson.decode(args[i + 1]), true) end
+  keep_for_now(t)
+  return {'OK'}
+end)
+
+-- ARGV: token, then node and marks by turns.
+register('restore_marks', function(keys, args)
+  local t = keys_of(keys[1])
+  if not importing(t, args[1]) then return {'TREE_EXISTS'} end
+  for i = 2, #args, 2 do
+    redis.call('HSET', t.stale, args[i], args[i + 1])
+    redis.call('ZADD', t.stale_ids, args[i], args[i])
+  end
+  keep_for_now(t)
+  return {'OK'}
+end)
+
 -- ARGV: token, events kept, meta, branches, slot heads, roll-ups, usage (JSON objects of strings).
 register('restore_end', function(keys, args)
   local t = keys_of(keys[1])
@@ -117,5 +138,5 @@ register('restore_end', function(keys, args)
   redis.call('HSET', t.meta, 'create', '\n\n')
   t = open(keys)
   local done = commit(t, {args[2], '0', '', ''}, now, EVENT.CREATED, t.default, {}, {})
-  return {'OK', done[2], t.next, tonumber(redis.call('HGET', t.meta, 'bytes'))}
+  return {'OK', done[2], t.next, tonumber(redis.call('HGET', t.meta, 'bytes') or 0)}
 end)

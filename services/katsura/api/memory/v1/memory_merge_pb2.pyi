@@ -31,19 +31,19 @@ class _ConflictPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Confli
     CONFLICT_POLICY_UNSPECIFIED: _ConflictPolicy.ValueType  # 0
     """Not said: FAIL."""
     CONFLICT_POLICY_FAIL: _ConflictPolicy.ValueType  # 1
-    """Write nothing: ABORTED / MERGE_CONFLICT with metadata "keys"."""
+    """Write nothing: ABORTED / MERGE_CONFLICT with metadata "keys" or "nodes"."""
     CONFLICT_POLICY_OURS: _ConflictPolicy.ValueType  # 2
     """Keep the target's value."""
     CONFLICT_POLICY_THEIRS: _ConflictPolicy.ValueType  # 3
     """Take the source's value."""
 
 class ConflictPolicy(_ConflictPolicy, metaclass=_ConflictPolicyEnumTypeWrapper):
-    """What Merge does with a slot that both branches changed to different values."""
+    """What Merge does with a slot that both branches changed to different values, and with steps that do not stand alone."""
 
 CONFLICT_POLICY_UNSPECIFIED: ConflictPolicy.ValueType  # 0
 """Not said: FAIL."""
 CONFLICT_POLICY_FAIL: ConflictPolicy.ValueType  # 1
-"""Write nothing: ABORTED / MERGE_CONFLICT with metadata "keys"."""
+"""Write nothing: ABORTED / MERGE_CONFLICT with metadata "keys" or "nodes"."""
 CONFLICT_POLICY_OURS: ConflictPolicy.ValueType  # 2
 """Keep the target's value."""
 CONFLICT_POLICY_THEIRS: ConflictPolicy.ValueType  # 3
@@ -196,7 +196,9 @@ class MergeRequest(_message.Message):
     text: _builtins.str
     """The note's text; empty quotes the source's steps."""
     on_conflict: Global___ConflictPolicy.ValueType
-    """What happens to slots that both changed."""
+    """What happens to slots that both changed, and to picked steps that are stale or depend on a step which neither the
+    branch nor pick has: OURS leaves those steps out, THEIRS takes them as they are.
+    """
     @_builtins.property
     def pick(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Steps of the source to copy (cherry-pick), in this order; none merges by summary: one note that says what the source

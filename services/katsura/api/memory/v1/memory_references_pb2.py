@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from katsura.api.memory.v1 import memory_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-katsura/api/memory/v1/memory_references.proto\x12\x15katsura.api.memory.v1\x1a\"katsura/api/memory/v1/memory.proto\"\x82\x01\n\x14\x41\x64\x64ReferencesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x03\x12\x34\n\nreferences\x18\x04 \x03(\x0b\x32 .katsura.api.memory.v1.Reference\"T\n\x15\x41\x64\x64ReferencesResponse\x12)\n\x04node\x18\x01 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12\x10\n\x08revision\x18\x02 \x01(\x03\"d\n\x17RemoveReferencesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x03\x12\x13\n\x0bto_node_ids\x18\x04 \x03(\x03\"W\n\x18RemoveReferencesResponse\x12)\n\x04node\x18\x01 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12\x10\n\x08revision\x18\x02 \x01(\x03\"`\n\x15ListDependentsRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\x03\x12\x12\n\nafter_node\x18\x03 \x01(\x03\x12\x11\n\tpage_size\x18\x04 \x01(\x05\"]\n\x16ListDependentsResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12\x17\n\x0fnext_after_node\x18\x02 \x01(\x03\"J\n\x11InvalidateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x10\n\x08node_ids\x18\x03 \x03(\x03\";\n\x12InvalidateResponse\x12\x13\n\x0bstale_count\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03\"J\n\x11RevalidateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x10\n\x08node_ids\x18\x03 \x03(\x03\";\n\x12RevalidateResponse\x12\x13\n\x0bstale_count\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-katsura/api/memory/v1/memory_references.proto\x12\x15katsura.api.memory.v1\x1a\"katsura/api/memory/v1/memory.proto\"\x82\x01\n\x14\x41\x64\x64ReferencesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x03\x12\x34\n\nreferences\x18\x04 \x03(\x0b\x32 .katsura.api.memory.v1.Reference\"T\n\x15\x41\x64\x64ReferencesResponse\x12)\n\x04node\x18\x01 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12\x10\n\x08revision\x18\x02 \x01(\x03\"d\n\x17RemoveReferencesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x03\x12\x13\n\x0bto_node_ids\x18\x04 \x03(\x03\"W\n\x18RemoveReferencesResponse\x12)\n\x04node\x18\x01 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12\x10\n\x08revision\x18\x02 \x01(\x03\"`\n\x15ListDependentsRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\x03\x12\x12\n\nafter_node\x18\x03 \x01(\x03\x12\x11\n\tpage_size\x18\x04 \x01(\x05\"]\n\x16ListDependentsResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12\x17\n\x0fnext_after_node\x18\x02 \x01(\x03\"J\n\x11InvalidateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x10\n\x08node_ids\x18\x03 \x03(\x03\"&\n\x12InvalidateResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\"J\n\x11RevalidateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x10\n\x08node_ids\x18\x03 \x03(\x03\"&\n\x12RevalidateResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,9 +47,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INVALIDATEREQUEST']._serialized_start=711
   _globals['_INVALIDATEREQUEST']._serialized_end=785
   _globals['_INVALIDATERESPONSE']._serialized_start=787
-  _globals['_INVALIDATERESPONSE']._serialized_end=846
-  _globals['_REVALIDATEREQUEST']._serialized_start=848
-  _globals['_REVALIDATEREQUEST']._serialized_end=922
-  _globals['_REVALIDATERESPONSE']._serialized_start=924
-  _globals['_REVALIDATERESPONSE']._serialized_end=983
+  _globals['_INVALIDATERESPONSE']._serialized_end=825
+  _globals['_REVALIDATEREQUEST']._serialized_start=827
+  _globals['_REVALIDATEREQUEST']._serialized_end=901
+  _globals['_REVALIDATERESPONSE']._serialized_start=903
+  _globals['_REVALIDATERESPONSE']._serialized_end=941
 # @@protoc_insertion_point(module_scope)

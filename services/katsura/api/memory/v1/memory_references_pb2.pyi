@@ -247,25 +247,21 @@ Global___InvalidateRequest: _TypeAlias = InvalidateRequest  # noqa: Y015
 
 @_typing.final
 class InvalidateResponse(_message.Message):
-    """What is stale now."""
+    """When."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    STALE_COUNT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
-    stale_count: _builtins.int
-    """Stale nodes of the tree, for whatever reason."""
     revision: _builtins.int
     """Revision of the tree afterwards."""
     def __init__(
         self,
         *,
-        stale_count: _builtins.int = ...,
         revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "stale_count", b"stale_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -305,25 +301,21 @@ Global___RevalidateRequest: _TypeAlias = RevalidateRequest  # noqa: Y015
 
 @_typing.final
 class RevalidateResponse(_message.Message):
-    """What is stale now."""
+    """When."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    STALE_COUNT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
-    stale_count: _builtins.int
-    """Stale nodes of the tree, for whatever reason."""
     revision: _builtins.int
     """Revision of the tree afterwards."""
     def __init__(
         self,
         *,
-        stale_count: _builtins.int = ...,
         revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "stale_count", b"stale_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1247,7 +1247,7 @@ class AssembleContextResponse(_message.Message):
     CUT_MOVED_FIELD_NUMBER: _builtins.int
     BRANCH_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
-    STALE_NODES_FIELD_NUMBER: _builtins.int
+    STALE_STEPS_FIELD_NUMBER: _builtins.int
     total_tokens: _builtins.int
     """Sum of their counts; never more than budget less reserve."""
     cut_moved: _builtins.bool
@@ -1273,8 +1273,8 @@ class AssembleContextResponse(_message.Message):
         """When."""
 
     @_builtins.property
-    def stale_nodes(self) -> _containers.RepeatedCompositeFieldContainer[_memory_pb2.Node]:
-        """Stale steps of the path, newest first, at most 64: shown by segments of kind STALE where they fit."""
+    def stale_steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StaleStep]:
+        """What no longer holds of the path, newest first, at most 64: shown by segments of kind STALE where they fit."""
 
     def __init__(
         self,
@@ -1286,15 +1286,43 @@ class AssembleContextResponse(_message.Message):
         cut_moved: _builtins.bool = ...,
         branch: _memory_pb2.Branch | None = ...,
         position: Global___Position | None = ...,
-        stale_nodes: _abc.Iterable[_memory_pb2.Node] | None = ...,
+        stale_steps: _abc.Iterable[Global___StaleStep] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "cut_moved", b"cut_moved", "dropped", b"dropped", "position", b"position", "segments", b"segments", "stale_nodes", b"stale_nodes", "total_tokens", b"total_tokens", "untokenized_node_ids", b"untokenized_node_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "cut_moved", b"cut_moved", "dropped", b"dropped", "position", b"position", "segments", b"segments", "stale_steps", b"stale_steps", "total_tokens", b"total_tokens", "untokenized_node_ids", b"untokenized_node_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AssembleContextResponse: _TypeAlias = AssembleContextResponse  # noqa: Y015
+
+@_typing.final
+class StaleStep(_message.Message):
+    """A step of the path that no longer holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    MARK_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.int
+    """The step; a summary may cover it."""
+    @_builtins.property
+    def mark(self) -> _memory_pb2.StaleMark:
+        """Why."""
+
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.int = ...,
+        mark: _memory_pb2.StaleMark | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mark", b"mark"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mark", b"mark", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StaleStep: _TypeAlias = StaleStep  # noqa: Y015
 
 @_typing.final
 class AttachTokensRequest(_message.Message):

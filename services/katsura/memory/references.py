@@ -1,0 +1,58 @@
+"""What rests on what: references between steps, and saying what no longer holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from katsura.domain.ids import NodeId
+from katsura.domain.trees import Node, Reference, ReferenceKind, request_of
+from katsura.memory.core import limits
+from katsura.memory.operations import ID_MAX, Operations, committing
+from katsura.state.trees import TreeRef
+
+
+class References(Operations):
+    """The operations on references."""
+
+    async def add_references(
+        self, ref: TreeRef, request_id: str, node_id: int, references: Sequence[Reference]
+    ) -> tuple[Node, int]:
+        """Let a step that is there refer to more; the step, and the tree's revision."""
+        limits.check_text(request_id, "request_id")
+        limits.check_range(node_id, "node_id", 1, ID_MAX)
+        if not references:
+            raise limits.refuse("references", "there is none; send at least one")
+        limits.check_references(references, "references")
+        for i, reference in enumerate(references):
+            if reference.tree_id:
+                raise limits.refuse(f"references[{i}].tree_id", "only a step itself refers to another tree, in Grow")
+        complete = tuple(replace(r, kind=r.kind or ReferenceKind.DEPENDS_ON, declared=False) for r in references)
+        request = request_of(request_id, "refer", node_id, complete)
+        with committing("refer"):
+            return await self._trees.refer(ref, node_id, complete, request)
+
+    async def remove_references(
+        self, ref: TreeRef, request_id: str, node_id: int, to_node_ids: Sequence[int]
+    ) -> tuple[Node, int]:
+        """Take references away that were added to a step; the step, and the tree's revision."""
+        limits.check_text(request_id, "request_id")
+        limits.check_range(node_id, "node_id", 1, ID_MAX)
+        limits.check_ids(to_node_ids, "to_node_ids", limits.REFERENCES_MAX)
+        request = request_of(request_id, "unrefer", node_id, tuple(to_node_ids))
+        with committing("unrefer"):
+            return await self._trees.unrefer(ref, node_id, to_node_ids, request)
+
+    async def dependents(self, ref: TreeRef, node_id: int, after: int, size: int) -> tuple[tuple[Node, ...], NodeId]:
+        """A page of the steps that refer to a node, and where the next one begins."""
+        limits.check_range(node_id, "node_id", 1, ID_MAX)
+        limits.check_range(after, "after_node", 0, ID_MAX)
+        return await self._trees.dependents(ref, node_id, after, limits.page_size(size), limits.ANSWER_BYTES_MAX)
+
+    async def invalidate(self, ref: TreeRef, request_id: str, node_ids: Sequence[int], holds: bool) -> int:
+        """Say that nodes no longer hold, or that they hold after all; the tree's revision."""
+        limits.check_text(request_id, "request_id")
+        limits.check_ids(node_ids, "node_ids", limits.INVALIDATE_MAX)
+        request = request_of(request_id, "invalidate", tuple(node_ids), holds)
+        with committing("invalidate"):
+            return await self._trees.invalidate(ref, node_ids, holds, request)

@@ -1,0 +1,75 @@
+"""The part of the memory service on gRPC that is about how steps hang together: references, and what is stale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from katsura.api.memory.v1 import memory_references_pb2 as references_pb
+from katsura.api.memory.v1 import memory_service_pb2_grpc
+from katsura.domain.ids import TreeId
+from katsura.memory import translate
+from katsura.memory.service import Memory
+from katsura.rpc.context import current_tenant
+from katsura.state.trees import TreeRef
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class StructureServicer(memory_service_pb2_grpc.MemoryServiceServicer):
+    """References of `katsura.api.memory.v1.MemoryService`."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    async def AddReferences(  # noqa: N802
+        self, request: references_pb.AddReferencesRequest, context: Context
+    ) -> references_pb.AddReferencesResponse:
+        """Let a step refer to more."""
+        references = translate.references_from(request.references, "references")
+        node, revision = await self._memory.add_references(
+            ref_of(request.tree_id), request.request_id, request.node_id, references
+        )
+        return references_pb.AddReferencesResponse(node=translate.node_message(node), revision=revision)
+
+    async def RemoveReferences(  # noqa: N802
+        self, request: references_pb.RemoveReferencesRequest, context: Context
+    ) -> references_pb.RemoveReferencesResponse:
+        """Take added references away."""
+        node, revision = await self._memory.remove_references(
+            ref_of(request.tree_id), request.request_id, request.node_id, tuple(request.to_node_ids)
+        )
+        return references_pb.RemoveReferencesResponse(node=translate.node_message(node), revision=revision)
+
+    async def ListDependents(  # noqa: N802
+        self, request: references_pb.ListDependentsRequest, context: Context
+    ) -> references_pb.ListDependentsResponse:
+        """List what refers to a node."""
+        nodes, next_after = await self._memory.dependents(
+            ref_of(request.tree_id), request.node_id, request.after_node, request.page_size
+        )
+        return references_pb.ListDependentsResponse(
+            nodes=map(translate.node_message, nodes), next_after_node=next_after
+        )
+
+    async def Invalidate(  # noqa: N802
+        self, request: references_pb.InvalidateRequest, context: Context
+    ) -> references_pb.InvalidateResponse:
+        """Say that nodes no longer hold."""
+        ids = tuple(request.node_ids)
+        revision = await self._memory.invalidate(ref_of(request.tree_id), request.request_id, ids, holds=False)
+        return references_pb.InvalidateResponse(revision=revision)
+
+    async def Revalidate(  # noqa: N802
+        self, request: references_pb.RevalidateRequest, context: Context
+    ) -> references_pb.RevalidateResponse:
+        """Say that stale nodes hold after all."""
+        ids = tuple(request.node_ids)
+        revision = await self._memory.invalidate(ref_of(request.tree_id), request.request_id, ids, holds=True)
+        return references_pb.RevalidateResponse(revision=revision)
+
+
+def ref_of(tree_id: str) -> TreeRef:
+    """The tree meant. An id that could name none is simply not found."""
+    return TreeRef(current_tenant().tenant_id, TreeId(tree_id))

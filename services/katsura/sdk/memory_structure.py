@@ -1,0 +1,68 @@
+"""Client of the memory service, continued: how steps hang together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from katsura.api.memory.v1 import memory_pb2 as tree_pb
+from katsura.api.memory.v1 import memory_references_pb2 as references_pb
+from katsura.sdk.connection import new_request_id
+
+
+def reference(
+    node_id: int,
+    kind: tree_pb.ReferenceKind.ValueType = tree_pb.REFERENCE_KIND_DEPENDS_ON,
+    *,
+    tree_id: str = "",
+) -> tree_pb.Reference:
+    """What a step has to do with a node made before it."""
+    return tree_pb.Reference(node_id=node_id, kind=kind, tree_id=tree_id)
+
+
+class StructureCalls:
+    """The part of `MemoryClient` that is about how steps hang together."""
+
+    async def _call(self, name: str, request: object) -> object:
+        raise AssertionError("MemoryClient calls")
+
+    async def add_references(
+        self, tree_id: str, node_id: int, references: Sequence[tree_pb.Reference], *, request_id: str = ""
+    ) -> tree_pb.Node:
+        """Let a step that is there refer to more (`reference`); Grow takes them with the step itself."""
+        request = references_pb.AddReferencesRequest(
+            request_id=request_id or new_request_id(), tree_id=tree_id, node_id=node_id, references=references
+        )
+        return cast(references_pb.AddReferencesResponse, await self._call("AddReferences", request)).node
+
+    async def remove_references(
+        self, tree_id: str, node_id: int, to_node_ids: Sequence[int], *, request_id: str = ""
+    ) -> tree_pb.Node:
+        """Take references away that were added to a step; those that it declared stay."""
+        request = references_pb.RemoveReferencesRequest(
+            request_id=request_id or new_request_id(), tree_id=tree_id, node_id=node_id, to_node_ids=to_node_ids
+        )
+        return cast(references_pb.RemoveReferencesResponse, await self._call("RemoveReferences", request)).node
+
+    async def list_dependents(
+        self, tree_id: str, node_id: int, *, after_node: int = 0, page_size: int = 0
+    ) -> references_pb.ListDependentsResponse:
+        """A page of the steps that refer to a node; go on with `next_after_node` until it is 0."""
+        request = references_pb.ListDependentsRequest(
+            tree_id=tree_id, node_id=node_id, after_node=after_node, page_size=page_size
+        )
+        return cast(references_pb.ListDependentsResponse, await self._call("ListDependents", request))
+
+    async def invalidate(self, tree_id: str, node_ids: Sequence[int], *, request_id: str = "") -> int:
+        """Say that nodes no longer hold: they and all that leads to them are stale. The tree's revision."""
+        request = references_pb.InvalidateRequest(
+            request_id=request_id or new_request_id(), tree_id=tree_id, node_ids=node_ids
+        )
+        return cast(references_pb.InvalidateResponse, await self._call("Invalidate", request)).revision
+
+    async def revalidate(self, tree_id: str, node_ids: Sequence[int], *, request_id: str = "") -> int:
+        """Say that stale nodes hold after all. The tree's revision."""
+        request = references_pb.RevalidateRequest(
+            request_id=request_id or new_request_id(), tree_id=tree_id, node_ids=node_ids
+        )
+        return cast(references_pb.RevalidateResponse, await self._call("Revalidate", request)).revision

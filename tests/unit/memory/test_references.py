@@ -1,0 +1,114 @@
+"""References over the in-memory store: what they are checked for, and how a context tells what no longer holds."""
+
+from __future__ import annotations
+
+import pytest
+
+from katsura.domain.errors import InvalidArgumentError
+from katsura.domain.ids import NodeId, TenantId, TreeId
+from katsura.domain.trees import Reference, ReferenceKind, Relation, Step, TreePolicy
+from katsura.memory.core.assemble import STALE_LIMIT, SegmentKind
+from katsura.memory.operations import Write
+from katsura.memory.service import Memory
+from katsura.state.trees import Limits, TreeRef
+from katsura.state.trees_twin import TwinTreeStore
+
+REF = TreeRef(TenantId("acme"), TreeId("tree"))
+
+
+@pytest.fixture
+async def memory() -> Memory:
+    """Tree: step 2 rests on step 1."""
+    memory = Memory(TwinTreeStore(Limits()), lambda: "fresh", heartbeat_s=5.0)
+    await memory.create_tree(REF.tenant, "", "tree", "goal", (), TreePolicy(), {})
+    await grow(memory, Step("book Kyoto"))
+    await grow(memory, Step("a hotel there", references=(Reference(NodeId(1)),)))
+    return memory
+
+
+async def grow(memory: Memory, *steps: Step) -> None:
+    await memory.grow(Write("", REF, "", None, True), steps, False)
+
+
+async def notices(memory: Memory, room: int = 500) -> list[tuple[int, str]]:
+    """Where a notice stands in the context, and what it says."""
+    assembled = await memory.assemble_context(REF, "", room, 0, "", False)
+    segments = assembled.assembly.segments
+    return [(i, s.content) for i, s in enumerate(segments) if s.kind is SegmentKind.STALE]
+
+
+async def test_a_context_tells_what_no_longer_holds_where_it_came_to_be_so(memory: Memory) -> None:
+    assert await notices(memory) == []
+    before = (await memory.assemble_context(REF, "", 500, 0, "", False)).assembly.segments
+    await grow(memory, Step("book Nara", relation=Relation.REPLACE, related_node_ids=(NodeId(1),)))
+    told = [(4, "[stale: step 1, which step 3 replaced]"), (5, "[stale: step 2 rests on 1, which step 3 replaced]")]
+    assert await notices(memory) == told
+    await grow(memory, Step("what about breakfast?"))
+    assembled = await memory.assemble_context(REF, "", 500, 0, "nobody", False)
+    assert assembled.assembly.segments[: len(before)] == before, "I16: the prefix stays"
+    assert await notices(memory) == told
+    assert assembled.assembly.untokenized == (0, 1, 2, 3, 4), "a notice has no ids: its node's are the step's"
+    assert [(s.node_id, s.depth) for s in assembled.stale] == [(2, 3), (1, 3)]
+
+
+async def test_what_is_stale_is_told_although_a_summary_covers_it(memory: Memory) -> None:
+    await memory.compress(Write("", REF, "", None, True), 0, None, "", (), False)
+    await memory.invalidate(REF, "", (1,), False)
+    segments = (await memory.assemble_context(REF, "", 500, 0, "", False)).assembly.segments
+    assert [s.kind for s in segments][-2:] == [SegmentKind.STALE, SegmentKind.STALE]
+    assert segments[-1].content == "[stale: step 2 rests on 1, which was said to hold no longer]"
+    await memory.invalidate(REF, "", (1, 2), True)
+    assert await notices(memory) == []
+
+
+async def test_a_redacted_step_says_so_itself(memory: Memory) -> None:
+    await memory.redact(REF, "", (1,))
+    assert [text for _, text in await notices(memory)] == ["[stale: step 2 rests on 1, whose content was destroyed]"]
+
+
+async def test_notices_take_a_share_of_the_room_and_the_newest_stay(memory: Memory) -> None:
+    rests = [Step(f"more {i}", references=(Reference(NodeId(1)),)) for i in range(20)]
+    await grow(memory, *rests)
+    await memory.invalidate(REF, "", (1,), False)
+    assembled = await memory.assemble_context(REF, "", 800, 0, "", False)
+    shown = [s for s in assembled.assembly.segments if s.kind is SegmentKind.STALE]
+    left_out = [d for d in assembled.assembly.dropped if d.kind is SegmentKind.STALE]
+    assert len(shown) + len(left_out) == 22
+    assert 0 < sum(s.token_count for s in shown) <= 100
+    assert {d.reason for d in left_out} == {STALE_LIMIT}
+    assert max(d.node_id for d in left_out) < min(s.node_id for s in shown)
+
+
+@pytest.mark.parametrize(
+    ("references", "field"),
+    [
+        ((Reference(NodeId(0)),), "references[0].node_id"),
+        ((Reference(NodeId(1)), Reference(NodeId(1))), "references[1]"),
+        ((Reference(NodeId(1), tree_id="no/such name"),), "references[0].tree_id"),
+        (tuple(Reference(NodeId(n)) for n in range(1, 66)), "references"),
+        ((), "references"),
+        ((Reference(NodeId(1), tree_id="other"),), "references[0].tree_id"),
+    ],
+)
+async def test_a_wrong_reference_is_refused_by_its_place(
+    memory: Memory, references: tuple[Reference, ...], field: str
+) -> None:
+    with pytest.raises(InvalidArgumentError) as error:
+        await memory.add_references(REF, "", 2, references)
+    assert error.value.field == field
+
+
+async def test_ids_are_checked_before_anything_is_looked_up(memory: Memory) -> None:
+    for ids in ((), (1, 1), (0,), tuple(range(1, 300))):
+        with pytest.raises(InvalidArgumentError):
+            await memory.invalidate(REF, "", ids, False)
+        with pytest.raises(InvalidArgumentError):
+            await memory.remove_references(REF, "", 2, ids)
+
+
+async def test_dependents_and_kinds_come_back_as_they_were_said(memory: Memory) -> None:
+    node, _ = await memory.add_references(REF, "", 2, (Reference(NodeId(1), ReferenceKind.UNSPECIFIED),))
+    assert node.references == (Reference(NodeId(1), ReferenceKind.DEPENDS_ON, "", True),)
+    nodes, after = await memory.dependents(REF, 1, 0, 0)
+    assert ([n.node_id for n in nodes], after) == ([2], 0)
+    assert (await memory.remove_references(REF, "", 2, (1,)))[0].references == node.references
