@@ -242,9 +242,9 @@ async def test_the_worker_process_works_until_nothing_waits(
 ) -> None:
     tree = await asked(connection, ("fidelity", "external"))
     script = scripts.enter_context(Script([GOOD, PASS]))
-    line = [sys.executable, "-m", "katsura.adapters.worker", "--endpoint", script.url, "--model", "m", "--until-idle"]
+    line = [sys.executable, "-m", "katsura.cli.main", "work", "--memory", memory_key[0], "--"]
+    line += ["--endpoint", script.url, "--model", "m", "--until-idle"]
     environment = {
-        "KATSURA_MEMORY_ADDRESS": memory_key[0],
         "KATSURA_API_KEY": memory_key[1],
         "KATSURA_WORKER_API_KEY": "k",
     }

@@ -18,7 +18,7 @@ from katsura.domain.ids import DEFAULT_TENANT
 from katsura.domain.tenant import Tenant
 from katsura.rpc.context import CallContext
 from katsura.rpc.renewal import TlsFiles
-from katsura.sdk.connection import connect
+from katsura.sdk.connection import Connection, connect
 from katsura.sdk.memory import MemoryClient
 
 T = TypeVar("T")
@@ -41,17 +41,21 @@ class MemoryDoor:
             UnauthenticatedError: there is no key, and the service is not the one of `data`.
             UnavailableError: the service does not answer.
         """
+        return self.ask_over(lambda connection: work(MemoryClient(connection)))
+
+    def ask_over(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """`ask`, for the other services of a memory process."""
         try:
             return asyncio.run(self._ask(work))
         except UnavailableError as error:
             where = self.address or f"of {self.data}"
             raise UnavailableError(f"the memory service {where} does not answer: {error.message}") from error
 
-    async def _ask(self, work: Callable[[MemoryClient], Awaitable[T]]) -> T:
+    async def _ask(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         if self.api_key:
             address = self.address or memory_address(self.data)
             async with connect(address, api_key=self.api_key, tls=self.tls) as connection:
-                return await work(MemoryClient(connection))
+                return await work(connection)
         if self.address:
             raise UnauthenticatedError(
                 "there is no key: make one with `katsura key create --tenant NAME`, set KATSURA_API_KEY"
@@ -59,7 +63,7 @@ class MemoryDoor:
         record = running(self.data)
         call = CallContext(await _keyless_tenant(record), internal=True)
         async with connect(memory_address(self.data), internal_token=record.token) as connection:
-            return await work(MemoryClient(connection).acting_for(call))
+            return await work(connection.acting_for(call))
 
 
 def memory_address(data: Path) -> str:

@@ -28,9 +28,10 @@ examples:
   katsura tree export trip -o trip.jsonl        the whole tree as a file
   katsura tree import trip.jsonl --name copy    the same tree again: same numbers, same hashes
   katsura tree verify trip                      compute every hash again
+  katsura tree usage                            nodes, bytes and cost by agent, beside the quotas
 
-list, show, fork and revise ask the gateway (--url); diff, explain, export, import and verify ask the memory service
-itself (--memory). Both are found through --data; a key says whose trees they are.
+list, show, fork and revise ask the gateway (--url); the other words ask the memory service itself
+(--memory). Both are found through --data; a key says whose trees they are.
 """
 
 
@@ -68,6 +69,8 @@ def add_tree(
     imported = _leaf(tree, "import", "make a tree from what export wrote", _import, data, direct, key, as_json)
     imported.add_argument("file", type=Path, help="the archive; - is standard input")
     imported.add_argument("--name", default="", help="name of the new tree (default: the one it had)")
+    usage = _leaf(tree, "usage", "tell what trees take, and what each agent cost", _usage, data, direct, key, as_json)
+    usage.add_argument("tree", nargs="?", default="", help="one tree (default: all of the key's, counted anew)")
     verify = _leaf(tree, "verify", "compute every hash of a tree again", _verify, data, direct, key, as_json)
     _add_name(verify)
 
@@ -165,6 +168,12 @@ def _import(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> 
     from katsura.cli.archive import import_tree
 
     return import_tree(_door(a, environ), a.file, a.name, a.json, out)
+
+
+def _usage(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli.usage import usage
+
+    return usage(_door(a, environ), a.tree, a.json, out)
 
 
 def _verify(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
