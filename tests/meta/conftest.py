@@ -19,6 +19,8 @@ from katsura.testing.kube import find_binaries
 PROJECT = Path(__file__).resolve().parents[2]
 CHART = PROJECT / "charts" / "katsura"
 KUBERNETES = "1.35.0"
+OTHERS = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1", "cert-manager.io/v1")
+"""Definitions that a cluster may have and options of the chart need."""
 
 
 def helms() -> dict[str, str]:
@@ -52,7 +54,8 @@ class Helm:
 @cache
 def _rendered(helm: Helm, values: tuple[str, ...]) -> list[dict[str, Any]]:
     sets = [part for value in values for part in ("--set-json" if "=[" in value else "--set", value)]
-    done = helm.run("template", "--kube-version", KUBERNETES, *sets)
+    others = [part for version in OTHERS for part in ("--api-versions", version)]
+    done = helm.run("template", "--kube-version", KUBERNETES, *others, *sets)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.load_all(done.stdout, yaml.CSafeLoader) if document]
 

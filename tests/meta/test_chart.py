@@ -18,7 +18,9 @@ from katsura.cli.door import build_parser as door_parser
 from katsura.cli.main import build_parser
 from katsura.gateway.config import GatewayConfig
 from katsura.manifests.bundle import read_manifests
-from katsura_operator.config import OperatorConfig
+from katsura.rpc.channel import TLS_NAME
+from katsura_operator.config import Certificates, OperatorConfig
+from katsura_operator.core.pods import TLS_SECRET
 
 PROJECT = Path(__file__).resolve().parents[2]
 CHART = PROJECT / "charts" / "katsura"
@@ -46,6 +48,21 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "no-demo": ("demo.enabled=false",),
     "open-network": ("networkPolicy.enabled=false",),
     "ingress": ("gateway.ingress.enabled=true", "gateway.ingress.host=ai.example.org", "gateway.service.port=8080"),
+    "http-route": (
+        "gateway.httpRoute.enabled=true",
+        'gateway.httpRoute.parentRefs=[{"name":"public","namespace":"web"}]',
+    ),
+    "cert-manager": ("certificates.certManager.enabled=true",),
+    "cert-manager-of-yours": (
+        "certificates.certManager.enabled=true",
+        "certificates.certManager.issuerRef.name=company",
+        "certificates.certManager.issuerRef.kind=ClusterIssuer",
+    ),
+    "monitored": (
+        "metrics.podMonitor.enabled=true",
+        "metrics.prometheusRule.enabled=true",
+        "metrics.dashboards.enabled=true",
+    ),
     "pinned": (f"image.services.digest=sha256:{'a' * 64}", "image.registry=registry.example.org/"),
 }
 
@@ -215,6 +232,37 @@ def test_the_bundled_store_is_behind_the_door(render: Render) -> None:
     assert "--port" not in said.arguments
 
 
+def test_cert_manager_keeps_what_pods_mount_and_the_operator_only_reads_it(render: Render) -> None:
+    documents = render(*VARIANTS["cert-manager"])
+    made = one(documents, "Certificate", "katsura-tls")["spec"]
+    assert made["secretName"] == TLS_SECRET
+    assert made["dnsNames"] == [TLS_NAME]
+    assert {"server auth", "client auth"} <= set(made["usages"])
+    assert made["issuerRef"]["name"] == one(documents, "Issuer", "katsura-ca")["metadata"]["name"]
+    assert one(documents, "Certificate", "katsura-ca")["spec"]["isCA"] is True
+    (container,) = one(documents, "Deployment", "katsura-operator")["spec"]["template"]["spec"]["containers"]
+    assert OperatorConfig.from_env(environment(container)).certificates is Certificates.GIVEN
+    secrets = [r for d in documents if d["kind"] == "Role" for r in d["rules"] if "secrets" in r["resources"]]
+    operators = [r for r in secrets if "katsura-ca" not in r.get("resourceNames", ())]
+    assert operators == [{"apiGroups": [""], "resources": ["secrets"], "resourceNames": [TLS_SECRET], "verbs": ["get"]}]
+
+
+def test_an_issuer_of_yours_signs_without_an_authority_of_ours(render: Render) -> None:
+    documents = render(*VARIANTS["cert-manager-of-yours"])
+    assert [d["metadata"]["name"] for d in documents if "cert-manager" in d["apiVersion"]] == ["katsura-tls"]
+    said = one(documents, "Certificate", "katsura-tls")["spec"]["issuerRef"]
+    assert said == {"name": "company", "kind": "ClusterIssuer", "group": "cert-manager.io"}
+
+
+def test_a_route_leads_to_the_gateway_s_service(render: Render) -> None:
+    documents = render(*VARIANTS["http-route"])
+    route = one(documents, "HTTPRoute", "katsura-gateway")["spec"]
+    service = one(documents, "Service", "katsura-gateway")
+    (rule,) = route["rules"]
+    assert rule["backendRefs"] == [{"name": service["metadata"]["name"], "port": service["spec"]["ports"][0]["port"]}]
+    assert route["parentRefs"] == [{"name": "public", "namespace": "web"}]
+
+
 def test_your_own_store_leaves_no_server_behind(render: Render) -> None:
     for values in (VARIANTS["external-store"], VARIANTS["existing-secret"]):
         assert not [d for d in render(*values) if "valkey" in d["metadata"]["name"]]
@@ -233,7 +281,11 @@ def test_your_own_store_leaves_no_server_behind(render: Render) -> None:
         (["operator.enabled=false"], "operator.namespace"),
         (["gateway.ingress.enabled=true"], "gateway.ingress.host"),
         (["store.url=http://r", "valkey.enabled=false"], "url"),
-        (["metrics.podMonitor.enabled=true"], "Prometheus operator"),
+        (["metrics.podMonitor.enabled=true"], "monitoring.coreos.com/v1"),
+        (["metrics.prometheusRule.enabled=true"], "monitoring.coreos.com/v1"),
+        (["gateway.httpRoute.enabled=true", "gateway.httpRoute.parentRefs[0].name=g"], "gateway.networking.k8s.io/v1"),
+        (["certificates.certManager.enabled=true"], "cert-manager.io/v1"),
+        (["gateway.httpRoute.parentRefs[0].nam=g"], "nam"),
     ],
 )
 def test_values_that_make_no_sense_are_refused_with_what_to_do(helm: Any, values: list[str], said: str) -> None:

@@ -129,6 +129,20 @@ topologySpreadConstraints:
 {{- if and (not .Values.operator.enabled) (not .Values.operator.namespace) }}
 {{- fail "operator.enabled=false needs operator.namespace: where the operator runs that serves this namespace" }}
 {{- end }}
+{{- range $value, $api := dict
+  "metrics.podMonitor" "monitoring.coreos.com/v1"
+  "metrics.prometheusRule" "monitoring.coreos.com/v1"
+  "gateway.httpRoute" "gateway.networking.k8s.io/v1"
+  "certificates.certManager" "cert-manager.io/v1"
+}}
+{{- $path := splitList "." $value }}
+{{- if and (index $.Values (first $path) (last $path)).enabled (not ($.Capabilities.APIVersions.Has $api)) }}
+{{- fail (printf "%s.enabled needs definitions that this cluster does not have: %s" $value $api) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.gateway.httpRoute.enabled (not .Values.gateway.httpRoute.parentRefs) }}
+{{- fail "gateway.httpRoute.enabled needs gateway.httpRoute.parentRefs: the Gateway that takes requests in" }}
+{{- end }}
 {{- if and .Values.gateway.ingress.enabled (not .Values.gateway.ingress.host) }}
 {{- fail "gateway.ingress.enabled needs gateway.ingress.host" }}
 {{- end }}
