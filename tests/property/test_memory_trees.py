@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any
@@ -43,6 +44,7 @@ from katsura.state.contents import Scope, TreeChange
 from katsura.state.trees import Limits, TreeRef, TreeStore
 from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
 from katsura.state.trees_twin import TwinTreeStore
+from katsura.testing.power import PowerStore
 from katsura.testing.store import EmbeddedStore
 
 NAMES = ["main", "b2", "b3", "b4", "b5"]
@@ -502,28 +504,60 @@ def test_a_real_store_lives_the_same_life_as_the_twin(
 
 
 @pytest.fixture(scope="module")
-def strict_server() -> Iterator[EmbeddedStore]:
-    with EmbeddedStore("always") as server:
-        yield server
+def power() -> Iterator[PowerStore]:
+    with PowerStore("always") as power:
+        yield power
 
 
-@settings(
+def interrupted(server: EmbeddedStore, operations: list[tuple[str, str, int, bool]], blow: Callable[[], None]) -> None:
+    """A life on `server` that is struck in the middle goes as on the twin."""
+
+    async def both() -> None:
+        connection = await Store.open(server.url, libraries=[MEMORY_FUNCTIONS])
+        try:
+            real = await live(RedisTreeStore(connection, Limits()), operations, blow)
+        finally:
+            await connection.close()
+        assert real == await live(TwinTreeStore(Limits()), operations)
+
+    asyncio.run(both())
+
+
+def cut(power: PowerStore, seed: int) -> None:
+    """Off and on again, with torn tails."""
+    power.power_cut(random.Random(seed))
+    power.start()
+
+
+struck = settings(
     max_examples=5,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+
+
+@struck
 @given(st.lists(operations, min_size=10, max_size=20))
 def test_a_store_killed_in_the_middle_of_a_life_goes_on_as_if_nothing_had_been(
-    strict_server: EmbeddedStore, operations: list[tuple[str, str, int, bool]]
+    power: PowerStore, operations: list[tuple[str, str, int, bool]]
 ) -> None:
-    async def both() -> None:
-        connection = await Store.open(strict_server.url, libraries=[MEMORY_FUNCTIONS])
-        try:
-            real = await live(RedisTreeStore(connection, Limits()), operations, strict_server.restart)
-        finally:
-            await connection.close()
-        assert real == await live(TwinTreeStore(Limits()), operations)
+    interrupted(power, operations, power.restart)
 
-    asyncio.run(both())
+
+@struck
+@given(st.lists(operations, min_size=10, max_size=20))
+def test_a_power_cut_in_the_middle_of_a_life_takes_nothing_from_it(
+    power: PowerStore, operations: list[tuple[str, str, int, bool]]
+) -> None:
+    interrupted(power, operations, lambda: cut(power, len(operations)))
+
+
+@pytest.mark.soak
+@settings(struck, max_examples=100, derandomize=False)
+@given(st.lists(operations, min_size=10, max_size=30))
+def test_a_hundred_power_cuts_take_nothing_from_the_lives_that_they_fall_into(
+    power: PowerStore, operations: list[tuple[str, str, int, bool]]
+) -> None:
+    interrupted(power, operations, lambda: cut(power, len(operations)))
