@@ -54,6 +54,16 @@ def power() -> Iterator[PowerStore]:
         yield power
 
 
+@pytest.fixture(autouse=True)
+def log_of_faults(tmp_path: Path) -> Iterator[None]:
+    """A failure shows what the service said about faults of its own."""
+    yield
+    text = (tmp_path / "log").read_text(errors="replace") if (tmp_path / "log").exists() else ""
+    for fault in text.split("a call failed by our own fault")[1:]:
+        if "/Watch" not in fault.partition("\n")[0]:
+            print(fault[:4000])
+
+
 def served(server: EmbeddedStore, folder: Path) -> ServedProcess:
     environment = {
         "KATSURA_LISTEN": f"unix:{server.folder}/memory.sock",
