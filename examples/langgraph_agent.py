@@ -1,15 +1,17 @@
 """A LangGraph agent on a tree, without a model: it tries a hotel, fails, goes back, forks two ways and finishes.
 
     pip install 'katsura[adapters]' langgraph
-    katsura up                                    # in another terminal
-    katsura key create --tenant me                # once
-    python examples/langgraph_agent.py --memory ADDRESS --key KEY
+    katsura up                                           # in another terminal
+    eval "$(katsura key create --tenant me --env)"       # a key, and where the memory service is
+    python examples/langgraph_agent.py
+    katsura tree show langgraph.trip
 
-ADDRESS is the memory service's (`katsura status --json`). `book` is the whole agent: put a model there.
+`book` is the whole agent: put a model there. docs/first-agent.md builds such an agent step by step.
 """
 
 import argparse
 import operator
+import os
 from typing import Annotated, TypedDict
 
 from langgraph.graph import END, START, StateGraph
@@ -35,10 +37,12 @@ def book(trip: Trip) -> Trip:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memory", required=True, help="address of the memory service")
-    parser.add_argument("--key", required=True, help="an API key")
+    parser.add_argument("--memory", default=os.environ.get("KATSURA_MEMORY_ADDRESS"), help="address of the service")
+    parser.add_argument("--key", default=os.environ.get("KATSURA_API_KEY"), help="an API key")
     parser.add_argument("--thread", default="trip", help="name of the thread; one that was used before goes on")
     given = parser.parse_args()
+    if not given.memory or not given.key:
+        parser.error('where, and as whom? eval "$(katsura key create --tenant me --env)" says both to this shell')
     with Katsura(given.memory, api_key=given.key) as katsura:
         builder = StateGraph(Trip)
         builder.add_node("book", book)

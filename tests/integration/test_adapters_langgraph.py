@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import os
 import random
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -315,8 +316,9 @@ async def test_a_thread_that_was_deleted_elsewhere_can_begin_anew(katsura: Katsu
 
 async def test_the_example_fails_revises_forks_and_finishes(memory_key: tuple[str, str]) -> None:
     example = Path(__file__).parents[2] / "examples" / "langgraph_agent.py"
+    where = {"KATSURA_MEMORY_ADDRESS": memory_key[0], "KATSURA_API_KEY": memory_key[1]}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(example), "--memory", memory_key[0], "--key", memory_key[1], stdout=asyncio.subprocess.PIPE
+        sys.executable, str(example), env=os.environ | where, stdout=asyncio.subprocess.PIPE
     )
     said, _ = await process.communicate()
     assert process.returncode == 0

@@ -56,6 +56,7 @@ def _draw(ours: str, theirs: str, found: merge_pb.DiffResponse, console: Console
 
 def _line(node: tree_pb.Node, width: int) -> Text:
     step = node.step
-    head = f"    #{node.node_id} {step.role or 'step'} "
+    speaker = "note" if step.kind == tree_pb.STEP_KIND_NOTE else step.role or "step"
+    head = f"    #{node.node_id} {speaker} "
     said = step.content or (f"{step.tool_call.name}()" if step.tool_call.name else "")
     return Text(head + shortened("(erased)" if node.redacted else said, max(_TEXT_MIN_CHARS, width - len(head) - 1)))

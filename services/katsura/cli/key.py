@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
@@ -28,9 +29,21 @@ def create(store_url: str, tenant: str, name: str, as_json: bool, console: Conso
         return Exit.OK
     console.print(made.secret, style="bold", soft_wrap=True, highlight=False)
     console.print(
-        f"This is {made.record.key_id} of tenant {tenant}. It is shown once and stored as a hash: keep it now."
+        f"This is {made.record.key_id} of tenant {tenant}. It is shown once and stored as a hash: keep it now.\n"
+        f"Use it as a header (Authorization: Bearer {made.record.hint}…) or as KATSURA_API_KEY.",
+        soft_wrap=True,
+        highlight=False,
     )
-    console.print(f"Use it as a header: Authorization: Bearer {made.record.hint}…", highlight=False)
+    return Exit.OK
+
+
+def export(store_url: str, tenant: str, name: str, memory_address: str, console: Console) -> Exit:
+    """Make a key and print it as shell commands, with where the memory service is ("": not said)."""
+    made = _with_store(store_url, lambda keys: keys.create_key(TenantId(tenant), name))
+    values = {"KATSURA_API_KEY": made.secret, "KATSURA_MEMORY_ADDRESS": memory_address}
+    for variable, value in values.items():
+        if value:
+            console.print(f"export {variable}={shlex.quote(value)}", soft_wrap=True, highlight=False, markup=False)
     return Exit.OK
 
 

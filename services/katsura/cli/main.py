@@ -180,6 +180,9 @@ def _add_key(commands: Any, data: argparse.ArgumentParser, as_json: argparse.Arg
     create = leaf(key, "create", "make a key and show it, this once", _key_create, data, store, as_json)
     create.add_argument("--tenant", required=True, help="whom the key speaks for; made if it is new")
     create.add_argument("--name", default="", help="what you call the key")
+    create.add_argument(
+        "--env", action="store_true", help='print what a shell needs: eval "$(katsura key create --tenant me --env)"'
+    )
     listing = leaf(key, "list", "list keys", _key_list, data, store, as_json)
     listing.add_argument("--tenant", default="", help="only this tenant's")
     quota = leaf(key, "quota", "see or set what a tenant may have", _key_quota, data, store, as_json)
@@ -378,7 +381,10 @@ def _model_pull(a: argparse.Namespace, environ: Mapping[str, str], out: Console)
 
 def _key_create(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
     from katsura.cli import key
+    from katsura.cli.direct import memory_address
 
+    if a.env:
+        return key.export(_store_url(a), a.tenant, a.name, "" if a.redis else memory_address(a.data), out)
     return key.create(_store_url(a), a.tenant, a.name, a.json, out)
 
 
