@@ -29,23 +29,29 @@ class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability
     DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
     """Not said: the store's own."""
     DURABILITY_CACHE: _Durability.ValueType  # 1
-    """May be evicted at any time."""
+    """May be evicted at any time, and gone after a restart of the store."""
     DURABILITY_RELAXED: _Durability.ValueType  # 2
     """Survives the death of every process but the store's; that, or a power cut, may lose the last two seconds."""
     DURABILITY_STRICT: _Durability.ValueType  # 3
-    """On disk, or on a replica, before the answer."""
+    """On disk, or on a replica, before the answer: a power cut loses nothing, nor a fail-over to that replica. A write
+    that was not confirmed is answered UNAVAILABLE although it may stand: repeat it with its request_id.
+    """
 
 class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
-    """What a store promises about an acknowledged write. It belongs to the store; a tree that asks for more is refused."""
+    """What a store promises about an acknowledged write. It belongs to the store; a tree that asks for more is refused.
+    Whatever is lost is the newest end of what was written: what is left is a tree that was.
+    """
 
 DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
 """Not said: the store's own."""
 DURABILITY_CACHE: Durability.ValueType  # 1
-"""May be evicted at any time."""
+"""May be evicted at any time, and gone after a restart of the store."""
 DURABILITY_RELAXED: Durability.ValueType  # 2
 """Survives the death of every process but the store's; that, or a power cut, may lose the last two seconds."""
 DURABILITY_STRICT: Durability.ValueType  # 3
-"""On disk, or on a replica, before the answer."""
+"""On disk, or on a replica, before the answer: a power cut loses nothing, nor a fail-over to that replica. A write
+that was not confirmed is answered UNAVAILABLE although it may stand: repeat it with its request_id.
+"""
 Global___Durability: _TypeAlias = Durability  # noqa: Y015
 
 class _BranchState:
