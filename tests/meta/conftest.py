@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -19,8 +20,8 @@ from katsura.testing.kube import find_binaries
 PROJECT = Path(__file__).resolve().parents[2]
 CHART = PROJECT / "charts" / "katsura"
 KUBERNETES = "1.35.0"
-OTHERS = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1", "cert-manager.io/v1")
-"""Definitions that a cluster may have and options of the chart need."""
+sys.path.insert(0, str(PROJECT / "deploy"))
+from chart_variants import arguments  # noqa: E402  the program of `make chart` reads the same list
 
 
 def helms() -> dict[str, str]:
@@ -53,9 +54,7 @@ class Helm:
 
 @cache
 def _rendered(helm: Helm, values: tuple[str, ...]) -> list[dict[str, Any]]:
-    sets = [part for value in values for part in ("--set-json" if "=[" in value else "--set", value)]
-    others = [part for version in OTHERS for part in ("--api-versions", version)]
-    done = helm.run("template", "--kube-version", KUBERNETES, *others, *sets)
+    done = helm.run("template", "--kube-version", KUBERNETES, *arguments(values))
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.load_all(done.stdout, yaml.CSafeLoader) if document]
 

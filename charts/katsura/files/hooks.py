@@ -99,13 +99,16 @@ def until_ready(api: Api, plural: str, name: str) -> None:
 
 def keys(*args: str) -> str:
     """`katsura key ...` on the installation's store; what it printed."""
-    done = subprocess.run(  # noqa: S603
-        ["katsura", "key", *args, "--redis", os.environ["STORE_URL"]],  # noqa: S607
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout
+    line = ["katsura", "key", *args, "--redis", os.environ["STORE_URL"]]
+    start_s = time.monotonic()
+    while True:
+        done = subprocess.run(line, check=False, capture_output=True, text=True)  # noqa: S603
+        if not done.returncode:
+            return done.stdout
+        why = done.stderr.strip() or done.stdout.strip()
+        if "does not answer" not in why or time.monotonic() - start_s > SECONDS_MAX:
+            raise SystemExit(f"katsura key {args[0]}: {why}")  # without the line itself: the URL has a password
+        say(f"  {why}")
 
 
 def ask(gateway: Gateway, model: str, place: Position, question: str) -> Answer:
