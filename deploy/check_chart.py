@@ -2,7 +2,7 @@
 operator, and the rules of checkov; the Dockerfile against those of hadolint.
 
 The tools live in .bench/chart: Helm 4 out of a PyPI package, the rest in environments of their own. Helm 3 is taken
-from the PATH or from KUBEBUILDER_ASSETS. No package has the schemas of the Gateway API: HTTPRoute is seen by tests alone.
+from the PATH or from KUBEBUILDER_ASSETS. No package has the schemas of the Gateway API: only tests see HTTPRoute.
 """
 
 from __future__ import annotations
