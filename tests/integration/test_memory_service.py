@@ -344,3 +344,16 @@ async def test_usage_is_told_by_tree_and_agent_and_quotas_refuse_with_their_name
         await memory.delete_tree("t")
         assert (await usage.usage()).usage.nodes == 0
         await channel.close()
+
+
+async def test_what_a_summary_stands_for_is_recalled_within_its_budget(connection: Connection) -> None:
+    memory = client_of(connection, "recall")
+    await memory.create_tree(tree_id="t")
+    for hotel, colour in (("H-7", "red"), ("H-8", "blue")):
+        texts = (f"Look at hotel {hotel}.", f"It is painted {colour}.", f"{hotel} is full.")
+        await memory.grow("t", [step("user", text) for text in texts])
+        await memory.compress("t")
+    found = await memory.recall("t", "is H-8 painted", budget_tokens=200, most_summaries=1)
+    assert [s.content for s in found.segments][:2] == ["Look at hotel H-8.", "It is painted blue."]
+    assert len(found.summaries) == 1
+    assert found.total_tokens <= 200

@@ -171,6 +171,18 @@ class MemoryServicer(StructureServicer):
             stale_steps=map(translate.stale_message, assembled.stale),
         )
 
+    async def Recall(self, request: pb.RecallRequest, context: Context) -> pb.RecallResponse:  # noqa: N802
+        """Bring steps back that summaries stand for."""
+        found = await self._memory.recall(
+            ref_of(request.tree_id), request.branch, request.query, request.budget_tokens, request.most_summaries
+        )
+        return pb.RecallResponse(
+            segments=map(translate.segment_message, found.segments),
+            total_tokens=found.total_tokens,
+            summaries=[pb.RecalledSummary(node_id=one.node.node_id, score=one.score) for one in found.chosen],
+            dropped=map(translate.dropped_message, found.dropped),
+        )
+
     async def AttachTokens(  # noqa: N802
         self, request: pb.AttachTokensRequest, context: Context
     ) -> pb.AttachTokensResponse:

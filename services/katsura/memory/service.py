@@ -30,6 +30,7 @@ from katsura.memory.core.tokens import estimate, estimate_step
 from katsura.memory.merging import Branching
 from katsura.memory.operations import ID_MAX, Write, as_answer, committing
 from katsura.memory.queue import Queue
+from katsura.memory.recall import Recall
 from katsura.memory.references import References
 from katsura.memory.slots import Slots
 from katsura.state.trees import (
@@ -61,7 +62,7 @@ class Assembled:
     stale: tuple[StaleStep, ...]
 
 
-class Memory(Queue, Contents, Slots, Branching, References, Archive):
+class Memory(Queue, Recall, Contents, Slots, Branching, References, Archive):
     """Trees of all tenants. `close` ends validations that still run.
 
     Args:

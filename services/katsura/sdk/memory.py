@@ -230,6 +230,15 @@ class MemoryClient(StructureCalls):
         )
         return cast(pb.AssembleContextResponse, await self._call("AssembleContext", request))
 
+    async def recall(
+        self, tree_id: str, query: str, *, budget_tokens: int, branch: str = "", most_summaries: int = 0
+    ) -> pb.RecallResponse:
+        """Steps that summaries stand for and that have to do with `query`, in at most `budget_tokens`."""
+        request = pb.RecallRequest(
+            tree_id=tree_id, branch=branch, query=query, budget_tokens=budget_tokens, most_summaries=most_summaries
+        )
+        return cast(pb.RecallResponse, await self._call("Recall", request))
+
     async def attach_tokens(
         self, tree_id: str, tokenizer_digest: str, ids_by_node: Mapping[int, Sequence[int]]
     ) -> pb.AttachTokensResponse:

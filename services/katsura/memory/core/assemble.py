@@ -145,7 +145,7 @@ def assemble(snapshot: Snapshot, room: int, *, tokenizer: bool) -> Assembly:
     pins = _pin_segment(snapshot)
     slots = [(shown, _slot_segment(shown)) for shown in snapshot.slots]
     kept = _cost((*pins, *(segment for _, segment in slots)))
-    steps = [_step_segment(shown) for shown in snapshot.steps]
+    steps = [step_segment(shown) for shown in snapshot.steps]
     valid = [(shown, summary_segment(shown)) for shown in snapshot.summaries if _is_valid(shown.node.judgement)]
     hints = [(shown, _hint_segment(shown)) for shown in snapshot.hints]
     most_hints = snapshot.tree.policy.hint_limit
@@ -299,7 +299,8 @@ def _pin_segment(snapshot: Snapshot) -> tuple[Segment, ...]:
     return (Segment(SegmentKind.PIN, "system", text, ROOT, tokens, count is None, snapshot.root_ids),)
 
 
-def _step_segment(shown: Shown) -> Segment:
+def step_segment(shown: Shown) -> Segment:
+    """A step as a message."""
     step = shown.node.body
     assert isinstance(step, Step), "raw steps are steps"
     tokens = estimate_step(step) if shown.count is None else shown.count

@@ -25,20 +25,21 @@ def words_of(query: str) -> tuple[str, ...]:
 
 def says(body: Body, words: Sequence[str]) -> bool:
     """Whether the texts of a node hold every word, anywhere."""
-    text = lower("\n".join(_texts(body)))
+    text = lower("\n".join(texts_of(body)))
     return all(word in text for word in words)
 
 
 def excerpt_around(body: Body, words: Sequence[str]) -> str:
     """The text around the first word, on one line."""
-    text = " ".join(" ".join(_texts(body)).split())
+    text = " ".join(" ".join(texts_of(body)).split())
     found = [at for word in words if (at := lower(text).find(word)) >= 0]
     start = max(0, min(found, default=0) - _BEFORE_CHARS)
     part = text[start : start + _EXCERPT_CHARS]
     return ("… " if start else "") + part + (" …" if start + _EXCERPT_CHARS < len(text) else "")
 
 
-def _texts(body: Body) -> Iterator[str]:
+def texts_of(body: Body) -> Iterator[str]:
+    """The texts of a node that words are looked for in."""
     match body:
         case Step():
             yield body.content

@@ -1325,6 +1325,110 @@ class StaleStep(_message.Message):
 Global___StaleStep: _TypeAlias = StaleStep  # noqa: Y015
 
 @_typing.final
+class RecallRequest(_message.Message):
+    """Brings steps back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TREE_ID_FIELD_NUMBER: _builtins.int
+    BRANCH_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
+    BUDGET_TOKENS_FIELD_NUMBER: _builtins.int
+    MOST_SUMMARIES_FIELD_NUMBER: _builtins.int
+    tree_id: _builtins.str
+    """The tree."""
+    branch: _builtins.str
+    """The branch; empty means the default branch."""
+    query: _builtins.str
+    """What is asked for. Steps that say its rarer words come first; the case of ASCII letters does not matter."""
+    budget_tokens: _builtins.int
+    """Most tokens of all segments, by the default estimate."""
+    most_summaries: _builtins.int
+    """Summaries to look under; 0 means 4."""
+    def __init__(
+        self,
+        *,
+        tree_id: _builtins.str = ...,
+        branch: _builtins.str = ...,
+        query: _builtins.str = ...,
+        budget_tokens: _builtins.int = ...,
+        most_summaries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "budget_tokens", b"budget_tokens", "most_summaries", b"most_summaries", "query", b"query", "tree_id", b"tree_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecallRequest: _TypeAlias = RecallRequest  # noqa: Y015
+
+@_typing.final
+class RecalledSummary(_message.Message):
+    """A summary that a question is about."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.int
+    """The summary."""
+    score: _builtins.float
+    """How much; comparable within one answer only."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.int = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecalledSummary: _TypeAlias = RecalledSummary  # noqa: Y015
+
+@_typing.final
+class RecallResponse(_message.Message):
+    """What was brought back: a function of the branch and the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    TOTAL_TOKENS_FIELD_NUMBER: _builtins.int
+    SUMMARIES_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    total_tokens: _builtins.int
+    """Sum of their counts; never more than the budget."""
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
+        """Steps, in the order of the path."""
+
+    @_builtins.property
+    def summaries(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecalledSummary]:
+        """The summaries looked under, best first."""
+
+    @_builtins.property
+    def dropped(self) -> _containers.RepeatedCompositeFieldContainer[Global___Dropped]:
+        """Steps that were found and did not fit."""
+
+    def __init__(
+        self,
+        *,
+        segments: _abc.Iterable[Global___Segment] | None = ...,
+        total_tokens: _builtins.int = ...,
+        summaries: _abc.Iterable[Global___RecalledSummary] | None = ...,
+        dropped: _abc.Iterable[Global___Dropped] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "segments", b"segments", "summaries", b"summaries", "total_tokens", b"total_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecallResponse: _TypeAlias = RecallResponse  # noqa: Y015
+
+@_typing.final
 class AttachTokensRequest(_message.Message):
     """Attaches ids."""
 

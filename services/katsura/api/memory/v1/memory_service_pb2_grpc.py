@@ -116,6 +116,11 @@ class MemoryServiceStub(object):
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.AssembleContextRequest.SerializeToString,
                 response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.AssembleContextResponse.FromString,
                 _registered_method=True)
+        self.Recall = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/Recall',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.RecallRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.RecallResponse.FromString,
+                _registered_method=True)
         self.AttachTokens = channel.unary_unary(
                 '/katsura.api.memory.v1.MemoryService/AttachTokens',
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.AttachTokensRequest.SerializeToString,
@@ -353,6 +358,14 @@ class MemoryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Recall(self, request, context):
+        """Brings back steps that summaries stand for: the summaries that a question is about, then the steps under them.
+        Nothing found is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AttachTokens(self, request, context):
         """Attaches the token ids of rendered segments to nodes. Ids are the truth: the first ones attached stay,
         so that it may be repeated.
@@ -585,6 +598,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.AssembleContext,
                     request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.AssembleContextRequest.FromString,
                     response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.AssembleContextResponse.SerializeToString,
+            ),
+            'Recall': grpc.unary_unary_rpc_method_handler(
+                    servicer.Recall,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.RecallRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.RecallResponse.SerializeToString,
             ),
             'AttachTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.AttachTokens,
@@ -1077,6 +1095,33 @@ class MemoryService(object):
             '/katsura.api.memory.v1.MemoryService/AssembleContext',
             katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.AssembleContextRequest.SerializeToString,
             katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.AssembleContextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Recall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/Recall',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.RecallRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.RecallResponse.FromString,
             options,
             channel_credentials,
             insecure,

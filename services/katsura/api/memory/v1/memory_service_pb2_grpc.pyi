@@ -105,6 +105,10 @@ class MemoryServiceStub:
     """Assembles the prompt of a branch under a token budget, byte-stable in its prefix.
     Errors: OUT_OF_RANGE / BUDGET_TOO_SMALL (goal, pins, slots and obligations alone do not fit).
     """
+    Recall: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.RecallRequest, _memory_service_pb2.RecallResponse]
+    """Brings back steps that summaries stand for: the summaries that a question is about, then the steps under them.
+    Nothing found is no error.
+    """
     AttachTokens: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.AttachTokensRequest, _memory_service_pb2.AttachTokensResponse]
     """Attaches the token ids of rendered segments to nodes. Ids are the truth: the first ones attached stay,
     so that it may be repeated.
@@ -241,6 +245,10 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     AssembleContext: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.AssembleContextRequest, _memory_service_pb2.AssembleContextResponse]  # type: ignore[assignment]
     """Assembles the prompt of a branch under a token budget, byte-stable in its prefix.
     Errors: OUT_OF_RANGE / BUDGET_TOO_SMALL (goal, pins, slots and obligations alone do not fit).
+    """
+    Recall: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.RecallRequest, _memory_service_pb2.RecallResponse]  # type: ignore[assignment]
+    """Brings back steps that summaries stand for: the summaries that a question is about, then the steps under them.
+    Nothing found is no error.
     """
     AttachTokens: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.AttachTokensRequest, _memory_service_pb2.AttachTokensResponse]  # type: ignore[assignment]
     """Attaches the token ids of rendered segments to nodes. Ids are the truth: the first ones attached stay,
@@ -459,6 +467,16 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_memory_service_pb2.AssembleContextResponse, _abc.Awaitable[_memory_service_pb2.AssembleContextResponse]]:
         """Assembles the prompt of a branch under a token budget, byte-stable in its prefix.
         Errors: OUT_OF_RANGE / BUDGET_TOO_SMALL (goal, pins, slots and obligations alone do not fit).
+        """
+
+    @_abc_1.abstractmethod
+    def Recall(
+        self,
+        request: _memory_service_pb2.RecallRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.RecallResponse, _abc.Awaitable[_memory_service_pb2.RecallResponse]]:
+        """Brings back steps that summaries stand for: the summaries that a question is about, then the steps under them.
+        Nothing found is no error.
         """
 
     @_abc_1.abstractmethod
