@@ -91,7 +91,7 @@ def environment(name: str, *packages: str) -> Path:
     done = folder / "packages"
     if not done.exists() or done.read_text().split() != list(packages):
         print(f"    installing {', '.join(packages)}")
-        venv.create(folder, with_pip=True)
+        venv.create(folder, with_pip=True, clear=True)
         run(folder / "bin" / "pip", "install", "-q", *packages)
         done.write_text("\n".join(packages))
     return folder / "bin"

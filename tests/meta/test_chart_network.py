@@ -12,8 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from chart_variants import VARIANTS
 
 from katsura_operator.core import pods
+from katsura_operator.core.desire import desire
+from katsura_operator.core.placing import place, read
+from katsura_operator.core.settings import Settings
+from katsura_operator.core.snapshot import Snapshot
 
 Documents = list[dict[str, Any]]
 Render = Callable[..., Documents]
@@ -125,6 +130,57 @@ def allowed(documents: Documents, peers: tuple[Peer, ...] = PEERS) -> set[tuple[
 
 def test_every_connection_that_services_need_is_allowed_and_no_other(render: Render) -> None:
     assert allowed(render()) == expected()
+
+
+@pytest.mark.parametrize(
+    "variant", ["ha", "openshift", "no-demo", "ingress", "http-route", "cert-manager", "monitored", "pinned"]
+)
+def test_what_changes_nothing_for_the_network_opens_nothing(render: Render, variant: str) -> None:
+    assert allowed(render(*VARIANTS[variant])) == expected()
+
+
+NOW = "2026-11-21T12:00:00Z"
+
+
+def resource(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "ns", "uid": name, "generation": 1, "resourceVersion": "1"}
+    made = {"apiVersion": "katsura.dev/v1alpha1", "kind": kind, "spec": spec}
+    return {**made, "metadata": {**metadata, "creationTimestamp": NOW}}
+
+
+def made_by_the_operator() -> dict[str, dict[str, str]]:
+    """Labels of the pods of a memory store and of an external engine, by role."""
+    external = {"image": "vllm:1", "port": 8000, "replicas": 1}
+    model = {"source": "file:///m"}
+    seen = Snapshot(
+        {
+            "MemoryStore": (resource("MemoryStore", "default", {}),),
+            "ModelDeployment": (
+                resource("ModelDeployment", "theirs", {"model": model, "engine": "external"} | {"external": external}),
+            ),
+        },
+        NOW,
+    )
+    reading = read(seen)
+    settings = Settings("ns", "s", "e")
+    made = desire(seen, reading, place(reading, seen, settings), settings, {})
+    templates = [o["spec"]["template"]["metadata"]["labels"] for o in made.keep if o["kind"] == "Deployment"]
+    return {labels["katsura.dev/role"]: labels for labels in templates}
+
+
+def test_the_reader_s_pods_carry_the_labels_that_the_operator_gives() -> None:
+    found = made_by_the_operator()
+    assert {"memory", "external"} == set(found)  # routers come with a model of ours
+    assert dict(pod("memory").labels).items() <= found["memory"].items()
+
+
+def test_an_external_engine_is_its_owner_s_to_close_and_none_of_ours_calls_it(render: Render) -> None:
+    external = Peer("external", "ns", tuple(made_by_the_operator()["external"].items()))
+    policies = [d for d in render() if d["kind"] == "NetworkPolicy"]
+    port = ("TCP", 8000)
+    assert direction_allows(policies, external, STRANGER, port, "Ingress", "from")
+    assert direction_allows(policies, external, OUTSIDE, ("TCP", 443), "Egress", "to")
+    assert not [role for role in ROLES if direction_allows(policies, pod(role), external, port, "Egress", "to")]
 
 
 def test_without_policies_the_reader_finds_everything_open(render: Render) -> None:
