@@ -2,7 +2,8 @@
 
 It keeps what the operator relies on: uids, resourceVersions and generations, server-side apply that takes back what its
 manager no longer says, preconditions, finalizers, and children that end with the last of their owners. Schemas and
-rights are the real server's business. `fault` may answer in its place; `events` is what watches would have brought.
+rights are the real server's business. `fault` may answer in its place; `events` is what watches would have brought, and
+the operator's lists are `lag` of them old.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from katsura.domain.errors import KatsuraError
-from katsura_operator.core.objects import ALL, Kind
+from katsura_operator.core.objects import ALL, BY_NAME, Kind
 from katsura_operator.kube import APPLY, Kube, error_of
 
 Fault = Callable[[str, str, Mapping[str, str]], int]
@@ -34,7 +35,7 @@ class ApiServer:
         self.objects: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.fault: Fault = lambda method, path, query: 0
-        self.writes = 0
+        self.writes = self.lag = 0
         self._kinds: Mapping[tuple[str, str], Kind] = {(k.path().rpartition("/")[0], k.plural): k for k in ALL}
         self._applied: dict[tuple[tuple[str, str, str], str, str], Any] = {}
         self._versions = itertools.count(1)
@@ -58,16 +59,18 @@ class ApiServer:
         if status:
             return status, {"message": f"so it goes: {status}"}
         self.writes += method != "GET"
-        return self._answer(method, path, query, body, content)
+        return self._answer(method, path, query, body, content, self.lag)
 
-    def _answer(self, method: str, path: str, query: Mapping[str, str], body: Any, content: str) -> Answer:
+    def _answer(
+        self, method: str, path: str, query: Mapping[str, str], body: Any, content: str, lag: int = 0
+    ) -> Answer:
         found = _PATH.fullmatch(path)
         kind = None if found is None else self._kinds.get((found[1], found[3]))
         if found is None or kind is None:
             return 404, {"message": f"no {path}"}
         namespace, name, subresource = found[2] or "", found[4] or "", found[5] or ""
         if method == "GET" and not name:
-            return 200, self._list(kind, namespace, query.get("labelSelector", ""))
+            return 200, self._list(kind, namespace, query.get("labelSelector", ""), lag)
         body = copy.deepcopy(body)
         key = (kind.plural, namespace, name or (body or {}).get("metadata", {}).get("name", ""))
         seen = self.objects.get(key)
@@ -101,15 +104,26 @@ class ApiServer:
         kept = _without(copy.deepcopy(seen) if seen else {}, before, said, others)
         return self._store(key, kind, _merged(kept, said), seen)
 
-    def _list(self, kind: Kind, namespace: str, selector: str) -> dict[str, Any]:
+    def _list(self, kind: Kind, namespace: str, selector: str, lag: int) -> dict[str, Any]:
         wanted = [part.partition("=") for part in selector.split(",") if part]
         items = []
-        for (plural, of, _), obj in sorted(self.objects.items()):
+        for (plural, of, _), obj in sorted((self._past(lag) if lag else self.objects).items()):
             labels = obj["metadata"].get("labels") or {}
             fits = all(key in labels and (not sign or labels[key] == value) for key, sign, value in wanted)
             if plural == kind.plural and namespace in ("", of) and fits:
                 items.append(copy.deepcopy(obj))
         return {"items": items, "metadata": {}}
+
+    def _past(self, lag: int) -> dict[tuple[str, str, str], dict[str, Any]]:
+        """The objects `lag` events ago."""
+        found: dict[tuple[str, str, str], dict[str, Any]] = {}
+        for what, obj in self.events[:-lag]:
+            kind, metadata = BY_NAME[obj["apiVersion"], obj["kind"]], obj["metadata"]
+            key = (kind.plural, metadata.get("namespace", ""), metadata["name"])
+            found.pop(key, None)
+            if what != "DELETED":
+                found[key] = obj
+        return found
 
     def _store(self, key: tuple[str, str, str], kind: Kind, body: Any, seen: Any) -> Answer:
         made = copy.deepcopy(body)
@@ -125,7 +139,9 @@ class ApiServer:
         metadata["resourceVersion"] = str(next(self._versions))
         self.objects[key] = made
         self.events.append(("ADDED" if seen is None else "MODIFIED", copy.deepcopy(made)))
-        if "deletionTimestamp" in metadata and not metadata.get("finalizers"):
+        owners = {o["uid"] for o in metadata.get("ownerReferences") or ()}
+        orphan = owners and not owners & {obj["metadata"]["uid"] for obj in self.objects.values()}
+        if orphan or ("deletionTimestamp" in metadata and not metadata.get("finalizers")):
             self._remove(key)
         return 201 if seen is None else 200, copy.deepcopy(made)
 

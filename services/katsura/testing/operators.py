@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -32,13 +33,23 @@ class CrashingKube(Kube):
 
     def __init__(self, door: Kube, last: int) -> None:
         super().__init__(door._api, door.fence)
-        self._last = last
+        self._door, self._last = door, last
 
     async def _write(self, method: str, path: str, body: Any, content: str, query: Mapping[str, str]) -> dict[str, Any]:
         made = await super()._write(method, path, body, content, query)
         if self.writes >= self._last:
             raise Crash(f"{method} {path}")
         return made
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        content: str = "application/json",
+    ) -> dict[str, Any]:
+        return await self._door._ask(method, path, query, body, content)
 
 
 def grant(plane: ControlPlane, namespace: str, file: Path) -> None:
@@ -73,7 +84,7 @@ class World:
     def in_memory(cls, settings: Settings | None = None) -> World:
         """A namespace of an `ApiServer` of its own: no rights, no schemas, and a hundred passes a second."""
         server = ApiServer()
-        return cls(server, "n", TwinKube(server), settings)
+        return cls(server, settings.namespace if settings else "space", TwinKube(server), settings)
 
     async def drain(self, role: str, address: str) -> None:
         """Note who was told to drain (`execute.Drainer`)."""
@@ -126,8 +137,11 @@ class World:
         for workload in self.all("Deployment"):
             count, name = workload["spec"]["replicas"], name_of(workload)
             pods = self.pods(name)
-            for index in range(len(pods), count):
-                self._start(workload, f"{name}-{workload['metadata']['generation']}-{index}")
+            taken = {name_of(pod) for pod in pods}
+            names = (f"{name}-{workload['metadata']['generation']}-{index}" for index in itertools.count())
+            free = (name for name in names if name not in taken)
+            for fresh in itertools.islice(free, max(0, count - len(pods))):
+                self._start(workload, fresh)
             surplus = sorted(pods, key=_cost)[: max(0, len(pods) - count)]
             for pod in surplus:
                 self.plane.call("DELETE", f"{POD.path(self.namespace, name_of(pod))}?gracePeriodSeconds=0")
@@ -148,7 +162,9 @@ class World:
 
     def _start(self, workload: Any, name: str) -> None:
         template = workload["spec"]["template"]
-        metadata = {**template["metadata"], "name": name}
+        owned = {"apiVersion": "apps/v1", "kind": "Deployment", "controller": True}
+        owned |= {key: workload["metadata"][key] for key in ("name", "uid")}
+        metadata = {**template["metadata"], "name": name, "ownerReferences": [owned]}
         self.plane.call("POST", POD.path(self.namespace), {"metadata": metadata, "spec": template["spec"]})
         self.set_ready(name, True)
 

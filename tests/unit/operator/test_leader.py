@@ -108,7 +108,7 @@ async def test_two_leaders_never_write(seed: int) -> None:
     server takes is of the only one that may write."""
     rng = random.Random(seed)
     server = ApiServer()
-    world = World(server, "n", TwinKube(server))
+    world = World(server, "space", TwinKube(server))
     names = ("a", "b")
     now_s, offset = [0.0], {name: rng.uniform(1, 1e6) for name in names}
     deaf = dict.fromkeys(names, 0.0)

