@@ -248,7 +248,8 @@ def _node(said: Mapping[str, Any]) -> TreeNode:
             note = said["kind"] == "note"
             follows, label = said["parent_id"], "note" if note else said["role"] or said["kind"]
         case "summary":
-            follows, label = said["covers"][1], f"summary of #{said['covers'][0]} to #{said['covers'][1]}"
+            trust = "" if said.get("status", "valid") == "valid" else f", {said['status']}"
+            follows, label = said["covers"][1], f"summary of #{said['covers'][0]} to #{said['covers'][1]}{trust}"
         case kind:
             follows, label = said["restored_after"], f"{kind} from {said['abandoned_branch']}"
     return TreeNode(int(said["id"]), int(follows), str(said["type"]), str(label), str(said["content"]))

@@ -31,7 +31,8 @@ examples:
   katsura up -f deploy/samples/unified.yaml    serve what a manifest says
   katsura up --port 0 --data ./data            a free port, a data folder of its own
   katsura chat                                 talk to it; /fork, /revise and /tree work on its memory
-  katsura tree show my-session                 draw a session's tree
+  katsura tree show my-session                 draw a session's tree; `katsura tree --help` has more
+  katsura key create --tenant me --env         a key for programs, as a shell reads it
   katsura mcp                                  the same memory as tools, for any MCP client to start
   katsura work -- --endpoint URL --model NAME  let a model write and judge the summaries of trees
   katsura status --json                        processes with role, pid, address, health
@@ -300,10 +301,10 @@ def _port(text: str) -> int:
 
 
 def _up(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
-    from katsura.cli.narrate import Narrator, ServingConsole
+    from katsura.cli.narrate import Narrator, ServingConsole, typing_here
     from katsura.cli.up import up
 
-    return up(_up_options(a), environ, Narrator(ServingConsole()))
+    return up(_up_options(a), environ, Narrator(ServingConsole(), typing_here(a.data, environ)))
 
 
 def _crds(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
@@ -314,16 +315,20 @@ def _crds(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Ex
 
 def _demo(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
     from katsura.cli.demo import demo
-    from katsura.cli.narrate import Narrator, ServingConsole
+    from katsura.cli.narrate import Narrator, ServingConsole, typing_here
     from katsura.cli.up import up
 
-    console = ServingConsole()
+    console, typed = ServingConsole(), typing_here(a.data, environ)
 
     def guest(url: str) -> bool:
-        demo(url, console)
+        session = demo(url, console)
+        if not a.once:
+            console.print("It goes on serving. In another terminal:")
+            for words in (f"chat {session}", f"tree show {session}", f"tree explain {session}"):
+                console.print(f"  {typed(words)}", soft_wrap=True, highlight=False)
         return not a.once
 
-    return up(_up_options(a), environ, Narrator(console), guest)
+    return up(_up_options(a), environ, Narrator(console, typed), guest)
 
 
 def _up_options(a: argparse.Namespace) -> UpOptions:

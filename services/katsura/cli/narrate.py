@@ -6,10 +6,13 @@ On a terminal lines replace themselves; into a file each thing is said once.
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,7 +22,7 @@ from rich.text import Text
 
 from katsura.cli.core.fleet import Fleet, Phase
 from katsura.cli.core.layout import Layout
-from katsura.cli.data import RunRecord
+from katsura.cli.data import RunRecord, default_root
 from katsura.domain.units import human_seconds
 from katsura.manifests.bundle import Bundle
 from katsura.manifests.kinds import Topology
@@ -50,10 +53,11 @@ class ServingConsole(Console):
 
 
 class Narrator:
-    """Tells the person at `console` what happens, with times since the start."""
+    """Tells the person at `console` what happens, with times since the start; `typed` see `typing_here`."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, typed: Callable[[str], str] = "katsura {}".format) -> None:
         self.console = console
+        self.typed = typed
         self.start_s = time.monotonic()
         self._live: Live | None = None
         self._told: dict[str, Phase] = {}
@@ -61,7 +65,7 @@ class Narrator:
     def say(self, text: str, trouble: bool = False) -> None:
         """One sentence."""
         elapsed = f"{time.monotonic() - self.start_s:6.1f} s  "
-        self.console.print(Text(elapsed, "dim").append(text, "red" if trouble else "default"))
+        self.console.print(Text(elapsed, "dim").append(text, "red" if trouble else "default"), soft_wrap=True)
 
     @contextmanager
     def preparing(self, name: str) -> Iterator[Preparation]:
@@ -112,7 +116,7 @@ class Narrator:
         out.print()
         out.print(process_table(record))
         out.print()
-        out.print("Try it: katsura chat, katsura tree list, or")
+        out.print(f"Try it in another terminal: {self.typed('chat')}, {self.typed('tree list')}, or", soft_wrap=True)
         out.print(curl_line(record.url, bundle.deployments[0].metadata.name), soft_wrap=True, highlight=False)
         out.print()
 
@@ -155,6 +159,19 @@ def process_table(record: RunRecord, health: Sequence[str] = ()) -> Table:
         ]
         table.add_row(*row, *([health[index]] if health else []))
     return table
+
+
+def typing_here(root: Path, environ: Mapping[str, str]) -> Callable[[str], str]:
+    """How a person types a command of ours here: from their path or not, and for this data folder or the usual one."""
+    ours = Path(sys.executable).with_name("katsura")
+    root, found = root.expanduser().resolve(), shutil.which("katsura", path=environ.get("PATH"))
+    if found and Path(found).resolve() == ours.resolve():
+        program = "katsura"
+    else:
+        program = os.path.join(".", os.path.relpath(ours)) if ours.is_relative_to(Path.cwd()) else str(ours)
+        program = program if program.count("/") == 1 else program.removeprefix("./")
+    data = "" if root == default_root(environ).expanduser().resolve() else f" --data {shlex.quote(str(root))}"
+    return lambda words: f"{program} {words}{data}"
 
 
 def curl_line(url: str, model: str) -> str:

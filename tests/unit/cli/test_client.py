@@ -26,7 +26,8 @@ TREE = {
     "nodes": [
         {"id": 1, "parent_id": 0, "type": "step", "kind": "message", "role": "user", "content": "hi"},
         {"id": 2, "parent_id": 1, "type": "step", "kind": "observation", "role": "", "content": "seen"},
-        {"id": 3, "parent_id": 0, "type": "summary", "content": "short", "covers": [1, 2]},
+        {"id": 3, "parent_id": 0, "type": "summary", "content": "short", "covers": [1, 2], "status": "valid"},
+        {"id": 5, "parent_id": 0, "type": "summary", "content": "wrong", "covers": [1, 1], "status": "failed"},
         {"id": 4, "parent_id": 9, "type": "hint", "content": "why", "abandoned_branch": "main", "restored_after": 1},
     ],
 }
@@ -39,6 +40,7 @@ def test_a_tree_is_read_with_summaries_and_hints_after_the_step_they_follow() ->
         TreeNode(1, 0, "step", "user", "hi"),
         TreeNode(2, 1, "step", "observation", "seen"),
         TreeNode(3, 2, "summary", "summary of #1 to #2", "short"),
+        TreeNode(5, 1, "summary", "summary of #1 to #1, failed", "wrong"),
         TreeNode(4, 1, "hint", "hint from main", "why"),
     )
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from katsura.cli.core.fleet import Child, Fleet, Phase
 from katsura.cli.core.layout import Layout
 from katsura.cli.data import ProcessRecord, RunRecord
-from katsura.cli.narrate import Narrator
+from katsura.cli.narrate import Narrator, typing_here
 from katsura.cli.up import read_bundle
 from katsura.manifests.kinds import Durability
 from katsura.weights.progress import Stage
@@ -60,6 +62,24 @@ def test_the_curl_can_be_copied_as_it_stands() -> None:
     assert lines[at].endswith(" \\")
     assert lines[at + 1].strip().startswith("-d '{")
     assert lines[at + 1].endswith("}]}'")
+
+
+def test_what_is_to_be_typed_works_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools, data = tmp_path / "env" / "bin", tmp_path / "my data"
+    tools.mkdir(parents=True)
+    (tools / "katsura").write_text("#!/bin/sh\n")
+    (tools / "katsura").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tools / "python"))
+    monkeypatch.chdir(tmp_path)
+    usual = {"KATSURA_DATA": str(data), "PATH": ""}
+    assert typing_here(data, usual)("chat") == "env/bin/katsura chat"
+    assert typing_here(data, usual | {"PATH": str(tools)})("chat") == "katsura chat"
+    assert typing_here(data, {"PATH": str(tools)})("tree list") == f"katsura tree list --data '{data}'"
+    monkeypatch.chdir(tools)
+    assert typing_here(data, usual)("chat") == "./katsura chat"
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(sys, "executable", "/opt/python")
+    assert typing_here(data, usual)("chat").endswith("opt/katsura chat")
 
 
 def test_into_a_file_each_stage_and_each_process_is_told_once() -> None:
