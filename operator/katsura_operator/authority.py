@@ -3,7 +3,7 @@
 Secret `katsura-ca` (own namespace, mounted by nobody) holds the authority, `katsura-tls` (every served namespace) what
 pods mount: one certificate for the name `katsura.internal`, its key, and the authorities to believe. A new authority is
 believed for a month before anything is signed by it, and the old one until it runs out, so that pods that have not
-restarted yet and pods that have always understand each other.
+seen it yet and pods that have always understand each other.
 
 Where somebody else keeps `katsura-tls` (cert-manager), only that of the own namespace is read, for our own calls.
 """
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from katsura.rpc.channel import TLS_NAME
-from katsura_operator.core.objects import SECRET, Object, digest, make
+from katsura_operator.core.objects import SECRET, Object, make
 from katsura_operator.core.pods import TLS_SECRET
 from katsura_operator.kube import Kube
 
@@ -52,13 +52,13 @@ class Authority:
         """`folder`: gets what pods mount too, for calls of our own. `given`: somebody else makes and renews it."""
         self._kube, self._namespace, self._folder, self._given = kube, namespace, folder, given
 
-    async def keep(self, namespaces: Sequence[str], now: str) -> str:
-        """Make or renew what is due; the digest of what pods mount, which changes when they should restart."""
+    async def keep(self, namespaces: Sequence[str], now: str) -> None:
+        """Make or renew what is due. Processes read renewed files by themselves: nobody restarts for them."""
         if not namespaces:
-            return ""
+            return
         if self._given:
             self._show(_content(await self._kube.get(SECRET, self._namespace, TLS_SECRET)))
-            return ""  # processes read renewed files by themselves
+            return
         moment = datetime.fromisoformat(now).astimezone(UTC)
         ours = await self._kube.get(SECRET, self._namespace, CA_SECRET)
         authorities = authorities_of(ours)
@@ -75,7 +75,6 @@ class Authority:
                 await self._write(seen, namespace, TLS_SECRET, mounted)
         assert mounted is not None
         self._show(mounted)
-        return digest({k: v.decode() for k, v in mounted.items()}, length=12)
 
     def _show(self, content: dict[str, bytes]) -> None:
         if self._folder is not None:

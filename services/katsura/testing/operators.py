@@ -198,7 +198,7 @@ def _cost(pod: Any) -> tuple[bool, int]:
 _PASSING: Final = {
     *("uid", "resourceVersion", "creationTimestamp", "managedFields", "generation", "observedGeneration"),
     *("inputsHash", "data", "eventTime", "lastTransitionTime", "clusterIP", "clusterIPs"),
-    *("katsura.dev/applied", "katsura.dev/certificate", "katsura.dev/draining"),
+    *("katsura.dev/applied", "katsura.dev/draining"),
 }
 """What differs between two runs that end in the same state."""
 

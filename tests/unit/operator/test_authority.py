@@ -92,4 +92,5 @@ async def test_what_somebody_else_keeps_is_read_and_never_written(tmp_path: Path
 
 async def test_a_secret_that_nobody_has_made_yet_holds_nothing_up(tmp_path: Path) -> None:
     authority = Authority(TwinKube(ApiServer()), "own", tmp_path, given=True)
-    assert await authority.keep(["own"], "2026-11-21T12:00:00Z") == ""
+    await authority.keep(["own"], "2026-11-21T12:00:00Z")
+    assert os.listdir(tmp_path) == []

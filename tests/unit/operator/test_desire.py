@@ -41,7 +41,7 @@ class Twin:
         kinds: dict[str, list[Any]] = {}
         for obj in self.objects.values():
             kinds.setdefault(obj["kind"], []).append(obj)
-        return Snapshot({k: tuple(v) for k, v in kinds.items()}, NOW, "cert")
+        return Snapshot({k: tuple(v) for k, v in kinds.items()}, NOW)
 
     def decide(self) -> Desired:
         seen = self.snapshot()

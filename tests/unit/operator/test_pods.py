@@ -41,9 +41,7 @@ def bundle() -> Bundle:
 def pod(role: str, **size: Any) -> dict[str, Any]:
     spec = bundle().deployments[0].spec if role in ("attention", "experts", "unified") else None
     sized = Size(2.0, 2**30, **size)
-    return template(
-        role, sized, SETTINGS, labels={"katsura.dev/pool": "p"}, certificate="c", spec=spec, deployment="chat"
-    )
+    return template(role, sized, SETTINGS, labels={"katsura.dev/pool": "p"}, spec=spec, deployment="chat")
 
 
 def environment(made: dict[str, Any]) -> dict[str, str]:
