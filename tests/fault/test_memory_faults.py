@@ -1,18 +1,14 @@
-"""Deaths of the memory service and of its store: nothing acknowledged is lost or doubled, and nothing hangs.
-
-Every client repeats a call with the same request id until it is answered, as the API tells it to.
-"""
+"""What the memory service does while its store is away, damaged or another one. Deaths: test_memory_deaths.py."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from katsura.domain.errors import DataLossError, KatsuraError, Reason, TemporaryError, UnavailableError
+from katsura.domain.errors import DataLossError, Reason, UnavailableError
 from katsura.domain.ids import TenantId, TreeId
 from katsura.domain.tenant import Tenant
 from katsura.domain.trees import Request, Step, TreePolicy
@@ -29,8 +25,6 @@ from katsura.testing.store import EmbeddedStore
 
 TOKEN = "internal-secret"
 CALL = CallContext(Tenant(TenantId("acme"), bytes(32)), internal=True)
-WRITERS, WRITES = 6, 25
-DEADLINE_S = 120.0
 
 
 @pytest.fixture(params=["everysec", "always"])
@@ -55,96 +49,6 @@ async def memory(process: ServedProcess) -> AsyncIterator[MemoryClient]:
     channel = open_channel(process.address)
     yield MemoryClient(Connection(channel, internal_token=TOKEN, call=CALL))
     await channel.close()
-
-
-class Load:
-    """Writers on trees of their own and on one shared tree; every write is repeated until it is acknowledged."""
-
-    def __init__(self, memory: MemoryClient) -> None:
-        self.memory = memory
-        self.acknowledged = 0
-        self.failures: list[KatsuraError] = []
-        self._marks: dict[int, asyncio.Event] = {}
-
-    async def reached(self, count: int) -> None:
-        """Wait until so many writes were acknowledged."""
-        if self.acknowledged < count:
-            await self._marks.setdefault(count, asyncio.Event()).wait()
-
-    async def run(self) -> None:
-        await self.memory.create_tree(tree_id="shared", request_id="create-shared")
-        await asyncio.gather(*(self._writer(n) for n in range(WRITERS)))
-
-    async def check(self) -> None:
-        """Every acknowledged step is there once; a single writer's steps are in its order."""
-        for n in range(WRITERS):
-            path = await self.memory.get_whole_path(f"own{n}")
-            assert [node.step.content for node in path] == [f"{n}.{i}" for i in range(WRITES)]
-            tree = (await self.memory.get_tree(f"own{n}")).tree
-            assert (tree.node_count, tree.revision) == (WRITES, WRITES + 1)
-        shared = [node.step.content for node in await self.memory.get_whole_path("shared")]
-        assert sorted(shared) == sorted(f"{n}.{i}" for n in range(WRITERS) for i in range(WRITES))
-
-    async def _writer(self, n: int) -> None:
-        memory = self.memory
-        await self._until_answered(lambda: memory.create_tree(tree_id=f"own{n}", request_id=f"create-{n}"))
-        head = 0
-        for i in range(WRITES):
-            new, seen = [step("user", f"{n}.{i}")], head
-
-            async def own(new: list = new, seen: int = seen, i: int = i) -> int:  # type: ignore[type-arg]
-                answer = await memory.grow(f"own{n}", new, expected_head=seen, request_id=f"{n}.{i}")
-                return answer.branch.head
-
-            head = await self._until_answered(own)
-            await self._until_answered(lambda new=new, i=i: memory.grow("shared", new, request_id=f"{n}.{i}"))
-            self.acknowledged += 1
-            for count, mark in self._marks.items():
-                if self.acknowledged >= count:
-                    mark.set()
-
-    async def _until_answered(self, call: Callable[[], Awaitable[object]]) -> int:
-        while True:
-            try:
-                answer = await call()
-                return answer if isinstance(answer, int) else 0
-            except TemporaryError as error:
-                self.failures.append(error)
-
-
-async def under_load(load: Load, kill: Callable[[], Awaitable[object]], kills: int, seed: int) -> None:
-    """Run the load and kill at `kills` points of it."""
-    points = sorted(random.Random(seed).sample(range(5, WRITERS * WRITES - 5), kills))
-    running = asyncio.create_task(load.run())
-    async with asyncio.timeout(DEADLINE_S):
-        for point in points:
-            await load.reached(point)
-            await kill()
-        await running
-
-
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.soak), pytest.param(3, marks=pytest.mark.soak)])
-async def test_killing_the_service_under_load_loses_and_doubles_nothing(
-    process: ServedProcess, memory: MemoryClient, seed: int
-) -> None:
-    async def kill() -> None:
-        await process.kill()
-        await process.start()
-
-    load = Load(memory)
-    await under_load(load, kill, 2, seed)
-    await load.check()
-
-
-@pytest.mark.parametrize("seed", [4, pytest.param(5, marks=pytest.mark.soak), pytest.param(6, marks=pytest.mark.soak)])
-@pytest.mark.parametrize("server", ["always"], indirect=True)
-async def test_killing_a_strict_store_under_load_loses_and_doubles_nothing(
-    server: EmbeddedStore, memory: MemoryClient, seed: int
-) -> None:
-    load = Load(memory)
-    await under_load(load, lambda: asyncio.to_thread(server.restart), 5, seed)
-    await load.check()
-    assert all(error.reason in {Reason.STORE_UNAVAILABLE, Reason.PEER_UNAVAILABLE} for error in load.failures)
 
 
 @pytest.mark.parametrize("server", ["everysec"], indirect=True)
