@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -155,6 +156,19 @@ def test_images_follow_registry_tag_and_digest(render: Render) -> None:
     assert images("demo.enabled=false") == {f"katsura/services:{version}", f"katsura/operator:{version}"}
     assert f"registry.example.org/katsura/services@sha256:{'a' * 64}" in images(*VARIANTS["pinned"])
     assert "katsura/operator:v7" in images("image.operator.tag=v7")
+
+
+def test_kind_is_told_to_load_the_images_that_its_values_ask_for(helm: Any) -> None:
+    folder = PROJECT / "deploy" / "kind"
+    done = helm.run("template", "--kube-version", KUBERNETES, "-f", str(folder / "values.yaml"))
+    assert done.returncode == 0, done.stderr
+    documents = [d for d in yaml.safe_load_all(done.stdout) if d]
+    (operator,) = one(documents, "Deployment", "katsura-operator")["spec"]["template"]["spec"]["containers"]
+    engine = next(e["value"] for e in operator["env"] if e["name"] == "KATSURA_OPERATOR_ENGINE_IMAGE")
+    asked = {c["image"] for _, template in pods(documents) for c in template["spec"]["containers"]} | {engine}
+    assert len(asked) == 3
+    load = (folder / "cluster.yaml").read_text().split("kind load", 1)[1].split("helm install", 1)[0]
+    assert asked == set(re.findall(r"localhost/[^ \n]+", load))
 
 
 def test_the_bundled_store_and_its_clients_share_one_password(render: Render) -> None:
