@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.text import Text
@@ -16,9 +17,9 @@ from katsura.cli.exit import Exit
 from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from katsura.manifests.cluster import Cluster, read_cluster
 from katsura.manifests.kinds import ModelDeployment
-from katsura.manifests.problem import Options, build_problem
+from katsura.manifests.problem import Options, build_problem, check_devices
 from katsura.placement import calibration, catalogue
-from katsura.placement.card import published
+from katsura.placement.card import published, read_card
 from katsura.placement.configurations import explain_trials, read_trials, standings, with_runs, write_trials
 from katsura.placement.document import document, read_current, schema
 from katsura.placement.explain import explain, explain_change, explain_tightened, explain_what_if
@@ -29,10 +30,16 @@ from katsura.placement.replan import replan
 from katsura.placement.whatif import changed
 from katsura.weights.sources import ModelCache, default_cache_root, parse_source
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """What may be said on the command line. `seconds` bounds the search; `seed` and `gap` decide its result."""
+    """What may be said on the command line. `seconds` bounds the search; `seed` and `gap` decide its result.
+
+    Raises:
+        InvalidArgumentError: a number that cannot be meant.
+    """
 
     files: tuple[Path, ...]
     objective: str = "cost"
@@ -54,6 +61,13 @@ class PlanOptions:
     svg: Path | None = None
     trials: Path | None = None
 
+    def __post_init__(self) -> None:
+        numbers = {"gap": self.gap, "seconds": self.seconds, "budget": self.budget_usd}
+        for name, value in numbers.items():
+            if value is not None and not (0 <= value < math.inf and (value or name == "gap")):
+                wanted = "0 or more" if name == "gap" else "above 0"
+                raise InvalidArgumentError(f"--{name} {value:g}: expected a number {wanted}", field=name)
+
 
 def run_plan(options: PlanOptions, environ: Mapping[str, str], console: Console) -> Exit:
     """Print a plan, or what would change; `UNHEALTHY` where not everything can be served."""
@@ -63,7 +77,9 @@ def run_plan(options: PlanOptions, environ: Mapping[str, str], console: Console)
         problem, trials = _try(problem, options.trials)
     effort = Effort(options.gap, options.nodes, options.seconds, options.seed)
     if options.against is not None:
-        change = replan(problem, effort, read_current(read_text(options.against)))
+        against = options.against
+        current = _of(against, lambda: read_current(read_text(against)))
+        change = replan(problem, effort, current)
         made, said = change.plan, [explain_change(change)]
     else:
         asked = problem
@@ -100,6 +116,17 @@ def print_schema(console: Console) -> Exit:
     return Exit.OK
 
 
+def _of(path: Path, read: Callable[[], T]) -> T:
+    """What `read` makes of the file at `path`; what is wrong with it names the file."""
+    try:
+        return read()
+    except InvalidArgumentError as error:
+        said = str(error)
+        raise InvalidArgumentError(
+            said if said.startswith(str(path)) else f"{path}: {said}", field=error.field
+        ) from error
+
+
 def _write(path: Path, text: str, field: str) -> None:
     try:
         path.write_text(text)
@@ -117,9 +144,11 @@ def read_problem(options: PlanOptions, environ: Mapping[str, str]) -> Problem:
     if not options.files:
         raise InvalidArgumentError("name the cluster and what to place: katsura plan -f cluster.yaml -f model.yaml")
     cluster = read_cluster([(str(path), read_text(path)) for path in options.files])
+    check_devices(cluster, catalogue.built_in())
     known = calibration.built_in()
     if options.calibration is not None:
-        known = known.merged(calibration.read_devices(read_text(options.calibration)))
+        path = options.calibration
+        known = known.merged(_of(path, lambda: calibration.read_devices(read_text(path))))
     if options.extrapolate:
         known = known.extrapolating()
     asked = Options(
@@ -142,18 +171,32 @@ def read_text(path: Path) -> str:
 
 def configs_of(cluster: Cluster, said: Sequence[str], environ: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
     """Each deployment's `config.json`: as said (`NAME=FILE`), its published card, or the folder of its source."""
-    files = dict(entry.split("=", 1) for entry in said if "=" in entry)
-    return {d.metadata.name: _config(d, files.get(d.metadata.name), environ) for d in cluster.bundle.deployments}
+    names = [d.metadata.name for d in cluster.bundle.deployments]
+    files: dict[str, str] = {}
+    for entry in said:
+        name, equals, file = entry.partition("=")
+        if not equals or name not in names:
+            raise InvalidArgumentError(
+                f"--config {entry}: expected DEPLOYMENT=FILE, of {', '.join(names) or 'no deployment at all'}",
+                field="config",
+            )
+        files[name] = file
+    return {
+        d.metadata.name: _config(cluster, d, files.get(d.metadata.name), environ) for d in cluster.bundle.deployments
+    }
 
 
-def _config(deployment: ModelDeployment, file: str | None, environ: Mapping[str, str]) -> Mapping[str, Any]:
+def _config(
+    cluster: Cluster, deployment: ModelDeployment, file: str | None, environ: Mapping[str, str]
+) -> Mapping[str, Any]:
     name, model = deployment.metadata.name, deployment.spec.model
     if file is not None:
         return _parsed(Path(file))
     if model.card is not None:
         if model.card not in published():
+            where = cluster.where("ModelDeployment", name, "spec.model.card") or f"{name}: "
             raise NotFoundError(
-                f"{name}: no published card {model.card!r}; known: {', '.join(published())}. Or name its config.json: "
+                f"{where}no published card {model.card!r}; known: {', '.join(published())}. Or name its config.json: "
                 f"--config {name}=config.json",
                 field="spec.model.card",
             )
@@ -164,8 +207,9 @@ def _config(deployment: ModelDeployment, file: str | None, environ: Mapping[str,
         Path(model.source.removeprefix("file://")) if model.source.startswith("file://") else cached.get(source.uri)
     )
     if folder is None or not (folder / "config.json").exists():
+        where = cluster.where("ModelDeployment", name, "spec.model.source") or f"{name}: "
         raise FailedPreconditionError(
-            f"{name}: the sizes of {model.source} are not known here. Get it (katsura model pull {model.source}), set "
+            f"{where}the sizes of {model.source} are not known here. Get it (katsura model pull {model.source}), set "
             f"spec.model.card, or name its config.json: --config {name}=config.json",
             field="spec.model.source",
         )
@@ -179,4 +223,5 @@ def _parsed(path: Path) -> Mapping[str, Any]:
         raise InvalidArgumentError(f"{path}: not JSON: {error}", field="config") from error
     if not isinstance(config, Mapping):
         raise InvalidArgumentError(f"{path}: a config.json holds an object", field="config")
+    _of(path, lambda: read_card(config))
     return config

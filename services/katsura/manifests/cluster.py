@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from katsura.domain.units import GIB
 from katsura.manifests.bundle import Bundle, read_documents
 from katsura.manifests.document import Entries, Items, Leaf, Node, parse
+from katsura.manifests.foreign import Foreign, plain
 from katsura.manifests.rules import ManifestError, Problem, parse_quantity
 
 _SPOT = {
@@ -26,6 +28,7 @@ _SPOT = {
     ("kubernetes.azure.com/scalesetpriority", "spot"),
 }
 _DOMAINS = ("katsura.dev/domain", "nvidia.com/gpu.clique", "topology.kubernetes.io/zone")
+_CPU = re.compile(r"(?P<count>\d+(\.\d+)?)(?P<milli>m?)")
 _OURS_TO_TOLERATE = ("nvidia.com/gpu", "amd.com/gpu", "habana.ai/gaudi", "katsura.dev/")
 ROLE_LABEL: Final = "katsura.dev/role"
 """A pod that carries it stands where a plan put it: what it asks for counts as free."""
@@ -55,11 +58,21 @@ class ClusterNode:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Resources of ours, nodes, and the nodes left out with why."""
+    """Resources of ours, nodes, and the nodes left out with why. `documents` are ours as they are written in files."""
 
     bundle: Bundle
     nodes: tuple[ClusterNode, ...]
     left_out: tuple[str, ...]
+    documents: tuple[Node, ...] = ()
+
+    def where(self, kind: str, name: str, path: str) -> str:
+        """`FILE:LINE: PATH: ` of a field of a resource, for messages; empty where it was read from no file."""
+        for document in self.documents:
+            seen = Foreign("", plain(document), [], document)
+            if seen.title == f"{kind} {name}":
+                at = seen.place(tuple(path.split(".")))
+                return f"{at.file}:{at.line}: {path}: "
+        return ""
 
 
 def read_cluster(files: Iterable[tuple[str, str]]) -> Cluster:
@@ -70,29 +83,35 @@ def read_cluster(files: Iterable[tuple[str, str]]) -> Cluster:
     """
     problems: list[Problem] = []
     ours: list[Node] = []
-    nodes: list[tuple[str, Mapping[str, Any]]] = []
-    slices: list[Mapping[str, Any]] = []
-    pods: list[Mapping[str, Any]] = []
+    nodes: list[Foreign] = []
+    slices: list[Foreign] = []
+    pods: list[Foreign] = []
+
+    def foreign(file: str, entry: Node | Mapping[str, Any]) -> Foreign:
+        if isinstance(entry, Mapping):
+            return Foreign(file, entry, problems)
+        return Foreign(file, plain(entry), problems, entry)
+
     for file, text in files:
         for entry in _documents(file, text, problems):
-            plain = entry if isinstance(entry, Mapping) else _head(entry)
-            match plain.get("apiVersion"), plain.get("kind"):
+            head = entry if isinstance(entry, Mapping) else _head(entry)
+            match head.get("apiVersion"), head.get("kind"):
                 case "v1", "Node":
-                    nodes.append((file, _plain(entry)))
+                    nodes.append(foreign(file, entry))
                 case "v1", "Pod":
-                    pods.append(_plain(entry))
+                    pods.append(foreign(file, entry))
                 case str(version), "ResourceSlice" if version.startswith("resource.k8s.io/"):
-                    slices.append(_plain(entry))
+                    slices.append(foreign(file, entry))
                 case _ if isinstance(entry, Mapping):
                     # JSON of our kinds: through YAML, so that it is checked by the same reader.
                     ours += parse(file, json.dumps(entry), problems)
                 case _:
                     ours.append(entry)
     bundle = read_documents(ours, problems)
-    read, left_out = _nodes(nodes, slices, pods, problems)
+    read, left_out = _nodes(nodes, slices, pods)
     if problems:
         raise ManifestError(problems)
-    return Cluster(bundle, read, left_out)
+    return Cluster(bundle, read, left_out, tuple(ours))
 
 
 def observe(
@@ -106,20 +125,27 @@ def observe(
     A node that says too little (one that has just joined, say) is left out with why; it never stops a plan.
     """
     problems: list[Problem] = []
-    read, left_out = _nodes([("node", n) for n in nodes], slices, pods, problems)
+
+    def foreign(objects: Iterable[Mapping[str, Any]], kind: str) -> list[Foreign]:
+        return [Foreign("cluster", {"kind": kind, **data}, problems) for data in objects]
+
+    read, left_out = _nodes(foreign(nodes, "Node"), foreign(slices, "ResourceSlice"), foreign(pods, "Pod"))
     return Cluster(bundle, read, (*left_out, *(f"{p.field}: {p.message}" for p in problems)))
 
 
 def _nodes(
-    nodes: Iterable[tuple[str, Mapping[str, Any]]],
-    slices: Iterable[Mapping[str, Any]],
-    pods: Iterable[Mapping[str, Any]],
-    problems: list[Problem],
+    nodes: Sequence[Foreign], slices: Sequence[Foreign], pods: Sequence[Foreign]
 ) -> tuple[tuple[ClusterNode, ...], tuple[str, ...]]:
     products, taken = _products(slices), _taken(pods)
     left_out: list[str] = []
-    read = [_node(file, node, products, problems, left_out) for file, node in nodes]
-    return tuple(_without(n, taken.get(n.name, {})) for n in read if n is not None), tuple(left_out)
+    read: dict[str, ClusterNode] = {}
+    for seen in nodes:
+        node = _node(seen, products, left_out)
+        if node is not None and node.name in read:
+            seen.wrong(("metadata", "name"), f"Node {node.name!r} is there twice; name every node once")
+        elif node is not None:
+            read[node.name] = node
+    return tuple(_without(n, taken.get(n.name, {})) for n in read.values()), tuple(left_out)
 
 
 def _documents(file: str, text: str, problems: list[Problem]) -> Iterator[Node | Mapping[str, Any]]:
@@ -155,79 +181,73 @@ def _head(node: Node) -> dict[str, Any]:
     return {k: v.value for k, v in node.nodes.items() if k in ("apiVersion", "kind") and isinstance(v, Leaf)}
 
 
-def _plain(node: Any) -> Any:
-    match node:
-        case Entries():
-            return {key: _plain(value) for key, value in node.nodes.items()}
-        case Items():
-            return [_plain(item) for item in node.nodes]
-        case Leaf():
-            return node.value
-        case _:
-            return node
-
-
-def _products(slices: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+def _products(slices: Iterable[Foreign]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for entry in slices:
-        spec = entry.get("spec") or {}
-        for device in spec.get("devices") or ():
-            attributes = (device.get("basic") or device).get("attributes") or {}
-            value = attributes.get("productName") or attributes.get("gpu.nvidia.com/productName") or {}
-            if spec.get("nodeName") and value.get("string"):
-                found.setdefault(str(spec["nodeName"]), []).append(str(value["string"]))
+        name = entry.mapping("spec").get("nodeName")
+        for i in range(entry.count("spec", "devices")):
+            device = ("spec", "devices", i)
+            where = (*device, "basic") if entry.mapping(*device).get("basic") else device
+            attributes = entry.mapping(*where, "attributes")
+            key = "productName" if attributes.get("productName") else "gpu.nvidia.com/productName"
+            value = entry.mapping(*where, "attributes", key).get("string")
+            if name and value:
+                found.setdefault(str(name), []).append(str(value))
     return found
 
 
-def _node(
-    file: str,
-    node: Mapping[str, Any],
-    products: Mapping[str, list[str]],
-    problems: list[Problem],
-    left_out: list[str],
-) -> ClusterNode | None:
-    metadata, spec, status = (node.get(key) or {} for key in ("metadata", "spec", "status"))
-    name = str(metadata.get("name", ""))
-    allocatable = status.get("allocatable") or status.get("capacity")
-    if not name or not isinstance(allocatable, Mapping):
-        problems.append(Problem(file, 1, 1, f"Node {name}", "needs metadata.name and status.allocatable"))
+def _node(seen: Foreign, products: Mapping[str, list[str]], left_out: list[str]) -> ClusterNode | None:
+    before = len(seen.problems)
+    name = str(seen.mapping("metadata").get("name") or "")
+    source = "allocatable" if seen.mapping("status").get("allocatable") else "capacity"
+    allocatable = seen.mapping("status", source)
+    labels = {str(k): str(v) for k, v in seen.mapping("metadata", "labels").items()}
+    why = _closed(seen)
+    if len(seen.problems) > before:
         return None
-    why = _closed(spec, status)
+    if not name or not allocatable:
+        seen.wrong(("status",), "a Node needs metadata.name and status.allocatable")
+        return None
     if why:
         left_out.append(f"{name}: {why}")
         return None
     cores, memory = _cores(allocatable.get("cpu")), parse_quantity(str(allocatable.get("memory", "")))
-    if cores is None or memory is None:
-        problems.append(Problem(file, 1, 1, f"Node {name}", "status.allocatable needs cpu and memory as quantities"))
+    for key, value, wanted in (("cpu", cores, "cores such as 8 or 7910m"), ("memory", memory, "bytes such as 64Gi")):
+        if value is None:
+            seen.wrong(("status", source, key), f"expected {wanted}, got {allocatable.get(key)!r}")
+    resources = {k: parse_quantity(str(v)) for k, v in allocatable.items() if "/" in k}
+    for key, count in resources.items():
+        if count is None:
+            seen.wrong(("status", source, key), f"expected a whole number, got {allocatable[key]!r}")
+    if cores is None or memory is None or len(seen.problems) > before:
         return None
-    resources = {k: int(v) for k, v in allocatable.items() if "/" in k and str(v).isdigit()}
-    labels = {str(k): str(v) for k, v in (metadata.get("labels") or {}).items()}
-    return ClusterNode(name, labels, cores, memory, resources, tuple(products.get(name, ())))
+    counted = {k: v for k, v in resources.items() if v is not None}
+    return ClusterNode(name, labels, cores, memory, counted, tuple(products.get(name, ())))
 
 
-def _taken(pods: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def _taken(pods: Iterable[Foreign]) -> dict[str, dict[str, float]]:
     """What running pods that are not ours ask of each node: cores, bytes and accelerators by resource name."""
     taken: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for pod in pods:
-        metadata, spec, status = (pod.get(key) or {} for key in ("metadata", "spec", "status"))
-        if ROLE_LABEL in (metadata.get("labels") or {}) or status.get("phase") in ("Succeeded", "Failed"):
+        phase = pod.mapping("status").get("phase")
+        if ROLE_LABEL in pod.mapping("metadata", "labels") or phase in ("Succeeded", "Failed"):
             continue
         asked: dict[str, float] = defaultdict(float)
-        for container in spec.get("containers") or ():
-            for name, value in _requests(container).items():
+        for i in range(pod.count("spec", "containers")):
+            for name, value in _requests(pod, "spec", "containers", i).items():
                 asked[name] += value
-        for container in spec.get("initContainers") or ():
-            sidecar = container.get("restartPolicy") == "Always"
-            for name, value in _requests(container).items():
+        for i in range(pod.count("spec", "initContainers")):
+            sidecar = pod.mapping("spec", "initContainers", i).get("restartPolicy") == "Always"
+            for name, value in _requests(pod, "spec", "initContainers", i).items():
                 asked[name] = asked[name] + value if sidecar else max(asked[name], value)
         for name, value in asked.items():
-            taken[str(spec.get("nodeName") or "")][name] += value
+            taken[str(pod.mapping("spec").get("nodeName") or "")][name] += value
     return taken
 
 
-def _requests(container: Mapping[str, Any]) -> dict[str, float]:
-    said = container.get("resources") or {}
-    asked = {**(said.get("limits") or {}), **(said.get("requests") or {})}
+def _requests(pod: Foreign, *container: str | int) -> dict[str, float]:
+    pod.mapping(*container)
+    asked = {**pod.mapping(*container, "resources", "limits"), **pod.mapping(*container, "resources", "requests")}
     return {name: _amount(name, value) for name, value in asked.items()}
 
 
@@ -247,21 +267,21 @@ def _without(node: ClusterNode, taken: Mapping[str, float]) -> ClusterNode:
     )
 
 
-def _closed(spec: Mapping[str, Any], status: Mapping[str, Any]) -> str:
-    if spec.get("unschedulable"):
+def _closed(seen: Foreign) -> str:
+    """Why no pod of ours may stand there; empty where it may."""
+    if seen.mapping("spec").get("unschedulable"):
         return "cordoned"
-    for taint in spec.get("taints") or ():
+    for i in range(seen.count("spec", "taints")):
+        taint = seen.mapping("spec", "taints", i)
         key = str(taint.get("key", ""))
         if taint.get("effect") in ("NoSchedule", "NoExecute") and not key.startswith(_OURS_TO_TOLERATE):
             return f"taint {key}"
-    ready = [c.get("status") for c in status.get("conditions") or () if c.get("type") == "Ready"]
+    said = [seen.mapping("status", "conditions", i) for i in range(seen.count("status", "conditions"))]
+    ready = [c.get("status") for c in said if c.get("type") == "Ready"]
     return "not ready" if ready and ready[0] != "True" else ""
 
 
 def _cores(value: object) -> float | None:
-    """`4`, `3920m` -> cores."""
-    text = str(value)
-    try:
-        return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
-    except ValueError:
-        return None
+    """`4`, `3920m` -> cores; None for what is neither."""
+    match = _CPU.fullmatch(str(value))
+    return None if match is None else float(match["count"]) / (1000 if match["milli"] else 1)

@@ -529,6 +529,10 @@ class Inventory:
     spot: Annotated[bool, Rule("they may be taken away at any time")] = False
 
 
+def _is_some(name: str) -> Callable[[AcceleratorProfileSpec], bool]:
+    return lambda spec: getattr(spec.capabilities, name) != 0
+
+
 @dataclass(frozen=True, slots=True)
 class AcceleratorProfileSpec:
     """A kind of accelerator or CPU node. What it leaves out, the built-in catalogue says."""
@@ -541,7 +545,20 @@ class AcceleratorProfileSpec:
     quota: Annotated[int | None, Rule("most accelerators, or cores, that plans may use", 0, 1_000_000)] = None
     inventory: Annotated[tuple[Inventory, ...], Rule("nodes that are declared, not observed", maximum=512)] = ()
 
-    INVARIANTS: ClassVar[tuple[Invariant, ...]] = ()
+    INVARIANTS: ClassVar[tuple[Invariant, ...]] = tuple(
+        Invariant(
+            f"capabilities.{said}",
+            _is_some(field_name),
+            "must be above 0, or be left out where the catalogue knows it",
+            f"!has(self.capabilities) || !has(self.capabilities.{said}) || self.capabilities.{said} > 0.0",
+        )
+        for field_name, said in (
+            ("bf16_teraflops", "bf16Teraflops"),
+            ("memory_gb_per_second", "memoryGbPerSecond"),
+            ("intra_gb_per_second", "intraGbPerSecond"),
+            ("inter_gb_per_second", "interGbPerSecond"),
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from katsura.domain.errors import FailedPreconditionError
+from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError
 from katsura.domain.shape import DType
 from katsura.domain.units import GIB
 from katsura.manifests.bundle import Bundle
 from katsura.manifests.cluster import Cluster, ClusterNode
 from katsura.manifests.demand import Demand, agent_runs, demands, memory_rates
-from katsura.manifests.kinds import AcceleratorProfile, Capabilities, Inventory, ModelDeployment, Topology
+from katsura.manifests.kinds import AcceleratorProfile, Inventory, ModelDeployment, Topology
+from katsura.manifests.reader import suggestion
 from katsura.placement.calibration import Calibration
 from katsura.placement.card import read_card
 from katsura.placement.catalogue import Catalogue, Device
@@ -66,6 +68,23 @@ class _Kind:
     resource: str | None = None
 
 
+def check_devices(cluster: Cluster, catalogue: Catalogue) -> None:
+    """Refuse deployments that name a device which neither `catalogue` nor a profile knows: a slip of the pen, mostly.
+
+    Raises:
+        InvalidArgumentError: with file, line and field.
+    """
+    ours = {name.lower() for name in catalogue.devices}
+    said = (p.spec.device or p.metadata.name for p in cluster.bundle.profiles)
+    known = {*catalogue.devices, *(name for name in said if name.lower() not in ours)}
+    for deployment in cluster.bundle.deployments:
+        for name in deployment.spec.placement.devices:
+            if name not in known:
+                where = cluster.where("ModelDeployment", deployment.metadata.name, "spec.placement.devices")
+                what = f"no device {name!r}{suggestion(name, known)}"
+                raise InvalidArgumentError(where + what, field="spec.placement.devices")
+
+
 def build_problem(
     cluster: Cluster,
     configs: Mapping[str, Mapping[str, Any]],
@@ -85,16 +104,17 @@ def build_problem(
     bundle = cluster.bundle
     if not bundle.deployments:
         raise FailedPreconditionError("there is nothing to place; name a file with a ModelDeployment (-f)")
-    kinds = {p.metadata.name: _kind(p, catalogue) for p in bundle.profiles}
+    kinds = {p.metadata.name: _kind(p, catalogue, cluster) for p in bundle.profiles}
     for kind in kinds.values():
         catalogue = catalogue.with_device(kind.device)
     unknown = list(cluster.left_out)
-    classes = [
-        *_observed(cluster.nodes, kinds, catalogue, unknown),
-        *(c for p in bundle.profiles for c in _declared(p, kinds[p.metadata.name].device, catalogue)),
-    ]
-    usable = [c for c in classes if c.hourly_usd >= 0]
-    if not usable:
+    classes = _named_apart(
+        [
+            *_observed(cluster.nodes, kinds, catalogue, unknown),
+            *(c for p in bundle.profiles for c in _declared(p, kinds[p.metadata.name].device, catalogue)),
+        ]
+    )
+    if not classes:
         why = "; ".join(unknown) or "the files hold no Node and no AcceleratorProfile with an inventory"
         raise FailedPreconditionError(f"there is no node to place anything on: {why}")
     quotas = {
@@ -105,7 +125,7 @@ def build_problem(
     helpers = _helpers(bundle, asked, calibration) if options.helpers else []
     return Problem(
         services=(*models, *helpers),
-        classes=tuple(sorted(usable, key=lambda c: c.name)),
+        classes=tuple(sorted(classes, key=lambda c: c.name)),
         calibration=calibration,
         objective=options.objective,
         quotas=MappingProxyType(quotas),
@@ -114,6 +134,17 @@ def build_problem(
         unknown=tuple(unknown),
         agents=agent_runs(bundle),
     )
+
+
+def _named_apart(classes: Sequence[NodeClass]) -> list[NodeClass]:
+    """Classes of one name that differ otherwise (in price, cores or memory) get numbers."""
+    taken: Counter[str] = Counter(c.name for c in classes)
+    seen: Counter[str] = Counter()
+    made = []
+    for c in classes:
+        seen[c.name] += 1
+        made.append(replace(c, name=f"{c.name}#{seen[c.name]}") if taken[c.name] > 1 else c)
+    return made
 
 
 def _model(deployment: ModelDeployment, config: Mapping[str, Any], asked: Demand, options: Options) -> ModelService:
@@ -174,11 +205,11 @@ def _helpers(bundle: Bundle, asked: Mapping[str, Demand], calibration: Calibrati
     return made
 
 
-def _kind(profile: AcceleratorProfile, catalogue: Catalogue) -> _Kind:
+def _kind(profile: AcceleratorProfile, catalogue: Catalogue, cluster: Cluster) -> _Kind:
     spec = profile.spec
     said_name = spec.device or profile.metadata.name
     name = next((n for n in catalogue.devices if n.lower() == said_name.lower()), said_name)
-    device = catalogue.devices.get(name) or _own_device(name, spec.capabilities)
+    device = catalogue.devices.get(name) or _own_device(profile, name, cluster)
     can = spec.capabilities
     said: dict[str, Any] = {
         "memory_gib": can.memory_gib,
@@ -194,15 +225,18 @@ def _kind(profile: AcceleratorProfile, catalogue: Catalogue) -> _Kind:
     return _Kind(made, spec.node_selector, spec.resource)
 
 
-def _own_device(name: str, can: Capabilities) -> Device:
+def _own_device(profile: AcceleratorProfile, name: str, cluster: Cluster) -> Device:
     """A device that only its profile knows. Raises FailedPreconditionError where too little is said."""
+    can = profile.spec.capabilities
     needed = {"bf16Teraflops": can.bf16_teraflops, "memoryGbPerSecond": can.memory_gb_per_second}
     missing = [key for key, value in needed.items() if not value]
     if missing:
+        path = "spec.device" if profile.spec.device else "spec.capabilities"
+        where = cluster.where("AcceleratorProfile", profile.metadata.name, path)
         raise FailedPreconditionError(
-            f"AcceleratorProfile {name!r} is not in the catalogue and its capabilities lack {', '.join(missing)}; say "
-            "them, or name a catalogue device in spec.device",
-            field="spec.capabilities",
+            f"{where}{name!r} is not in the catalogue and its "
+            f"capabilities lack {', '.join(missing)}; say them, or name a catalogue device in spec.device",
+            field=path,
         )
     return Device(
         name=name,
@@ -228,11 +262,14 @@ def _own_device(name: str, can: Capabilities) -> Device:
 
 def _declared(profile: AcceleratorProfile, device: Device, catalogue: Catalogue) -> list[NodeClass]:
     made = []
+    numbered: Counter[str] = Counter()
     for entry in profile.spec.inventory:
         cores = float(entry.per_node if device.is_cpu else entry.cores)
         core = device if device.is_cpu else catalogue.named("cpu")
         label = _label(device, entry.per_node, entry.domain, entry.spot)
-        names = tuple(f"{profile.metadata.name}-{entry.domain}-{i:04}" for i in range(entry.nodes))
+        first = numbered[entry.domain]
+        numbered[entry.domain] += entry.nodes
+        names = tuple(f"{profile.metadata.name}-{entry.domain}-{i:04}" for i in range(first, first + entry.nodes))
         made.append(_class(label, None if device.is_cpu else device, core, cores, entry, names))
     return made
 

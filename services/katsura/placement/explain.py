@@ -48,7 +48,8 @@ def _headline(plan: Plan, problem: Problem) -> str:
         first = f"TOO SLOW FOR {', '.join(a.name for a in plan.agents if not a.kept)}: {first}"
     unit = {Objective.COST: "$/h", Objective.ENERGY: "W", Objective.LATENCY: "s"}.get(problem.objective, "x demand")
     proof = f"{plan.objective} {plan.value:.4g} {unit}, gap {plan.gap:.2%}"
-    bound = f"no plan of these {plan.columns} patterns is better than {plan.bound:.4g}"
+    these = "this 1 pattern" if plan.columns == 1 else f"these {plan.columns} patterns"
+    bound = f"no plan of {these} is better than {plan.bound:.4g}"
     free = f"; with nodes free to cut: {plan.pattern_free_bound:.4g}" if plan.pattern_free_bound else ""
     return f"{first}\n{proof} ({bound}{free})"
 

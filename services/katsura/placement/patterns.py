@@ -370,7 +370,7 @@ def _pipelined(
     for domain in sorted({c.domain for c in problem.classes}) if not service.replicas else ():
         have = [sum(_slices(c, u) for c in problem.classes if c.domain == domain) for u in whole]
         here = [(u, n) for u, n in zip(whole, have, strict=True) if n]
-        for many in sorted({1, 2, len(here)} & set(range(len(here) + 1))):
+        for many in sorted({1, 2, len(here)} & set(range(1, len(here) + 1))):
             for chosen in combinations(here, many):
                 key = tuple((u.device.name, u.count, n) for u, n in chosen)
                 if key not in asked:

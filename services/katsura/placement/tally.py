@@ -112,8 +112,8 @@ def _summary(service: Service, instances: Sequence[Instance], classes: Mapping[s
         unmet=_unmet(service, mine, capacity),
         point=slowest,
         hourly_usd=cost,
-        usd_per_million_output=cost / 3600 / tokens_s * 1e6 if tokens_s else None,
-        joules_per_token=watts / tokens_s if tokens_s else None,
+        usd_per_million_output=cost / 3600 / tokens_s * 1e6 if tokens_s and mine else None,
+        joules_per_token=watts / tokens_s if tokens_s and mine else None,
         error_class=slowest.error_class.value if slowest else "prior",
     )
 

@@ -127,3 +127,23 @@ def test_trials_are_asked_for_and_their_times_end_them(tmp_path: Path) -> None:
     assert "settled" in text
     assert 1 <= len(table.read_text().splitlines()) - 1 <= 4
     assert "measured" in text
+
+
+@pytest.mark.parametrize("numbers", [{"gap": float("nan")}, {"seconds": 0.0}, {"budget_usd": -1.0}])
+def test_numbers_that_cannot_be_meant_are_refused(numbers: dict[str, float]) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"--(gap|seconds|budget) .*: expected a number"):
+        PlanOptions((LAPTOP,), **numbers)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("entry", ["nobody=x.json", "smollm2-135m-instruct"])
+def test_a_config_of_no_deployment_is_refused(entry: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="expected DEPLOYMENT=FILE, of smollm2-135m-instruct"):
+        read_problem(PlanOptions((LAPTOP,), configs=(entry,)), {})
+
+
+def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    for options in (PlanOptions((LAPTOP,), against=other), PlanOptions((LAPTOP,), calibration=other)):
+        with pytest.raises(InvalidArgumentError, match=r"other\.json: "):
+            said(options)

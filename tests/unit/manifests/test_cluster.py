@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from katsura.manifests.cluster import read_cluster
+from katsura.manifests.bundle import Bundle
+from katsura.manifests.cluster import observe, read_cluster
 from katsura.manifests.rules import ManifestError
 
 NODE = """\
@@ -80,3 +81,43 @@ def test_dra_devices_are_read_from_resource_slices() -> None:
 def test_what_cannot_be_read_names_its_file(text: str) -> None:
     with pytest.raises(ManifestError, match=r"x\.(yaml|json):"):
         read_cluster([("x.yaml", text)])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("cpu: 7910m", "cpu: .nan", r"n.yaml:8: Node n1: status.allocatable.cpu: expected cores such as .* got nan"),
+        ("cpu: 7910m", "cpu: '-4'", r"status.allocatable.cpu: .*'-4'"),
+        ("memory: 29Gi", "memory: plenty", r"status.allocatable.memory: .*'plenty'"),
+        ('nvidia.com/gpu: "4"', "nvidia.com/gpu: lots", r"n.yaml:8: .*nvidia.com/gpu: expected a whole number"),
+        ("spec: {}", "spec: {taints: [x]}", r"n.yaml:6: Node n1: spec.taints\[0\]: expected fields, got 'x'"),
+        ("conditions: [", "conditions: 3 # [", r"status.conditions: expected a list, got 3"),
+        ("allocatable: {", "nothing: {", r"a Node needs metadata.name and status.allocatable"),
+    ],
+)
+def test_a_node_with_a_wrong_field_is_refused_with_its_line(old: str, new: str, said: str) -> None:
+    with pytest.raises(ManifestError, match=said):
+        read_cluster([("n.yaml", node().replace(old, new))])
+
+
+def test_a_node_that_is_there_twice_is_refused() -> None:
+    with pytest.raises(ManifestError, match=r"n.yaml:\d+: Node n1: metadata.name: Node 'n1' is there twice"):
+        read_cluster([("n.yaml", node() + "---\n" + node())])
+
+
+def test_a_cluster_that_is_observed_leaves_out_what_is_wrong_and_goes_on() -> None:
+    good = {"metadata": {"name": "good"}, "status": {"allocatable": {"cpu": "4", "memory": "8Gi"}}}
+    bad = {"metadata": {"name": "bad"}, "status": {"allocatable": {"cpu": "many", "memory": "8Gi"}}}
+    pod = {"metadata": {"name": "p"}, "spec": {"containers": "none", "nodeName": "good"}}
+    seen = observe(Bundle((), (), ()), [good, bad], pods=[pod])
+    assert [n.name for n in seen.nodes] == ["good"]
+    assert any("Node bad: status.allocatable.cpu" in why for why in seen.left_out)
+    assert any("Pod p: spec.containers" in why for why in seen.left_out)
+
+
+def test_a_field_of_a_resource_is_found_in_its_file() -> None:
+    text = "apiVersion: katsura.dev/v1alpha1\nkind: MemoryStore\nmetadata: {name: m}\nspec:\n  replicas: 2\n"
+    read = read_cluster([("m.yaml", text)])
+    assert read.where("MemoryStore", "m", "spec.replicas") == "m.yaml:5: spec.replicas: "
+    assert read.where("MemoryStore", "m", "spec.hints.bytes").startswith("m.yaml:5: ")
+    assert read.where("MemoryStore", "other", "spec") == ""

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from katsura.domain.errors import FailedPreconditionError
+from katsura.domain.errors import FailedPreconditionError, KatsuraError
 from katsura.manifests.cluster import read_cluster
-from katsura.manifests.problem import Options, build_problem
+from katsura.manifests.problem import Options, build_problem, check_devices
 from katsura.placement import calibration, catalogue
 from katsura.placement.card import published
 from katsura.placement.problem import SPLIT, UNIFIED, HelperService, ModelService, Problem
@@ -127,3 +127,36 @@ def test_nothing_to_place_or_nowhere_says_what_to_add() -> None:
 def test_equal_files_give_equal_problems() -> None:
     first, second = build(MODEL, STORE, PROFILE), build(MODEL, STORE, PROFILE)
     assert replace(first) == second
+
+
+def test_nodes_of_one_kind_that_differ_otherwise_are_classes_of_their_own_with_names_of_their_own() -> None:
+    entry = "    - {nodes: 3, perNode: 4, cores: 40, memory: 100Gi, domain: z1}\n"
+    problem = build(MODEL, PROFILE.replace(entry, entry + entry.replace("cores: 40", "cores: 20")))
+    names = [c.name for c in problem.classes]
+    assert len(set(names)) == len(names) == 3
+    nodes = [n for c in problem.classes for n in c.nodes]
+    assert len(set(nodes)) == len(nodes) == 8
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("devices: [L4]", "devices: [L5]", r"0.yaml:10: spec.placement.devices: no device 'L5'; known here: .*L4"),
+        ("name: l4", "name: l5", r"1.yaml:\d+: spec.capabilities: 'l5' is not in the catalogue"),
+    ],
+)
+def test_devices_that_nobody_knows_are_refused_with_their_line(old: str, new: str, said: str) -> None:
+    files = [(f"{i}.yaml", text.replace(old, new)) for i, text in enumerate((MODEL, PROFILE))]
+    cluster, config = read_cluster(files), published()["Qwen/Qwen3-8B"]
+
+    def stated() -> Problem:
+        check_devices(cluster, catalogue.built_in())
+        return build_problem(cluster, {"chat": config}, catalogue.built_in(), calibration.built_in())
+
+    with pytest.raises(KatsuraError, match=said):
+        stated()
+
+
+def test_a_rate_of_nothing_is_refused() -> None:
+    with pytest.raises(KatsuraError, match="memoryGbPerSecond: must be above 0"):
+        build(MODEL, PROFILE.replace("  quota: 12", "  capabilities: {memoryGbPerSecond: 0}"))
