@@ -122,6 +122,7 @@ class EventKind(IntEnum):
     MERGED = 13
     REFERRED = 14
     INVALIDATED = 15
+    RELEASED = 16
 
 
 class ReferenceKind(IntEnum):
@@ -158,6 +159,24 @@ class TreePolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a tree was forked off another one: its paths begin after the step `node_id` of the tree `tree_id`.
+
+    Attributes:
+        branch: keeps the place in the other tree.
+        content_hash: of the step, hexadecimal.
+        depth, tokens: steps, and their estimated tokens, that stand before this tree's first.
+    """
+
+    tree_id: str
+    branch: str
+    node_id: NodeId
+    content_hash: str
+    depth: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tree:
     """A tree as of one revision."""
 
@@ -174,6 +193,8 @@ class Tree:
     create_ms: int
     update_ms: int
     stale_count: int = 0
+    origin: Origin | None = None
+    agent_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +206,8 @@ class Branch:
         raw_tokens: tokens of the raw segment, by the default estimate.
         cut: depth below which the last assembly showed summaries only.
         order: 1 for the tree's first branch, then counting.
+        agent_id: whom it was made for.
+        held_by: tree that was forked off here: the branch keeps the place, and is not writable.
     """
 
     name: BranchName
@@ -200,6 +223,13 @@ class Branch:
     cut: int
     create_ms: int
     order: int
+    agent_id: str = ""
+    held_by: str = ""
+
+    @property
+    def left(self) -> bool:
+        """Whether nobody goes on from it."""
+        return self.state is BranchState.ABANDONED and not self.held_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +289,7 @@ class StaleStep:
     node_id: NodeId
     mark: StaleMark
     depth: int
+    tree_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,11 +459,12 @@ class StandingEffect:
 @dataclass(frozen=True, slots=True)
 class Shown:
     """A node as an assembly sees it. `count` is its rendered tokens under the tokenizer asked for, None where no ids
-    are attached; `token_ids` are those ids where they were asked for."""
+    are attached; `token_ids` are those ids where they were asked for; `tree_id` where it is of another tree."""
 
     node: Node
     count: int | None
     token_ids: tuple[int, ...] = ()
+    tree_id: str = ""
 
     @property
     def cost(self) -> int:

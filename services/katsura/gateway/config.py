@@ -10,8 +10,8 @@ from pathlib import Path
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.units import MIB
 from katsura.gateway.core.access import is_loopback
-from katsura.rpc.renewal import TlsFiles
 from katsura.rpc.env import Env
+from katsura.rpc.renewal import TlsFiles
 
 
 @dataclass(frozen=True, slots=True)

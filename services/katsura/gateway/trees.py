@@ -151,8 +151,13 @@ class Trees:
                     reason=Reason.CONTEXT_TOO_LONG,
                     field="messages",
                 ) from None
+            missing = frozenset(context.untokenized_node_ids)  # not notices, nor the nodes of another tree
             parts = [
-                Part(Message(shown.role, shown.content), shown.node_id, tuple(shown.token_ids))
+                Part(
+                    Message(shown.role, shown.content),
+                    shown.node_id if shown.node_id in missing and not shown.tree_id else 0,
+                    tuple(shown.token_ids),
+                )
                 for shown in context.segments
             ]
             prompt = await text.prompt([*before, *parts])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from katsura.domain.errors import FailedPreconditionError, OutOfRangeError, Reason
-from katsura.domain.ids import NodeId
-from katsura.domain.trees import Branch, Node, Step, Summary, request_of
+from katsura.domain.ids import BranchName, NodeId, TreeId
+from katsura.domain.trees import ROOT, Branch, Node, Slot, Step, Summary, request_of
 from katsura.memory.core import limits
 from katsura.memory.core.merge import (
     ConflictPolicy,
     SlotDifference,
+    abroad,
     differences,
     merged_slots,
     picked,
@@ -70,13 +71,20 @@ class Branching(Operations):
         )
 
     async def merge(
-        self, write: Write, source: str, pick: Sequence[int], text: str, on_conflict: ConflictPolicy
+        self,
+        write: Write,
+        source: str,
+        pick: Sequence[int],
+        text: str,
+        on_conflict: ConflictPolicy,
+        source_tree: str = "",
     ) -> Brought:
-        """Bring work from `source` to a branch: one note, or copies of the steps in `pick`, and changed slots."""
+        """Bring work from `source` (a branch of this tree, or of `source_tree`, which was forked off it) to a branch:
+        one note, or copies of the steps in `pick`, and changed slots."""
         write = write.checked()
         limits.check_text(write.request_id, "request_id")
         limits.check_text(text, "text", limits.CONTENT_BYTES_MAX)
-        if not source:
+        if not source and not source_tree:
             raise limits.refuse("source", "say which branch did the work")
         if len(pick) > limits.STEPS_MAX or len(set(pick)) < len(pick):
             raise limits.refuse("pick", f"at most {limits.STEPS_MAX} different steps are taken")
@@ -85,9 +93,13 @@ class Branching(Operations):
         for i, node_id in enumerate(pick):
             limits.check_range(node_id, f"pick[{i}]", 1, ID_MAX)
         fields = (write.branch, write.expected_head, write.unconditional, source, tuple(pick), text, on_conflict)
-        request = request_of(write.request_id, "merge", *fields)
+        request = request_of(write.request_id, "merge", *fields, *([source_tree] if source_tree else []))
 
         async def attempt() -> Merged:
+            if source_tree:
+                child = TreeRef(write.tree.tenant, TreeId(source_tree))
+                found = await self._from_tree(write, child, source, pick, text, on_conflict)
+                return await self._trees.merge(write.tree, found, request)
             parting = await self._trees.parting(write.tree, write.branch, source)
             if write.expected_head not in (None, parting.branch.head):
                 raise refusal(write.tree, "HEAD_MOVED", str(parting.branch.head), parting.branch.name)
@@ -113,14 +125,52 @@ class Branching(Operations):
                 merged = await self._until_it_holds(write, attempt)
         return await self._brought(write.tree, merged)
 
+    async def _from_tree(
+        self, write: Write, child: TreeRef, source: str, pick: Sequence[int], text: str, policy: ConflictPolicy
+    ) -> Merging:
+        """What a tree that was forked off this one did since. It may grow on while this is written: the note says up to
+        which step it tells."""
+        tree, _ = await self._trees.read(child)
+        origin = tree.origin
+        if origin is None or origin.tree_id != write.tree.tree:
+            raise limits.refuse("source_tree_id", f"tree {child.tree!r} was not forked off tree {write.tree.tree!r}")
+        parting = await self._trees.parting(write.tree, write.branch, write.branch)
+        if write.expected_head not in (None, parting.branch.head):
+            raise refusal(write.tree, "HEAD_MOVED", str(parting.branch.head), parting.branch.name)
+        theirs = await self._trees.slots(child, source)
+        done = Parting(parting.branch, theirs.branch, ROOT, 0, ROOT, parting.head_hash)
+        name, agent = BranchName(f"{child.tree}/{theirs.branch.name}"), theirs.branch.agent_id or tree.agent_id
+        teller = replace(theirs.branch, name=name, agent_id=agent)
+        steps = [abroad(s, child.tree) for s in await self._work(child, done, pick, text, policy, teller)]
+        ours, base = [await self._trees.slots(write.tree, name) for name in (write.branch, origin.branch)]
+        own = {node.body.key for node in theirs.last if isinstance(node.body, Slot)}
+        held = [node for node in base.last if isinstance(node.body, Slot) and node.body.key not in own]
+        slots, conflicts = merged_slots(slots_of(base.last), ours.last, (*held, *theirs.last), teller.name, policy)
+        return Merging(
+            replace(parting, common=origin.node_id),
+            ours.head,
+            ours.head_hash,
+            ours.head,
+            [(step, estimate_step(step)) for step in steps],
+            [(slot, slot_tokens(slot)) for slot in slots],
+            conflicts,
+        )
+
     async def _brought(self, ref: TreeRef, merged: Merged) -> Brought:
         made = await self._trees.nodes(ref, (*merged.steps, *merged.slots), limits.ANSWER_BYTES_MAX)
         steps, slots = made[: len(merged.steps)], made[len(merged.steps) :]
         return Brought(steps, slots, merged.conflicts, merged.branch, merged.common, merged.revision)
 
     async def _work(
-        self, ref: TreeRef, parting: Parting, pick: Sequence[int], text: str, policy: ConflictPolicy
+        self,
+        ref: TreeRef,
+        parting: Parting,
+        pick: Sequence[int],
+        text: str,
+        policy: ConflictPolicy,
+        teller: Branch | None = None,
     ) -> Sequence[Step]:
+        """The steps that a Merge makes; with `teller` of a branch in another tree, which shares none with ours."""
         if pick:
             await self._trees.nodes(ref, pick, limits.GROW_BYTES_MAX)  # else too much for one commit
             nodes = [(await self._trees.path(ref, parting.other.name, node, 1, 0)).nodes[0] for node in pick]
@@ -128,8 +178,8 @@ class Branching(Operations):
                 if node.depth <= parting.depth:
                     raise limits.refuse("pick", f"step {node.node_id} is on both branches already")
             needed = {r.node_id for node in nodes for r in node.references if not r.tree_id} - set(pick)
-            shared = {node for node in needed if await self._has(ref, parting.branch, node)}
-            return [picked(node, parting.other) for node in standing_alone(nodes, shared, policy)]
+            shared = set() if teller else {n for n in needed if await self._has(ref, parting.branch, n)}
+            return [picked(node, teller or parting.other) for node in standing_alone(nodes, shared, policy)]
         count = parting.other.depth - parting.depth
         if not count:
             raise FailedPreconditionError(
@@ -144,7 +194,7 @@ class Branching(Operations):
                 reason=Reason.BAD_BOUNDARY,
                 field="source",
             )
-        return told(await self._since(ref, parting.other, parting, count), parting.other, text)
+        return told(await self._since(ref, parting.other, parting, count), teller or parting.other, text)
 
     async def _has(self, ref: TreeRef, branch: Branch, node_id: int) -> bool:
         """Whether a branch has a step on its path; a summary is there for all."""

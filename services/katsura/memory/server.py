@@ -17,6 +17,7 @@ from katsura.domain.trees import BranchState
 from katsura.domain.work import WorkItem
 from katsura.memory import translate
 from katsura.memory.core.merge import ConflictPolicy
+from katsura.memory.descent import Offshoot
 from katsura.memory.operations import Write
 from katsura.memory.structure_server import StructureServicer, ref_of
 from katsura.rpc.context import current_tenant
@@ -141,9 +142,16 @@ class MemoryServicer(StructureServicer):
         )
 
     async def Fork(self, request: pb.ForkRequest, context: Context) -> pb.ForkResponse:  # noqa: N802
-        """Name a new branch at any step."""
+        """Name a new branch, or begin a new tree, at any step."""
+        ref = ref_of(request.tree_id)
+        if request.new_tree_id:
+            if request.new_branch:
+                raise InvalidArgumentError("new_branch: new_tree_id is given too; send one of them", field="new_branch")
+            off = Offshoot(request.branch, request.at_node, request.goal, request.agent_id)
+            tree, branch = await self._memory.fork_tree(ref, request.request_id, request.new_tree_id, off)
+            return pb.ForkResponse(branch=translate.branch_message(branch), tree=translate.tree_message(tree))
         branch, position = await self._memory.fork(
-            ref_of(request.tree_id), request.request_id, request.branch, request.at_node, request.new_branch
+            ref, request.request_id, request.branch, request.at_node, request.new_branch, request.agent_id
         )
         return pb.ForkResponse(branch=translate.branch_message(branch), position=translate.position_message(position))
 
@@ -338,6 +346,7 @@ class MemoryServicer(StructureServicer):
             tuple(request.pick),
             request.text,
             translate.enum_of(ConflictPolicy, request.on_conflict, "on_conflict"),
+            request.source_tree_id,
         )
         return merge_pb.MergeResponse(
             steps=map(translate.node_message, brought.steps),

@@ -27,6 +27,7 @@ from katsura.memory.contents import Contents
 from katsura.memory.core import limits
 from katsura.memory.core.assemble import Assembly, assemble
 from katsura.memory.core.tokens import estimate, estimate_step
+from katsura.memory.descent import Descent
 from katsura.memory.merging import Branching
 from katsura.memory.operations import ID_MAX, Write, as_answer, committing
 from katsura.memory.queue import Queue
@@ -62,7 +63,7 @@ class Assembled:
     stale: tuple[StaleStep, ...]
 
 
-class Memory(Queue, Recall, Contents, Slots, Branching, References, Archive):
+class Memory(Queue, Recall, Contents, Slots, Branching, References, Descent, Archive):
     """Trees of all tenants. `close` ends validations that still run.
 
     Args:
@@ -106,11 +107,6 @@ class Memory(Queue, Recall, Contents, Slots, Branching, References, Archive):
             raise limits.refuse("page_token", "it is not one of ours; send next_page_token as it came")
         return await self._trees.trees(tenant, limits.page_size(size), token)
 
-    async def delete_tree(self, ref: TreeRef) -> None:
-        """Drop a tree and everything in it."""
-        with committing("delete"):
-            await self._trees.drop(ref)
-
     async def grow(self, write: Write, steps: Sequence[Step], merge: bool) -> Grown:
         """Append steps, all or none."""
         write = write.checked()
@@ -145,18 +141,6 @@ class Memory(Queue, Recall, Contents, Slots, Branching, References, Archive):
         with committing("revise"):
             return await self._until_it_holds(write, attempt)
 
-    async def fork(
-        self, ref: TreeRef, request_id: str, branch: str, at_node: int, new_branch: str
-    ) -> tuple[Branch, Position]:
-        """Name a new branch at any step of a branch."""
-        limits.check_text(request_id, "request_id")
-        limits.check_range(at_node, "at_node", -1, ID_MAX)
-        if new_branch:
-            checked_name(new_branch, "new_branch")
-        request = request_of(request_id, "fork", branch, at_node, new_branch)
-        with committing("fork"):
-            return await self._trees.fork(ref, branch, at_node, new_branch, request)
-
     async def assemble_context(
         self, ref: TreeRef, branch: str, budget: int, reserve: int, tokenizer: str, with_ids: bool
     ) -> Assembled:
@@ -169,7 +153,7 @@ class Memory(Queue, Recall, Contents, Slots, Branching, References, Archive):
             raise limits.refuse("tokenizer_digest", "include_token_ids needs to know whose ids")
         room = budget - reserve
         with _ASSEMBLE_SECONDS.time():
-            snapshot = await self._trees.snapshot(ref, branch, room, limits.HINTS_MAX, tokenizer, with_ids)
+            snapshot = await self._snapshot(ref, branch, room, tokenizer, with_ids)
             assembly = assemble(snapshot, room, tokenizer=bool(tokenizer))
         moved = assembly.cut != snapshot.branch.cut
         if moved:

@@ -23,6 +23,7 @@ from katsura.domain.trees import (
     Hint,
     Judgement,
     Node,
+    Origin,
     Provenance,
     Reference,
     ReferenceKind,
@@ -182,6 +183,8 @@ def tree_message(tree: Tree) -> tree_pb.Tree:
         create_time=time_message(tree.create_ms),
         update_time=time_message(tree.update_ms),
         stale_count=tree.stale_count,
+        origin=_origin_message(tree.origin),
+        agent_id=tree.agent_id,
     )
 
 
@@ -200,6 +203,8 @@ def branch_message(branch: Branch) -> tree_pb.Branch:
         hint=branch.hint,
         cut=branch.cut,
         create_time=time_message(branch.create_ms),
+        agent_id=branch.agent_id,
+        held_by_tree=branch.held_by,
     )
 
 
@@ -269,6 +274,7 @@ def segment_message(segment: Segment) -> pb.Segment:
         token_ids=segment.token_ids,
         text_hash=segment.text_hash,
         tool_call=_call_message(segment.tool_call),
+        tree_id=segment.tree_id,
     )
 
 
@@ -284,7 +290,7 @@ def dropped_message(dropped: Dropped) -> pb.Dropped:
 
 def stale_message(stale: StaleStep) -> pb.StaleStep:
     """A step of a path that no longer holds."""
-    return pb.StaleStep(node_id=stale.node_id, mark=_mark_message(stale.mark))
+    return pb.StaleStep(node_id=stale.node_id, mark=_mark_message(stale.mark), tree_id=stale.tree_id)
 
 
 def event_message(event: Event) -> pb.WatchResponse:
@@ -295,6 +301,18 @@ def event_message(event: Event) -> pb.WatchResponse:
         branch=event.branch,
         node_ids=event.node_ids,
         resume_token=event.resume_token,
+    )
+
+
+def _origin_message(origin: Origin | None) -> tree_pb.Origin | None:
+    if origin is None:
+        return None
+    return tree_pb.Origin(
+        tree_id=origin.tree_id,
+        branch=origin.branch,
+        node_id=origin.node_id,
+        content_hash=bytes.fromhex(origin.content_hash),
+        depth=origin.depth,
     )
 
 

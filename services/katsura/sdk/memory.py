@@ -197,15 +197,28 @@ class MemoryClient(StructureCalls):
         return cast(pb.ReviseResponse, await self._call("Revise", request))
 
     async def fork(
-        self, tree_id: str, *, branch: str = "", at_node: int = 0, new_branch: str = "", request_id: str = ""
+        self,
+        tree_id: str,
+        *,
+        branch: str = "",
+        at_node: int = 0,
+        new_branch: str = "",
+        new_tree_id: str = "",
+        goal: str = "",
+        agent_id: str = "",
+        request_id: str = "",
     ) -> pb.ForkResponse:
-        """Name a new branch at a step of `branch`: 0 is its head, `EMPTY_ROOT` the root."""
+        """Name a new branch at a step of `branch` (0: its head, `EMPTY_ROOT`: the root), or begin the tree
+        `new_tree_id` there, for another agent with a goal of its own."""
         request = pb.ForkRequest(
             request_id=request_id or new_request_id(),
             tree_id=tree_id,
             branch=branch,
             at_node=at_node,
             new_branch=new_branch,
+            new_tree_id=new_tree_id,
+            goal=goal,
+            agent_id=agent_id,
         )
         return cast(pb.ForkResponse, await self._call("Fork", request))
 
@@ -422,6 +435,7 @@ class MemoryClient(StructureCalls):
         tree_id: str,
         source: str,
         *,
+        source_tree_id: str = "",
         branch: str = "",
         expected_head: int | None = None,
         pick: Sequence[int] = (),
@@ -429,7 +443,8 @@ class MemoryClient(StructureCalls):
         on_conflict: merge_pb.ConflictPolicy.ValueType = merge_pb.CONFLICT_POLICY_UNSPECIFIED,
         request_id: str = "",
     ) -> merge_pb.MergeResponse:
-        """Bring the work of `source` to a branch: one note that tells of it, or copies of the steps in `pick`."""
+        """Bring the work of `source`, a branch of this tree or of one forked off it, to a branch: one note that tells
+        of it, or copies of the steps in `pick`."""
         request = merge_pb.MergeRequest(
             request_id=request_id or new_request_id(),
             tree_id=tree_id,
@@ -437,6 +452,7 @@ class MemoryClient(StructureCalls):
             expected_head=expected_head,
             unconditional=expected_head is None,
             source=source,
+            source_tree_id=source_tree_id,
             pick=pick,
             text=text,
             on_conflict=on_conflict,

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.ids import NodeId
-from katsura.domain.trees import Branch, BranchState, Durability, Reference, StaleMark, Tree, TreePolicy
+from katsura.domain.trees import Branch, BranchState, Durability, Origin, Reference, StaleMark, Tree, TreePolicy
 from katsura.state.contents import TreeRef
 from katsura.state.tree_records import mark_of, marks_list, references_json, references_of
 
@@ -157,7 +157,15 @@ def _part(found: Mapping[str, Any]) -> Archived | int:
         raise ValueError(f"format {found['format']}")
     policy = TreePolicy(**found["tree"]["policy"])
     policy = replace(policy, validators=tuple(policy.validators), durability=Durability(policy.durability))
-    tree = Tree(**{**found["tree"], "policy": policy, "pins": tuple(found["tree"]["pins"])})
+    origin = found["tree"].get("origin")
+    tree = Tree(
+        **{
+            **found["tree"],
+            "policy": policy,
+            "pins": tuple(found["tree"]["pins"]),
+            "origin": Origin(**origin) if origin else None,
+        }
+    )
     branches = tuple(Branch(**{**b, "state": BranchState(b["state"])}) for b in found["branches"])
     usage = {str(name): int(count) for name, count in found.get("usage", {}).items()}
     rollups = {int(k): int(v) for k, v in found["rollups"]}

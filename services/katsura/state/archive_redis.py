@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from katsura.domain.errors import InvalidArgumentError, KatsuraError
 from katsura.domain.ids import NodeId
-from katsura.domain.trees import Effect, Slot, Step, Summary, Tree
+from katsura.domain.trees import Branch, Effect, Slot, Step, Summary, Tree
 from katsura.domain.usage import Usage
 from katsura.state import keys
 from katsura.state.archive import Archived, ArchivedHead, ArchivedNode, ArchivedReferences, ArchivedSteps
@@ -29,7 +29,7 @@ from katsura.state.tree_records import (
     references_json,
     references_of,
 )
-from katsura.state.tree_replies import branch_of, index_name, tree_of
+from katsura.state.tree_replies import branch_of, index_name, origin_json, tree_of
 
 _NODES_PER_CALL: Final = 200
 _BYTES_PER_CALL: Final = 2 << 20
@@ -168,8 +168,11 @@ class RedisArchive(TreeCalls):
             "raw_limit": str(tree.policy.raw_token_limit),
             "rollup": str(tree.policy.rollup_fanout),
             "incarnation": self._store.incarnation,
+            "origin": origin_json(tree.origin),
+            "agent": tree.agent_id,
+            "holds": str(sum(bool(b.held_by) for b in head.branches)),
         }
-        branches = {b.name: json.dumps({**dataclasses.asdict(b), "state": int(b.state)}) for b in head.branches}
+        branches = {b.name: json.dumps(_kept(b)) for b in head.branches}
         slots = {name: str(node) for name, node in head.slot_heads.items()}
         rollups = {str(child): str(node) for child, node in head.rollups.items()}
         usage = {name: str(count) for name, count in head.usage.items()}
@@ -179,6 +182,12 @@ class RedisArchive(TreeCalls):
         answer = await self._call(ref, "read", read_only=True)
         await self._index(ref, index_name(ref, tree.create_ms))
         return tree_of(ref, answer[1])
+
+
+def _kept(branch: Branch) -> dict[str, Any]:
+    """A branch as functions keep it: what is not said is not there."""
+    fields = {**dataclasses.asdict(branch), "state": int(branch.state)}
+    return {name: value for name, value in fields.items() if value != "" or name == "parent_branch"}
 
 
 def _archived(unit: Sequence[Any]) -> ArchivedNode:

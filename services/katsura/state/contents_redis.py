@@ -26,7 +26,7 @@ from katsura.state.contents import (
 )
 from katsura.state.tree_calls import NO_LIMIT, TreeCalls
 from katsura.state.tree_records import body_digest, extra_key, extra_payload, policy_of
-from katsura.state.tree_replies import stored_node
+from katsura.state.tree_replies import origin_of, stored_node
 
 
 class RedisContents(TreeCalls):
@@ -62,6 +62,8 @@ class RedisContents(TreeCalls):
             create_ms=said["created"],
             update_ms=said["now"],
             stale_count=said["stale"],
+            origin=origin_of(said["origin"]),
+            agent_id=said["agent"],
         )
 
     async def put_attachments(

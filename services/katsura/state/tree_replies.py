@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, Final
 
 from katsura.domain.ids import BranchName, NodeId
@@ -16,6 +16,7 @@ from katsura.domain.trees import (
     EventKind,
     Judgement,
     Node,
+    Origin,
     Shown,
     StandingEffect,
     Step,
@@ -60,7 +61,19 @@ def tree_of(ref: TreeRef, flat: Sequence[bytes]) -> Tree:
         branch_count=int(meta[b"branch_count"]),
         create_ms=int(meta[b"created"]),
         update_ms=int(meta[b"updated"]),
+        origin=origin_of(meta.get(b"origin", b"")),
+        agent_id=meta.get(b"agent", b"").decode(),
     )
+
+
+def origin_json(origin: Origin | None) -> str:
+    """Where a tree was forked off, as the store keeps it."""
+    return json.dumps(asdict(origin)) if origin else ""
+
+
+def origin_of(text: bytes | str) -> Origin | None:
+    """The way back from `origin_json`."""
+    return Origin(**json.loads(text)) if text else None
 
 
 def _judgement(stored: bytes) -> Judgement | None:

@@ -9,7 +9,7 @@ repeated with the same `Request`. Reasons of refusal:
     NotFoundError            TREE_NOT_FOUND (also for another tenant's id), BRANCH_NOT_FOUND, NODE_NOT_FOUND
     AlreadyExistsError       TREE_EXISTS, BRANCH_EXISTS, REQUEST_ID_REUSED (also for a client_step_id with another body)
     ConflictError            HEAD_MOVED: metadata "head" is the branch's head now
-    FailedPreconditionError  BAD_BOUNDARY, BAD_REFERENCE, BRANCH_NOT_WRITABLE
+    FailedPreconditionError  BAD_BOUNDARY, BAD_REFERENCE, BRANCH_NOT_WRITABLE, TREE_HELD
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from katsura.domain.trees import (
     Hint,
     Judgement,
     Node,
+    Origin,
     Request,
     Snapshot,
     StandingEffect,
@@ -77,6 +78,8 @@ class NewTree:
     pins: tuple[str, ...]
     policy: TreePolicy
     labels: Mapping[str, str]
+    origin: Origin | None = None
+    agent_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +204,7 @@ class TreeStore(TreeContents, TreeSlots, TreeMerging, TreeQueue, TreeReferences,
         ...
 
     async def drop(self, ref: TreeRef) -> None:
-        """Drop a tree and everything in it; watchers get TREE_DELETED."""
+        """Drop a tree and everything in it; watchers get TREE_DELETED. Raises TREE_HELD."""
         ...
 
     async def grow(
@@ -283,9 +286,21 @@ class TreeStore(TreeContents, TreeSlots, TreeMerging, TreeQueue, TreeReferences,
         ...
 
     async def fork(
-        self, ref: TreeRef, branch: str, at_node: int, new_branch: str, request: Request
+        self,
+        ref: TreeRef,
+        branch: str,
+        at_node: int,
+        new_branch: str,
+        request: Request,
+        agent_id: str = "",
+        held_by: str = "",
     ) -> tuple[Branch, Position]:
-        """Name a new branch at a step of `branch` (0: its head, -1: the empty root)."""
+        """Name a new branch at a step of `branch` (0: its head, -1: the empty root). With `held_by` it keeps the place
+        for that tree: the tree is not dropped and does not expire before `release`."""
+        ...
+
+    async def release(self, ref: TreeRef, branch: str, request: Request) -> Position:
+        """Drop a branch that keeps a place."""
         ...
 
     async def snapshot(
@@ -342,6 +357,9 @@ def refusal(ref: TreeRef, reason: str, *details: str) -> KatsuraError:
         case "TREE_EXISTS":
             text = f"tree {ref.tree!r} exists already; choose another tree_id, or none"
             return AlreadyExistsError(text, reason=Reason.TREE_EXISTS, field="tree_id")
+        case "TREE_HELD":
+            text = f"tree {first!r} was forked off tree {ref.tree!r} and reads what is in it; drop that one first"
+            return FailedPreconditionError(text, reason=Reason.TREE_HELD, field="tree_id", metadata={"held_by": first})
         case "BRANCH_EXISTS":
             text = f"branch {first!r} exists already; choose another new_branch, or none"
             return AlreadyExistsError(text, reason=Reason.BRANCH_EXISTS, field="new_branch")

@@ -67,6 +67,7 @@ from katsura.state.tree_replies import (
     effect_of,
     index_name,
     link_hash,
+    origin_json,
     position_of,
     shown_node,
     stored_node,
@@ -135,6 +136,8 @@ class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisR
             DEFAULT_BRANCH,
             new.policy.raw_token_limit,
             new.policy.rollup_fanout,
+            origin_json(new.origin),
+            new.agent_id,
         )
         branch = branch_of(said["branch"])
         now = said["now"]
@@ -142,7 +145,7 @@ class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisR
         await self._index(ref, index_name(ref, now))
         tree = Tree(
             ref.tree, new.goal, new.pins, new.policy, dict(new.labels), said["revision"], said["incarnation"],
-            branch.name, 0, 1, now, now,
+            branch.name, 0, 1, now, now, 0, new.origin, new.agent_id,
         )  # fmt: skip
         return tree, branch
 
@@ -376,11 +379,22 @@ class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisR
         return revised
 
     async def fork(
-        self, ref: TreeRef, branch: str, at_node: int, new_branch: str, request: Request
+        self,
+        ref: TreeRef,
+        branch: str,
+        at_node: int,
+        new_branch: str,
+        request: Request,
+        agent_id: str = "",
+        held_by: str = "",
     ) -> tuple[Branch, Position]:
         """Name a new branch at a step of `branch` (0: its head, -1: the empty root)."""
-        said = await self._write(ref, "fork", request, branch, at_node, new_branch)
+        said = await self._write(ref, "fork", request, branch, at_node, new_branch, agent_id, held_by)
         return branch_of(said["branch"]), position_of(said)
+
+    async def release(self, ref: TreeRef, branch: str, request: Request) -> Position:
+        """Drop a branch that keeps a place."""
+        return position_of(await self._write(ref, "release", request, branch))
 
     async def snapshot(
         self, ref: TreeRef, branch: str, token_limit: int, hint_limit: int, tokenizer: str, with_ids: bool

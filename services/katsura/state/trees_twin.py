@@ -81,7 +81,7 @@ class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, 
         branch = Branch(DEFAULT_BRANCH, BranchState.ACTIVE, ROOT, ROOT, ROOT, ROOT, "", 0, 0, ROOT, 0, now, 1)
         tree = Tree(
             ref.tree, new.goal, new.pins, new.policy, dict(new.labels), 0, self._incarnation, branch.name, 0, 1,
-            now, now,
+            now, now, 0, new.origin, new.agent_id,
         )  # fmt: skip
         state = self._trees[ref] = TwinTree(
             ref, self._limits, self._incarnation, self._tick, tree, request, (tree, branch)
@@ -107,6 +107,8 @@ class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, 
     async def drop(self, ref: TreeRef) -> None:
         """Drop a tree and everything in it."""
         state = self._state(ref)
+        for held_by in (branch.held_by for branch in state.branches.values() if branch.held_by):
+            raise refusal(ref, "TREE_HELD", held_by)
         state.commit(EventKind.TREE_DELETED, "", ())
         del self._trees[ref]
 
@@ -294,7 +296,14 @@ class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, 
         return state.once(request, write)
 
     async def fork(
-        self, ref: TreeRef, branch: str, at_node: int, new_branch: str, request: Request
+        self,
+        ref: TreeRef,
+        branch: str,
+        at_node: int,
+        new_branch: str,
+        request: Request,
+        agent_id: str = "",
+        held_by: str = "",
     ) -> tuple[Branch, Position]:
         """Name a new branch at a step of `branch` (0: its head, -1: the empty root)."""
         state = self._state(ref)
@@ -302,9 +311,25 @@ class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, 
         def write() -> tuple[Branch, Position]:
             source = state.branch(branch)
             at = state.on_path(source.head, {0: source.head, -1: 0}.get(at_node, at_node))
-            new = state.branch_at(new_branch, source, at)
+            new = replace(state.branch_at(new_branch, source, at), agent_id=agent_id, held_by=held_by)
+            if held_by:
+                new = replace(new, state=BranchState.ABANDONED)
             state.branches[new.name] = new
             return new, state.commit(EventKind.FORKED, new.name, ())
+
+        return state.once(request, write)
+
+    async def release(self, ref: TreeRef, branch: str, request: Request) -> Position:
+        """Drop a branch that keeps a place."""
+        state = self._state(ref)
+
+        def write() -> Position:
+            found = state.branch(branch)
+            if not found.held_by:
+                raise refusal(ref, "BRANCH_NOT_FOUND", branch)
+            del state.branches[found.name]
+            state.slot_heads.pop(found.name, None)
+            return state.commit(EventKind.RELEASED, found.name, ())
 
         return state.once(request, write)
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 from katsura.domain.ids import NodeId
 from katsura.domain.trees import (
     ROOT,
-    BranchState,
     Reference,
     StaleMark,
     StaleReason,
@@ -64,7 +63,7 @@ class Doubts:
 
 def doubt_left(state: TwinTree, head: NodeId, depth: int) -> None:
     """The part of a path above `depth` was left behind: what other paths took from it is in doubt."""
-    heads = [branch.head for branch in state.branches.values() if branch.state is not BranchState.ABANDONED]
+    heads = [branch.head for branch in state.branches.values() if not branch.left]
     for node_id in sorted(state.doubts.crossed):
         at = state.depth(node_id)
         left = at > depth and state.climb(head, at) == node_id

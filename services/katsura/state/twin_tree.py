@@ -349,7 +349,7 @@ class TwinTree:
         """A new branch at a step of `source`, not yet kept."""
         if name in self.branches:
             raise refusal(self.ref, "BRANCH_EXISTS", name)
-        order = len(self.branches) + 1
+        order = self.tree.branch_count + 1
         number = order
         while not name:
             name = f"b{number}" if f"b{number}" not in self.branches else ""

@@ -76,7 +76,8 @@ async def test_notices_take_a_share_of_the_room_and_the_newest_stay(memory: Memo
     assert len(shown) + len(left_out) == 22
     assert 0 < sum(s.token_count for s in shown) <= 100
     assert {d.reason for d in left_out} == {STALE_LIMIT}
-    assert max(d.node_id for d in left_out) < min(s.node_id for s in shown)
+    assert max(d.node_id for d in left_out) < min(int(s.content.split()[2].rstrip(",")) for s in shown)
+    assert {s.node_id for s in shown} == {0}, "a notice shows no node"
 
 
 @pytest.mark.parametrize(

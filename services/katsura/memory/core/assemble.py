@@ -78,7 +78,8 @@ _AFTER: Final = {SegmentKind.SLOT: 1, SegmentKind.HINT: 2, SegmentKind.STALE: 3}
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One message of a context. `token_count` is `estimated` where no ids are attached for the tokenizer."""
+    """One message of a context. `token_count` is `estimated` where no ids are attached for the tokenizer; `tree_id` is
+    the node's, where the tree was forked off it."""
 
     kind: SegmentKind
     role: str
@@ -89,6 +90,7 @@ class Segment:
     token_ids: tuple[int, ...] = ()
     tool_call: ToolCall | None = None
     shortened: bool = False
+    tree_id: str = ""
 
     @property
     def text_hash(self) -> bytes:
@@ -171,7 +173,9 @@ def assemble(snapshot: Snapshot, room: int, *, tokenizer: bool) -> Assembly:
             *_dropped(snapshot, valid, hints, chosen, first),
             *_dropped_stale(stale[: len(stale) - len(chosen.stale)]),
         ),
-        untokenized=tuple(s.node_id for s in segments if s.estimated and not s.shortened) if tokenizer else (),
+        untokenized=tuple(s.node_id for s in segments if s.estimated and not s.shortened and not s.tree_id)
+        if tokenizer
+        else (),
         total_tokens=_cost(segments),
         cut=cut,
     )
@@ -306,7 +310,7 @@ def step_segment(shown: Shown) -> Segment:
     tokens = estimate_step(step) if shown.count is None else shown.count
     return Segment(
         SegmentKind.STEP, step.role, step.content, shown.node.node_id, tokens, shown.count is None, shown.token_ids,
-        step.tool_call,
+        step.tool_call, tree_id=shown.tree_id,
     )  # fmt: skip
 
 
@@ -334,11 +338,12 @@ def _noticed(chosen: _Chosen) -> Iterable[tuple[int, Segment]]:
 
 
 def _stale_segment(stale: StaleStep) -> Segment:
-    """It has no ids of its own: those attached under its node are the step's."""
+    """It shows no node: the ids attached under the step are the step's."""
     mark = stale.mark
     rests = "" if mark.cause == stale.node_id else f" rests on {mark.cause}"
-    text = f"[stale: step {stale.node_id}{rests}, {_BEFELL[mark.reason].format(mark.seen_from)}]"
-    return Segment(SegmentKind.STALE, "user", text, stale.node_id, estimate(text), estimated=True, shortened=True)
+    where = f" of tree {stale.tree_id}" if stale.tree_id else ""
+    text = f"[stale: step {stale.node_id}{where}{rests}, {_BEFELL[mark.reason].format(mark.seen_from)}]"
+    return Segment(SegmentKind.STALE, "user", text, ROOT, estimate(text), estimated=True, shortened=True)
 
 
 def _dropped_stale(parts: Sequence[tuple[StaleStep, Segment]]) -> Iterable[Dropped]:
@@ -358,18 +363,21 @@ def _obligations_segment(shown: Shown) -> Segment | None:
     head = f"[{_title(shown)}, shortened]"
     text = "\n".join((head, *_listed("Open obligations", summary.body.open_obligations)))
     bare = Segment(SegmentKind.SUMMARY, "user", text, shown.node.node_id, estimate(text), estimated=True)
-    return replace(bare, shortened=True)
+    return replace(bare, shortened=True, tree_id=shown.tree_id)
 
 
 def _title(shown: Shown) -> str:
     summary = _summary(shown)
     covered = "summaries" if summary.level else "steps"
-    return f"summary {shown.node.node_id} of {covered} {summary.first_covered} to {summary.last_covered}"
+    where = f" of tree {shown.tree_id}" if shown.tree_id else ""
+    return f"summary {shown.node.node_id} of {covered} {summary.first_covered} to {summary.last_covered}{where}"
 
 
 def _segment(kind: SegmentKind, role: str, text: str, shown: Shown) -> Segment:
     tokens = estimate(text) if shown.count is None else shown.count
-    return Segment(kind, role, text, shown.node.node_id, tokens, shown.count is None, shown.token_ids)
+    return Segment(
+        kind, role, text, shown.node.node_id, tokens, shown.count is None, shown.token_ids, tree_id=shown.tree_id
+    )
 
 
 def _listed(title: str, items: Sequence[str]) -> list[str]:

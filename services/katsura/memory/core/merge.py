@@ -142,12 +142,22 @@ def standing_alone(nodes: Sequence[Node], shared: Container[int], policy: Confli
     return nodes if policy is ConflictPolicy.THEIRS else tuple(taken.values())
 
 
+def abroad(step: Step, tree_id: str) -> Step:
+    """A merged step whose work was done in another tree: every node that it names is of that tree."""
+    return replace(
+        step,
+        related_node_ids=(),
+        references=tuple(replace(r, tree_id=r.tree_id or tree_id) for r in step.references),
+    )
+
+
 def told(work: Sequence[Node], source: Branch, text: str) -> tuple[Step, ...]:
     """What the source did as one note, and one more for each obligation that it left open."""
     first, last = work[0], work[-1]
     body = extractive(work, None)
     lines = (body.text, *(f"- {fact}" for fact in body.facts), *(f"made: {item}" for item in body.artifacts))
     agent = last.body.agent_id if isinstance(last.body, Step) else ""
+    agent = agent or source.agent_id
     note = Step(
         content=f"[branch {source.name}, steps {first.node_id} to {last.node_id}]\n{text or chr(10).join(lines)}",
         role="user",

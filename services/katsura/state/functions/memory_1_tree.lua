@@ -11,7 +11,7 @@ local ACTIVE, ABANDONED = 1, 2
 local VALID, FAILED = 2, 3
 local EVENT = {CREATED = 2, GROWN = 3, COMPRESSED = 4, MAINTAINED = 5, REVISED = 6, FORKED = 7, DELETED = 8,
                UPDATED = 9, ATTACHED = 10, REDACTED = 11, SLOTS_SET = 12,
-               MERGED = 13, REFERRED = 14, INVALIDATED = 15}
+               MERGED = 13, REFERRED = 14, INVALIDATED = 15, RELEASED = 16}
 local DELETED_EVENTS_KEPT_MS = 60000
 local SETTLE_LOOKS = 512
 local SUFFIXES = {'meta', 'branches', 'nodes', 'links', 'blobs', 'steps', 'kids', 'verdicts', 'versions', 'replays',
@@ -29,11 +29,11 @@ end
 local function open(keys)
   local t = keys_of(keys[1])
   local m = redis.call('HMGET', t.meta, 'revision', 'next', 'incarnation', 'default', 'ttl_ms', 'branch_count',
-                       'updated', 'raw_limit')
+                       'updated', 'raw_limit', 'holds')
   if not m[1] then return nil, {'TREE_NOT_FOUND'} end
   t.revision, t.next, t.incarnation, t.default = tonumber(m[1]), tonumber(m[2]), m[3], m[4]
   t.ttl_ms, t.branch_count, t.updated, t.raw_limit = tonumber(m[5]), tonumber(m[6]), tonumber(m[7]), tonumber(m[8])
-  t.opened_at, t.bytes = t.next, 0
+  t.opened_at, t.bytes, t.holds = t.next, 0, tonumber(m[9] or 0)
   return t
 end
 
@@ -157,7 +157,7 @@ local function remember(t, args, text)
 end
 
 local function expire(t)
-  if t.ttl_ms == 0 then return end
+  if t.ttl_ms == 0 or t.holds > 0 then return end
   for _, suffix in ipairs(SUFFIXES) do redis.call('PEXPIRE', t[suffix], t.ttl_ms) end
   for _, digest in ipairs(redis.call('SMEMBERS', t.tokenizers)) do
     redis.call('PEXPIRE', t.prefix .. 'tokens:' .. digest, t.ttl_ms)
@@ -183,7 +183,8 @@ local function commit(t, args, now, event, branch_name, ids, answer)
   return {'OK', text, (t.next or 0) - (t.opened_at or 0), t.bytes}
 end
 
--- ARGV: 1-4, incarnation, goal, pins, policy, labels, ttl_ms, branch name, raw token limit, roll-up fanout.
+-- ARGV: 1-4, incarnation, goal, pins, policy, labels, ttl_ms, branch name, raw token limit, roll-up fanout, origin
+-- (JSON, '' for none), agent.
 register('create', function(keys, args)
   local t = keys_of(keys[1])
   local made = redis.call('HGET', t.meta, 'create')
@@ -198,11 +199,13 @@ register('create', function(keys, args)
   local now = now_ms(t)
   local branch = {name = args[11], state = ACTIVE, head = 0, summary_head = 0, boundary = 0, fork_node = 0,
                   parent_branch = '', depth = 0, raw_tokens = 0, hint = 0, cut = 0, create_ms = now, order = 1}
-  t.revision, t.incarnation, t.ttl_ms, t.bytes = 0, args[5], tonumber(args[10]), 0
+  t.revision, t.incarnation, t.ttl_ms, t.bytes, t.holds = 0, args[5], tonumber(args[10]), 0, 0
   redis.call('UNLINK', t.events)
   redis.call('HSET', t.meta, 'next', 0, 'incarnation', args[5], 'goal', args[6], 'pins', args[7], 'policy', args[8],
              'labels', args[9], 'ttl_ms', args[10], 'default', args[11], 'branch_count', 1, 'created', now,
              'raw_limit', args[12], 'rollup', args[13])
+  if args[14] ~= '' then redis.call('HSET', t.meta, 'origin', args[14]) end
+  if args[15] ~= '' then redis.call('HSET', t.meta, 'agent', args[15]) end
   save_branch(t, branch)
   local request = args[3]
   args[3] = ''  -- kept in `meta` instead: this record is never dropped for newer ones
@@ -215,6 +218,12 @@ end)
 register('delete', function(keys, args)
   local t, missing = open(keys)
   if not t then return missing end
+  if t.holds > 0 then
+    for _, text in ipairs(redis.call('HVALS', t.branches)) do
+      local held_by = cjson.decode(text).held_by
+      if held_by then return {'TREE_HELD', held_by} end
+    end
+  end
   local created, bytes = unpack(redis.call('HMGET', t.meta, 'created', 'bytes'))
   args[3], args[4] = '', ''
   commit(t, args, now_ms(t), EVENT.DELETED, '', {}, {})

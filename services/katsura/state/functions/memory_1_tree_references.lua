@@ -56,7 +56,7 @@ end
 local function on_live_path(t, at)
   for _, text in ipairs(redis.call('HVALS', t.branches)) do
     local branch = cjson.decode(text)
-    if branch.state ~= ABANDONED and climb(t, branch.head, at.depth).id == at.id then return true end
+    if (branch.state ~= ABANDONED or branch.held_by) and climb(t, branch.head, at.depth).id == at.id then return true end
   end
   return false
 end

@@ -74,7 +74,8 @@ register('revise', function(keys, args)
                 {ids = {place.id}, branch = new, abandoned = old, effects = args[14]})
 end)
 
--- ARGV: 1-4, branch, at node (0: the head, -1: the empty root), new branch.
+-- ARGV: 1-4, branch, at node (0: the head, -1: the empty root), new branch, agent, tree that the branch keeps the place for
+-- ('': none).
 register('fork', function(keys, args)
   local t, missing = open(keys)
   if not t then return missing end
@@ -90,7 +91,25 @@ register('fork', function(keys, args)
   if not name then return taken end
   local now = now_ms(t)
   local branch = branch_at(t, name, source, at, now)
+  if args[8] ~= '' then branch.agent_id = args[8] end
+  if args[9] ~= '' then
+    branch.state, branch.held_by = ABANDONED, args[9]
+    t.holds = redis.call('HINCRBY', t.meta, 'holds', 1)
+    for _, suffix in ipairs(SUFFIXES) do redis.call('PERSIST', t[suffix]) end
+    for _, digest in ipairs(redis.call('SMEMBERS', t.tokenizers)) do redis.call('PERSIST', t.prefix .. 'tokens:' .. digest) end
+  end
   save_branch(t, branch)
   redis.call('HSET', t.meta, 'branch_count', t.branch_count)
   return commit(t, args, now, EVENT.FORKED, name, {}, {branch = branch})
+end)
+
+-- ARGV: 1-4, branch that keeps a place.
+register('release', function(keys, args)
+  local t, branch, answer = begin(keys, args)
+  if answer then return answer end
+  if not branch.held_by then return {'BRANCH_NOT_FOUND', branch.name} end
+  redis.call('HDEL', t.branches, branch.name)
+  redis.call('HDEL', t.slot_heads, branch.name)
+  t.holds = redis.call('HINCRBY', t.meta, 'holds', -1)
+  return commit(t, args, now_ms(t), EVENT.RELEASED, branch.name, {}, {})
 end)

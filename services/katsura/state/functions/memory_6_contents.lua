@@ -7,7 +7,7 @@ register('update', function(keys, args)
   if not t then return missing end
   local again = replay(t, args)
   if again then return again end
-  local m = redis.call('HMGET', t.meta, 'goal', 'pins', 'labels', 'policy', 'created', 'rollup')
+  local m = redis.call('HMGET', t.meta, 'goal', 'pins', 'labels', 'policy', 'created', 'rollup', 'origin', 'agent')
   local goal = args[5] == '1' and args[6] or m[1]
   local gone, there, pins = {}, {}, {}
   for _, pin in ipairs(cjson.decode(args[8])) do gone[pin] = true end
@@ -34,7 +34,7 @@ register('update', function(keys, args)
   return commit(t, args, now_ms(t), EVENT.UPDATED, '', {},
                 {goal = goal, pins = pins_text, labels = labels_text, policy = m[4], default = t.default,
                  next = t.next, branch_count = t.branch_count, created = tonumber(m[5]), rollup = m[6] or '0',
-                 stale = redis.call('ZCARD', t.stale_ids)})
+                 stale = redis.call('ZCARD', t.stale_ids), origin = m[7] or '', agent = m[8] or ''})
 end)
 
 -- `extras` HASH: `<id>` -> `<count> <bytes>`, `<id>:<k>` -> `<key size> <key><payload>`, `<id>=<key>` -> k.

@@ -361,6 +361,8 @@ class Tree(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     STALE_COUNT_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
     tree_id: _builtins.str
     """Identity within the tenant; clients may choose it."""
     goal: _builtins.str
@@ -377,6 +379,8 @@ class Tree(_message.Message):
     """Branches made so far."""
     stale_count: _builtins.int
     """Nodes that something no longer holds under (Node.stale)."""
+    agent_id: _builtins.str
+    """Agent that it was made for; empty where nobody said. It is told, not enforced: steps say who made them."""
     @_builtins.property
     def pins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Constraints that are part of every context and never dropped."""
@@ -397,6 +401,10 @@ class Tree(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Last commit."""
 
+    @_builtins.property
+    def origin(self) -> Global___Origin:
+        """Where it was forked off another tree; absent where it was not."""
+
     def __init__(
         self,
         *,
@@ -413,14 +421,56 @@ class Tree(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         stale_count: _builtins.int = ...,
+        origin: Global___Origin | None = ...,
+        agent_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "policy", b"policy", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "origin", b"origin", "policy", b"policy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch_count", b"branch_count", "create_time", b"create_time", "default_branch", b"default_branch", "goal", b"goal", "labels", b"labels", "node_count", b"node_count", "pins", b"pins", "policy", b"policy", "revision", b"revision", "stale_count", b"stale_count", "store_incarnation", b"store_incarnation", "tree_id", b"tree_id", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "branch_count", b"branch_count", "create_time", b"create_time", "default_branch", b"default_branch", "goal", b"goal", "labels", b"labels", "node_count", b"node_count", "origin", b"origin", "pins", b"pins", "policy", b"policy", "revision", b"revision", "stale_count", b"stale_count", "store_incarnation", b"store_incarnation", "tree_id", b"tree_id", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Tree: _TypeAlias = Tree  # noqa: Y015
+
+@_typing.final
+class Origin(_message.Message):
+    """Where a tree was forked off another one. Its paths begin there: contexts show what stands before, and GetPath of the
+    other tree's branch reads it. Nothing is copied.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TREE_ID_FIELD_NUMBER: _builtins.int
+    BRANCH_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    CONTENT_HASH_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    tree_id: _builtins.str
+    """The other tree. It cannot be dropped, and does not expire, while this one is there."""
+    branch: _builtins.str
+    """Branch of it that keeps the place (Branch.held_by_tree)."""
+    node_id: _builtins.int
+    """Step after which this tree goes on; 0 for the other's empty root."""
+    content_hash: _builtins.bytes
+    """That step's content hash."""
+    depth: _builtins.int
+    """Steps that stand before this tree's first."""
+    def __init__(
+        self,
+        *,
+        tree_id: _builtins.str = ...,
+        branch: _builtins.str = ...,
+        node_id: _builtins.int = ...,
+        content_hash: _builtins.bytes = ...,
+        depth: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "content_hash", b"content_hash", "depth", b"depth", "node_id", b"node_id", "tree_id", b"tree_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Origin: _TypeAlias = Origin  # noqa: Y015
 
 @_typing.final
 class TreePolicy(_message.Message):
@@ -492,6 +542,8 @@ class Branch(_message.Message):
     HINT_FIELD_NUMBER: _builtins.int
     CUT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    HELD_BY_TREE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name within the tree."""
     state: Global___BranchState.ValueType
@@ -514,6 +566,10 @@ class Branch(_message.Message):
     """Hint node that a Revise left for this branch; 0 for none."""
     cut: _builtins.int
     """Position below which assembly shows summaries only: the cut. It moves from the high-water to the low-water mark."""
+    agent_id: _builtins.str
+    """Agent that it was made for; empty where nobody said."""
+    held_by_tree: _builtins.str
+    """Tree that was forked off here; empty for none. Such a branch keeps the place: readable, not writable."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Made."""
@@ -533,10 +589,12 @@ class Branch(_message.Message):
         hint: _builtins.int = ...,
         cut: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        agent_id: _builtins.str = ...,
+        held_by_tree: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boundary", b"boundary", "create_time", b"create_time", "cut", b"cut", "depth", b"depth", "fork_node", b"fork_node", "head", b"head", "hint", b"hint", "name", b"name", "parent_branch", b"parent_branch", "raw_tokens", b"raw_tokens", "state", b"state", "summary_head", b"summary_head"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "boundary", b"boundary", "create_time", b"create_time", "cut", b"cut", "depth", b"depth", "fork_node", b"fork_node", "head", b"head", "held_by_tree", b"held_by_tree", "hint", b"hint", "name", b"name", "parent_branch", b"parent_branch", "raw_tokens", b"raw_tokens", "state", b"state", "summary_head", b"summary_head"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

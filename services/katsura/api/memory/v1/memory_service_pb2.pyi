@@ -146,6 +146,8 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """References of a step were added or taken away."""
     EVENT_KIND_INVALIDATED: _EventKind.ValueType  # 15
     """Nodes were said to hold no longer, or to hold after all."""
+    EVENT_KIND_RELEASED: _EventKind.ValueType  # 16
+    """A branch was dropped: the tree that it kept a place for is gone."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What a commit did."""
@@ -182,6 +184,8 @@ EVENT_KIND_REFERRED: EventKind.ValueType  # 14
 """References of a step were added or taken away."""
 EVENT_KIND_INVALIDATED: EventKind.ValueType  # 15
 """Nodes were said to hold no longer, or to hold after all."""
+EVENT_KIND_RELEASED: EventKind.ValueType  # 16
+"""A branch was dropped: the tree that it kept a place for is gone."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final
@@ -1043,6 +1047,9 @@ class ForkRequest(_message.Message):
     BRANCH_FIELD_NUMBER: _builtins.int
     AT_NODE_FIELD_NUMBER: _builtins.int
     NEW_BRANCH_FIELD_NUMBER: _builtins.int
+    NEW_TREE_ID_FIELD_NUMBER: _builtins.int
+    GOAL_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repeated call answer the same result."""
     tree_id: _builtins.str
@@ -1052,7 +1059,13 @@ class ForkRequest(_message.Message):
     at_node: _builtins.int
     """Step on that branch to fork at; 0 means its head, -1 the empty root."""
     new_branch: _builtins.str
-    """Name of the new branch; empty lets the service choose."""
+    """Name of the new branch; empty lets the service choose. Not with new_tree_id."""
+    new_tree_id: _builtins.str
+    """Makes a tree that goes on from there instead of a branch, under this name; limits and pins are the old tree's."""
+    goal: _builtins.str
+    """Goal of the new tree; empty takes the old tree's."""
+    agent_id: _builtins.str
+    """Agent that the branch or tree is for."""
     def __init__(
         self,
         *,
@@ -1061,10 +1074,13 @@ class ForkRequest(_message.Message):
         branch: _builtins.str = ...,
         at_node: _builtins.int = ...,
         new_branch: _builtins.str = ...,
+        new_tree_id: _builtins.str = ...,
+        goal: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_node", b"at_node", "branch", b"branch", "new_branch", b"new_branch", "request_id", b"request_id", "tree_id", b"tree_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "at_node", b"at_node", "branch", b"branch", "goal", b"goal", "new_branch", b"new_branch", "new_tree_id", b"new_tree_id", "request_id", b"request_id", "tree_id", b"tree_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1078,23 +1094,29 @@ class ForkResponse(_message.Message):
 
     BRANCH_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    TREE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def branch(self) -> _memory_pb2.Branch:
-        """The branch."""
+        """The branch; of a new tree, its first."""
 
     @_builtins.property
     def position(self) -> Global___Position:
-        """When."""
+        """When; absent for a new tree."""
+
+    @_builtins.property
+    def tree(self) -> _memory_pb2.Tree:
+        """The new tree, where one was asked for."""
 
     def __init__(
         self,
         *,
         branch: _memory_pb2.Branch | None = ...,
         position: Global___Position | None = ...,
+        tree: _memory_pb2.Tree | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "position", b"position"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "position", b"position", "tree", b"tree"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "position", b"position", "tree", b"tree"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1157,6 +1179,7 @@ class Segment(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TEXT_HASH_FIELD_NUMBER: _builtins.int
     TOOL_CALL_FIELD_NUMBER: _builtins.int
+    TREE_ID_FIELD_NUMBER: _builtins.int
     kind: Global___SegmentKind.ValueType
     """Which part."""
     role: _builtins.str
@@ -1164,13 +1187,15 @@ class Segment(_message.Message):
     content: _builtins.str
     """Text."""
     node_id: _builtins.int
-    """Node that it shows; 0 for goal and pins."""
+    """Node that it shows; 0 for goal and pins, and for what is told about nodes."""
     token_count: _builtins.int
     """Rendered tokens."""
     estimated: _builtins.bool
     """Whether the count is an estimate: no ids are attached for the tokenizer."""
     text_hash: _builtins.bytes
     """Hash over role and content."""
+    tree_id: _builtins.str
+    """Tree that the node is in, where this one was forked off it; empty for this one."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Rendered ids, if attached and asked for."""
@@ -1191,10 +1216,11 @@ class Segment(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         text_hash: _builtins.bytes = ...,
         tool_call: _memory_pb2.ToolCall | None = ...,
+        tree_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tool_call", b"tool_call"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "estimated", b"estimated", "kind", b"kind", "node_id", b"node_id", "role", b"role", "text_hash", b"text_hash", "token_count", b"token_count", "token_ids", b"token_ids", "tool_call", b"tool_call"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "estimated", b"estimated", "kind", b"kind", "node_id", b"node_id", "role", b"role", "text_hash", b"text_hash", "token_count", b"token_count", "token_ids", b"token_ids", "tool_call", b"tool_call", "tree_id", b"tree_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1304,8 +1330,11 @@ class StaleStep(_message.Message):
 
     NODE_ID_FIELD_NUMBER: _builtins.int
     MARK_FIELD_NUMBER: _builtins.int
+    TREE_ID_FIELD_NUMBER: _builtins.int
     node_id: _builtins.int
     """The step; a summary may cover it."""
+    tree_id: _builtins.str
+    """Tree that the step is in, where this one was forked off it; empty for this one."""
     @_builtins.property
     def mark(self) -> _memory_pb2.StaleMark:
         """Why."""
@@ -1315,10 +1344,11 @@ class StaleStep(_message.Message):
         *,
         node_id: _builtins.int = ...,
         mark: _memory_pb2.StaleMark | None = ...,
+        tree_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mark", b"mark"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mark", b"mark", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mark", b"mark", "node_id", b"node_id", "tree_id", b"tree_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

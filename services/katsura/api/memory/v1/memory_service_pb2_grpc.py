@@ -271,6 +271,7 @@ class MemoryServiceServicer(object):
 
     def DeleteTree(self, request, context):
         """Drops a tree and everything in it; a repeated call finds nothing to drop.
+        Errors: FAILED_PRECONDITION / TREE_HELD (another tree was forked off it and is there).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -325,7 +326,7 @@ class MemoryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Fork(self, request, context):
-        """Names a new branch at any step: constant cost, nothing is copied.
+        """Names a new branch, or begins a new tree, at any step: constant cost, nothing is copied.
         Errors: NOT_FOUND / NODE_NOT_FOUND; FAILED_PRECONDITION / BAD_BOUNDARY (at_node is not on the path);
         ALREADY_EXISTS / BRANCH_EXISTS.
         """

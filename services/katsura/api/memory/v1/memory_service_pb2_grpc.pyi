@@ -59,7 +59,9 @@ class MemoryServiceStub:
     abandoned branch as default).
     """
     DeleteTree: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.DeleteTreeRequest, _memory_service_pb2.DeleteTreeResponse]
-    """Drops a tree and everything in it; a repeated call finds nothing to drop."""
+    """Drops a tree and everything in it; a repeated call finds nothing to drop.
+    Errors: FAILED_PRECONDITION / TREE_HELD (another tree was forked off it and is there).
+    """
     Grow: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GrowRequest, _memory_service_pb2.GrowResponse]
     """Appends steps to a branch, all or none.
     Errors: ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE;
@@ -89,7 +91,7 @@ class MemoryServiceStub:
     head); ALREADY_EXISTS / BRANCH_EXISTS.
     """
     Fork: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ForkRequest, _memory_service_pb2.ForkResponse]
-    """Names a new branch at any step: constant cost, nothing is copied.
+    """Names a new branch, or begins a new tree, at any step: constant cost, nothing is copied.
     Errors: NOT_FOUND / NODE_NOT_FOUND; FAILED_PRECONDITION / BAD_BOUNDARY (at_node is not on the path);
     ALREADY_EXISTS / BRANCH_EXISTS.
     """
@@ -200,7 +202,9 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     abandoned branch as default).
     """
     DeleteTree: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.DeleteTreeRequest, _memory_service_pb2.DeleteTreeResponse]  # type: ignore[assignment]
-    """Drops a tree and everything in it; a repeated call finds nothing to drop."""
+    """Drops a tree and everything in it; a repeated call finds nothing to drop.
+    Errors: FAILED_PRECONDITION / TREE_HELD (another tree was forked off it and is there).
+    """
     Grow: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GrowRequest, _memory_service_pb2.GrowResponse]  # type: ignore[assignment]
     """Appends steps to a branch, all or none.
     Errors: ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE;
@@ -230,7 +234,7 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     head); ALREADY_EXISTS / BRANCH_EXISTS.
     """
     Fork: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ForkRequest, _memory_service_pb2.ForkResponse]  # type: ignore[assignment]
-    """Names a new branch at any step: constant cost, nothing is copied.
+    """Names a new branch, or begins a new tree, at any step: constant cost, nothing is copied.
     Errors: NOT_FOUND / NODE_NOT_FOUND; FAILED_PRECONDITION / BAD_BOUNDARY (at_node is not on the path);
     ALREADY_EXISTS / BRANCH_EXISTS.
     """
@@ -368,7 +372,9 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.DeleteTreeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.DeleteTreeResponse, _abc.Awaitable[_memory_service_pb2.DeleteTreeResponse]]:
-        """Drops a tree and everything in it; a repeated call finds nothing to drop."""
+        """Drops a tree and everything in it; a repeated call finds nothing to drop.
+        Errors: FAILED_PRECONDITION / TREE_HELD (another tree was forked off it and is there).
+        """
 
     @_abc_1.abstractmethod
     def Grow(
@@ -434,7 +440,7 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.ForkRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.ForkResponse, _abc.Awaitable[_memory_service_pb2.ForkResponse]]:
-        """Names a new branch at any step: constant cost, nothing is copied.
+        """Names a new branch, or begins a new tree, at any step: constant cost, nothing is copied.
         Errors: NOT_FOUND / NODE_NOT_FOUND; FAILED_PRECONDITION / BAD_BOUNDARY (at_node is not on the path);
         ALREADY_EXISTS / BRANCH_EXISTS.
         """
