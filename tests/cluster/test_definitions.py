@@ -79,6 +79,7 @@ REFUSED = [
     ("AcceleratorProfile", {"inventory": [{"nodes": 1}]}, "perNode: Required value"),
     ("RolePool", {"replicas": -1}, "should be greater than or equal to 0"),
     ("RolePool", {"role": "captain"}, "supported values"),
+    ("RolePool", {"groupSize": 2}, "should be less than or equal to 1"),
     ("PlacementPlan", {"objective": "fame"}, "supported values"),
 ]
 

@@ -33,8 +33,9 @@ class RolePoolSpec:
     """The pods of one role of one deployment, or the routers of a namespace. Its count is demand to the planner."""
 
     role: PoolRole
-    replicas: Annotated[int, Rule("pods that are asked for", 0, 256)] = 1
+    replicas: Annotated[int, Rule("instances that are asked for", 0, 256)] = 1
     deployment_ref: LocalRef | None = None
+    group_size: Annotated[int, Rule("pods of one instance; more than one is reserved for a later version", 1, 1)] = 1
 
 
 @dataclass(frozen=True, slots=True)
