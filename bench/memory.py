@@ -58,16 +58,21 @@ async def grow(plan: Plan, report: Report) -> None:
             ours: list[list[float]] = []
             floor: list[list[float]] = []
             await service.memory.create_tree(tree_id="grow")
+            await service.memory.fork("grow", new_branch="keyed")
             grower = calls.Grower(service.memory, "grow", "main", 0)
+            with_key = calls.Grower(service.keyed, "grow", "keyed", 0)
+            keyed: list[float] = []
             for _ in range(plan.rounds + 1):
                 floor.append(await calls.timed(bare, plan.calls))
                 ours.append(await calls.timed(grower.grow, plan.calls))
+                keyed += await calls.timed(with_key.grow, plan.calls // 4)
         seconds, bare_seconds = list(chain(*ours[1:])), list(chain(*floor[1:]))
         peer = "gRPC echo and a bare Lua call"
         report.add(
             f"Grow, {durability}, p50", calls.p50_ms(seconds), "ms", None, False, calls.p50_ms(bare_seconds), peer
         )
         report.add(f"Grow, {durability}, p99", calls.p99_ms(seconds), "ms")
+        report.add(f"Grow, {durability}, with an API key, p50", calls.p50_ms(keyed), "ms")
         report.add(f"Grow, {durability}", calls.rate(seconds), "calls/s", peer=calls.rate(bare_seconds), peer_name=peer)
         shares = [statistics.median(f) / statistics.median(o) for o, f in zip(ours[1:], floor[1:], strict=True)]
         goal = 0.7 if durability == "relaxed" else None

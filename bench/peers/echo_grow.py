@@ -3,7 +3,7 @@
     python bench/peers/echo_grow.py unix:/path redis-url
 
 One asyncio process with uvloop and hiredis, as our service has. A call carries the bytes of a GrowRequest; they are
-echoed after the script compared the head, kept the step and wrote an event.
+echoed after the script compared the head, kept the step, listed it on its branch and wrote an event.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if ARGV[1] ~= '' and ARGV[1] ~= head then return {'MOVED', head} end
 local id = tostring(tonumber(head) + 1)
 redis.call('HSET', KEYS[2], id, ARGV[2])
 redis.call('HSET', KEYS[1], 'head', id)
+redis.call('RPUSH', KEYS[4], id)
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', 1000, '*', 'n', id)
 return {'OK', id}
 """
@@ -31,7 +32,7 @@ async def main(address: str, url: str) -> None:
     script = store.register_script(SCRIPT)
 
     async def grow(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        await script(keys=["{floor}:meta", "{floor}:nodes", "{floor}:events"], args=["", request])
+        await script(keys=["{floor}:meta", "{floor}:nodes", "{floor}:events", "{floor}:branch"], args=["", request])
         return request
 
     server = grpc.aio.server()

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from katsura.domain.ids import TenantId
+from katsura.domain.tenant import Tenant
 from katsura.rpc.clock import SystemClock
+from katsura.rpc.context import CallContext
 from katsura.sdk.connection import connect
 from katsura.sdk.memory import MemoryClient
 from katsura.state.connect import Store
@@ -27,15 +29,18 @@ def text_of(number: object) -> str:
 
 @dataclass(frozen=True)
 class Service:
-    """A memory process, its store, and a client of one tenant.
+    """A memory process, its store, and clients of one tenant.
 
     Attributes:
+        memory: calls as our own processes do, with the installation's secret.
+        keyed: calls with an API key, which the service looks up each time.
         address, key: for other processes that call it.
         pid: of the memory process.
     """
 
     store: EmbeddedStore
     memory: MemoryClient
+    keyed: MemoryClient
     address: str
     key: str
     pid: int
@@ -65,5 +70,8 @@ async def serving(appendfsync: str) -> AsyncIterator[Service]:
             "KATSURA_INTERNAL_TOKEN": "bench",
         }
         process = await stack.enter_async_context(ServedProcess("katsura.memory", environment, folder / "log"))
-        connection = await stack.enter_async_context(connect(process.address, api_key=key.secret))
-        yield Service(store, MemoryClient(connection), process.address, key.secret, process.pid)
+        internal = await stack.enter_async_context(connect(process.address, internal_token="bench"))
+        keyed = await stack.enter_async_context(connect(process.address, api_key=key.secret))
+        call = CallContext(Tenant(TenantId("bench"), bytes(32)), internal=True)
+        clients = MemoryClient(internal.acting_for(call)), MemoryClient(keyed)
+        yield Service(store, *clients, process.address, key.secret, process.pid)

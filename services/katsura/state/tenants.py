@@ -13,7 +13,7 @@ import hashlib
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Final, Protocol
 
 from katsura.domain.clock import Clock
 from katsura.domain.errors import NotFoundError, Reason
@@ -146,12 +146,17 @@ class TwinTenantStore:
         return None if key is None or key.revoke_ms is not None else self._tenants[key.tenant_id]
 
 
+_KNOWN_MAX: Final = 4096
+
+
 class RedisTenantStore:
     """The store in Valkey or Redis. Each record is one key, so nothing here needs a function."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+        self._known: dict[tuple[str, TenantId], Tenant] = {}
+        """By the store's life: a tenant's salt is written once, so a call with a key need not read it again."""
 
     async def ensure_tenant(self, tenant_id: TenantId) -> Tenant:
         """See `TenantStore`."""
@@ -214,7 +219,14 @@ class RedisTenantStore:
             return None
         with translated(self._store.url):
             tenant, revoked = await self._store.client.hmget(keys.api_key(digest), "tenant", "revoke_ms")
-        return None if tenant is None or revoked is not None else await self.ensure_tenant(TenantId(_text(tenant)))
+        if tenant is None or revoked is not None:
+            return None
+        known = self._store.incarnation, TenantId(_text(tenant))
+        if known not in self._known:
+            if len(self._known) >= _KNOWN_MAX:
+                self._known.clear()
+            self._known[known] = await self.ensure_tenant(known[1])
+        return self._known[known]
 
 
 def _read(found: Mapping[bytes | str, bytes | str]) -> ApiKey:
