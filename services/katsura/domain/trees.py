@@ -195,6 +195,7 @@ class Tree:
     stale_count: int = 0
     origin: Origin | None = None
     agent_id: str = ""
+    cold: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,9 @@ class RedisArchive(TreeCalls):
             await self._call(ref, "restore_abort", token)  # what a killed process leaves behind expires
             raise
 
-    async def _restore(self, ref: TreeRef, token: str, parts: AsyncIterator[Archived]) -> Tree:
+    async def _restore(
+        self, ref: TreeRef, token: str, parts: AsyncIterator[Archived], end: str = "restore_end"
+    ) -> Tree:
         namespace = keys.tree(ref.tenant, ref.tree, "")
         head: ArchivedHead | None = None
         digests: dict[int, str] = {}
@@ -116,7 +118,7 @@ class RedisArchive(TreeCalls):
         if head is None:
             raise InvalidArgumentError("lines: the archive has no head; send the whole file", field="lines")
         await self._restore_nodes(ref, token, nodes, namespace, digests)
-        return await self._restore_end(ref, token, head)
+        return await self._restore_end(ref, token, head, end)
 
     async def _restore_nodes(
         self, ref: TreeRef, token: str, nodes: Sequence[ArchivedNode], namespace: bytes, digests: dict[int, str]
@@ -151,7 +153,7 @@ class RedisArchive(TreeCalls):
         if marks:
             await self._call(ref, "restore_marks", token, *marks)
 
-    async def _restore_end(self, ref: TreeRef, token: str, head: ArchivedHead) -> Tree:
+    async def _restore_end(self, ref: TreeRef, token: str, head: ArchivedHead, end: str) -> Tree:
         tree = head.tree
         meta = {
             "goal": tree.goal,
@@ -177,7 +179,7 @@ class RedisArchive(TreeCalls):
         rollups = {str(child): str(node) for child, node in head.rollups.items()}
         usage = {name: str(count) for name, count in head.usage.items()}
         texts = [json.dumps(part) for part in (meta, branches, slots, rollups, usage)]
-        made = await self._call(ref, "restore_end", token, self._limits.events, *texts)
+        made = await self._call(ref, end, token, self._limits.events, *texts)
         self._count(ref.tenant, Usage(1, made[2], made[3]))
         answer = await self._call(ref, "read", read_only=True)
         await self._index(ref, index_name(ref, tree.create_ms))

@@ -93,6 +93,9 @@ def program_affinity(tenant_salt: bytes, program_id: str) -> bytes:
 TENANTS: Final = "katsura:tenants"
 """SET of tenant ids that have a record."""
 
+BARRIER: Final = "katsura:store:barrier"
+"""STRING, empty: written so that WAITAOF has something to wait for."""
+
 API_KEY_DIGESTS: Final = "katsura:api-keys"
 """HASH key id -> digest of the key: finds a key by the id that people see. Written after the key's own record."""
 
@@ -137,6 +140,7 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
       wrote it (negative where that unset it); never changed.
     - `work` HASH name -> JSON WorkItem; `compress_due`, `validate_due` ZSETs name by the millisecond from which it may
       be claimed: none that was given up.
+    - `cold` STRING JSON `object`, `digest`, `meta`: instead of everything else, where the tree is in an object.
     - `usage` HASH `<agent>\n<what>` -> count: what steps are charged to their agents (domain/usage.py).
     - `references` HASH step -> JSON [[to, kind, declared, tree]...]; `dependents` ZSET, all scores 0, of `<to>:<from>`
       (16 digits each); `crossed` ZSET of nodes that a step on another path refers to, by id.

@@ -49,6 +49,7 @@ from katsura.domain.trees import (
 from katsura.domain.usage import Counted
 from katsura.domain.work import Fence
 from katsura.state.archive import TreeArchive
+from katsura.state.cold import TreeCold
 from katsura.state.contents import TreeContents
 from katsura.state.contents import TreeRef as TreeRef
 from katsura.state.merging import TreeMerging
@@ -183,7 +184,7 @@ class Event:
     resume_token: str = ""
 
 
-class TreeStore(TreeContents, TreeSlots, TreeMerging, TreeQueue, TreeReferences, TreeArchive, Protocol):
+class TreeStore(TreeContents, TreeSlots, TreeMerging, TreeQueue, TreeReferences, TreeArchive, TreeCold, Protocol):
     """Trees of all tenants. A branch given as "" is the tree's default branch."""
 
     @property

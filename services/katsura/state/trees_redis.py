@@ -33,10 +33,11 @@ from katsura.domain.trees import (
 from katsura.domain.usage import Counted, Usage
 from katsura.domain.work import EXTERNAL, Fence
 from katsura.state import keys
-from katsura.state.archive_redis import RedisArchive
+from katsura.state.cold_redis import RedisCold
 from katsura.state.connect import Arg, Store, translated
 from katsura.state.contents_redis import RedisContents
 from katsura.state.merging_redis import RedisMerging
+from katsura.state.objects import ObjectStore
 from katsura.state.queue_redis import RedisQueue
 from katsura.state.references_redis import RedisReferences
 from katsura.state.slots_redis import RedisSlots
@@ -108,11 +109,13 @@ class _Plan:
     head: int
 
 
-class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisReferences, RedisArchive, TreeWatch):
+class RedisTreeStore(RedisCold, RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisReferences, TreeWatch):
     """Trees of all tenants in one store."""
 
-    def __init__(self, store: Store, limits: Limits, count: Count = uncounted) -> None:
-        super().__init__(store, limits, count)
+    def __init__(
+        self, store: Store, limits: Limits, count: Count = uncounted, objects: ObjectStore | None = None
+    ) -> None:
+        super().__init__(store, limits, count, objects)
         self._heads: OrderedDict[tuple[TreeRef, str], _Plan] = OrderedDict()
 
     @property
@@ -464,10 +467,9 @@ class RedisTreeStore(RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisR
 
     async def _listed(self, tenant: TenantId, name: bytes) -> Tree | None:
         try:
-            tree, _ = await self._read(TreeRef(tenant, TreeId(name.decode().partition(":")[2])))
+            return await self._shown(TreeRef(tenant, TreeId(name.decode().partition(":")[2])))
         except NotFoundError:
             return None
-        return tree
 
     async def _written(self, ref: TreeRef, said: Mapping[str, Any]) -> Written | Revised:
         (node,) = await self.nodes(ref, list(said["ids"]), NO_LIMIT)

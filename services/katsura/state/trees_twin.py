@@ -50,6 +50,7 @@ from katsura.state.trees import (
     refusal,
 )
 from katsura.state.twin_archive import TwinArchive
+from katsura.state.twin_cold import TwinCold
 from katsura.state.twin_contents import TwinContents
 from katsura.state.twin_doubt import doubt_left, stale_on
 from katsura.state.twin_merging import TwinMerging
@@ -60,7 +61,7 @@ from katsura.state.twin_tree import HARMLESS, TwinTree
 from katsura.state.twin_usage import TwinUsage
 
 
-class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, TwinReferences, TwinArchive):
+class TwinTreeStore(TwinCold, TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, TwinReferences, TwinArchive):
     """Trees of all tenants in one dictionary."""
 
     @property
@@ -70,6 +71,7 @@ class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, 
 
     async def create(self, ref: TreeRef, new: NewTree, request: Request) -> tuple[Tree, Branch]:
         """Make a tree with one empty branch."""
+        self._warm(ref)
         state = self._trees.get(ref)
         if state is not None:
             if not request.request_id or state.made_by.request_id != request.request_id:
@@ -98,9 +100,8 @@ class TwinTreeStore(TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, 
 
     async def trees(self, tenant: TenantId, page_size: int, page_token: str) -> tuple[tuple[Tree, ...], str]:
         """Trees of a tenant, newest first."""
-        named = {
-            f"{s.tree.create_ms:013}:{ref.tree}": s.shown_tree for ref, s in self._trees.items() if ref.tenant == tenant
-        }
+        shown = self._everything().items()
+        named = {f"{tree.create_ms:013}:{ref.tree}": tree for ref, tree in shown if ref.tenant == tenant}
         names = sorted((name for name in named if not page_token or name < page_token), reverse=True)[:page_size]
         return tuple(named[name] for name in names), names[-1] if len(names) == page_size else ""
 

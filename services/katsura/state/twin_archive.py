@@ -51,7 +51,7 @@ class TwinArchive(TwinForest):
 
     async def restore(self, ref: TreeRef, parts: AsyncIterator[Archived]) -> Tree:
         """Make a tree of what `dump` gave, all or nothing."""
-        if ref in self._trees:
+        if ref in self._trees or ref in self._frozen:
             raise refusal(ref, "TREE_EXISTS")
         state: TwinTree | None = None
         async for part in parts:

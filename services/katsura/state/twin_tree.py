@@ -387,6 +387,7 @@ class TwinForest:
         self._incarnation = incarnation
         self._durability = durability
         self._trees: dict[TreeRef, TwinTree] = {}
+        self._frozen: dict[TreeRef, TwinTree] = {}
         self._now = 0
 
     def _tick(self) -> int:

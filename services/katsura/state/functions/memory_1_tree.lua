@@ -22,7 +22,13 @@ local SUFFIXES = {'meta', 'branches', 'nodes', 'links', 'blobs', 'steps', 'kids'
 local function keys_of(meta_key)
   local t = {prefix = string.sub(meta_key, 1, -5), fresh = {}}
   for _, suffix in ipairs(SUFFIXES) do t[suffix] = t.prefix .. suffix end
+  t.cold = t.prefix .. 'cold'
   return t
+end
+
+-- What to answer where `meta` tells of no tree.
+local function absent(t)
+  return {redis.call('EXISTS', t.cold) == 1 and 'TREE_COLD' or 'TREE_NOT_FOUND'}
 end
 
 -- The tree of KEYS[1], or nil and the answer to give.
@@ -30,7 +36,7 @@ local function open(keys)
   local t = keys_of(keys[1])
   local m = redis.call('HMGET', t.meta, 'revision', 'next', 'incarnation', 'default', 'ttl_ms', 'branch_count',
                        'updated', 'raw_limit', 'holds')
-  if not m[1] then return nil, {'TREE_NOT_FOUND'} end
+  if not m[1] then return nil, absent(t) end
   t.revision, t.next, t.incarnation, t.default = tonumber(m[1]), tonumber(m[2]), m[3], m[4]
   t.ttl_ms, t.branch_count, t.updated, t.raw_limit = tonumber(m[5]), tonumber(m[6]), tonumber(m[7]), tonumber(m[8])
   t.opened_at, t.bytes, t.holds = t.next, 0, tonumber(m[9] or 0)
@@ -188,6 +194,7 @@ end
 register('create', function(keys, args)
   local t = keys_of(keys[1])
   local made = redis.call('HGET', t.meta, 'create')
+  if redis.call('EXISTS', t.cold) == 1 then return {'TREE_COLD'} end
   if redis.call('HEXISTS', t.meta, 'importing') == 1 then return {'TREE_EXISTS'} end
   if made then
     redis.call('HINCRBY', t.meta, 'replayed', 1)

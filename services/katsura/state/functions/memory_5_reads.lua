@@ -42,7 +42,7 @@ local STALE_MOST, STALE_LOOKS = 64, 1024
 -- {'OK', meta as a flat list, branches as a flat list, stale nodes}
 register('read', function(keys)
   local t = keys_of(keys[1])
-  if redis.call('HEXISTS', t.meta, 'revision') == 0 then return {'TREE_NOT_FOUND'} end
+  if redis.call('HEXISTS', t.meta, 'revision') == 0 then return absent(t) end
   return {'OK', redis.call('HGETALL', t.meta), redis.call('HGETALL', t.branches), redis.call('ZCARD', t.stale_ids)}
 end, {'no-writes'})
 

@@ -46,7 +46,7 @@ end
 -- ARGV: token.
 register('restore_begin', function(keys, args)
   local t = keys_of(keys[1])
-  if redis.call('EXISTS', t.meta) == 1 then return {'TREE_EXISTS'} end
+  if redis.call('EXISTS', t.meta, t.cold) > 0 then return {'TREE_EXISTS'} end
   for _, suffix in ipairs(SUFFIXES) do redis.call('UNLINK', t[suffix]) end
   redis.call('HSET', t.meta, 'importing', args[1])
   keep_for_now(t)
@@ -124,10 +124,9 @@ register('restore_marks', function(keys, args)
   return {'OK'}
 end)
 
--- ARGV: token, events kept, meta, branches, slot heads, roll-ups, usage (JSON objects of strings).
-register('restore_end', function(keys, args)
+-- Show what was restored. `kept` are fields of `meta` that it goes on with.
+local function restored(keys, args, event, kept)
   local t = keys_of(keys[1])
-  if not importing(t, args[1]) then return {'TREE_EXISTS'} end
   for field, value in pairs(cjson.decode(args[3])) do redis.call('HSET', t.meta, field, value) end
   for i, key in ipairs({t.branches, t.slot_heads, t.rollups, t.usage}) do
     for field, value in pairs(cjson.decode(args[i + 3])) do redis.call('HSET', key, field, value) end
@@ -135,8 +134,14 @@ register('restore_end', function(keys, args)
   redis.call('HDEL', t.meta, 'importing')
   for _, suffix in ipairs(SUFFIXES) do redis.call('PERSIST', t[suffix]) end
   local now = now_ms(t)
-  redis.call('HSET', t.meta, 'create', '\n\n')
+  redis.call('HSET', t.meta, 'create', kept.create, 'claims', kept.claims or 0)
   t = open(keys)
-  local done = commit(t, {args[2], '0', '', ''}, now, EVENT.CREATED, t.default, {}, {})
+  local done = commit(t, {args[2], '0', '', ''}, now, event, t.default, {}, {})
   return {'OK', done[2], t.next, tonumber(redis.call('HGET', t.meta, 'bytes') or 0)}
+end
+
+-- ARGV: token, events kept, meta, branches, slot heads, roll-ups, usage (JSON objects of strings).
+register('restore_end', function(keys, args)
+  if not importing(keys_of(keys[1]), args[1]) then return {'TREE_EXISTS'} end
+  return restored(keys, args, EVENT.CREATED, {create = '\n\n'})
 end)
