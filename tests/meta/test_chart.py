@@ -305,16 +305,39 @@ def test_both_majors_of_helm_render_the_same(every_helm: dict[str, Any]) -> None
         assert all(documents == made[0] for documents in made)
 
 
-def test_the_notes_name_commands_that_exist(helm: Any, tmp_path: Path) -> None:
-    copy = tmp_path / "katsura"
+def notes(helm: Any, folder: Path, *values: str) -> str:
+    """What Helm prints after an installation: it does not render the file otherwise."""
+    copy = folder / "katsura"
     shutil.copytree(CHART, copy)
     (copy / "templates" / "NOTES.txt").rename(copy / "NOTES.copy")
     (copy / "templates" / "notes.yaml").write_text(
         'kind: Notes\ntext: {{ tpl (.Files.Get "NOTES.copy") . | toJson }}\n'
     )
-    documents = replace(helm, chart=copy).render()
-    (notes,) = [d["text"] for d in documents if d["kind"] == "Notes"]
-    (line,) = [line for line in notes.splitlines() if "katsura key create" in line]
+    (text,) = [d["text"] for d in replace(helm, chart=copy).render(*values) if d["kind"] == "Notes"]
+    return str(text)
+
+
+def test_the_notes_name_commands_that_exist(helm: Any, tmp_path: Path) -> None:
+    text = notes(helm, tmp_path)
+    (line,) = [line for line in text.splitlines() if "katsura key create" in line]
     build_parser({}).parse_args(shlex.split(line.split("'")[1])[1:])
-    assert "helm test rel -n ns" in notes
-    assert "delete pvc data-katsura-valkey-0" in notes
+    assert "helm test rel -n ns" in text
+    assert "delete pvc data-katsura-valkey-0" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((), "port-forward svc/katsura-gateway 8080:80 &\n   curl -N http://127.0.0.1:8080/v1/"),
+        (VARIANTS["ingress"], "3. Ask:\n\n   curl -N http://ai.example.org/v1/"),
+        ((*VARIANTS["ingress"], "gateway.ingress.tlsSecret=t"), "curl -N https://ai.example.org/v1/"),
+        (
+            (*VARIANTS["http-route"], 'gateway.httpRoute.hostnames=["a.example.org"]'),
+            "curl -N https://a.example.org/v1/",
+        ),
+    ],
+)
+def test_the_notes_ask_where_the_gateway_is_reached(
+    helm: Any, tmp_path: Path, values: tuple[str, ...], said: str
+) -> None:
+    assert said in notes(helm, tmp_path, *values)
