@@ -13,6 +13,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from katsura.domain.errors import KatsuraError
@@ -26,6 +27,7 @@ _PATH: Final = re.compile(r"(/api/v1|/apis/[^/]+/[^/]+)(?:/namespaces/([^/]+))?/
 _OURS: Final = ("uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")
 """Fields of metadata that only the server writes."""
 _NOW: Final = "2026-11-21T12:00:00Z"
+_START: Final = datetime(2026, 11, 21, 9, tzinfo=UTC)
 
 
 class ApiServer:
@@ -130,7 +132,9 @@ class ApiServer:
         made["apiVersion"], made["kind"] = kind.api_version, kind.name
         metadata = made["metadata"] = {**made["metadata"], "name": key[2], **({"namespace": key[1]} if key[1] else {})}
         if seen is None:
-            metadata |= {"uid": f"uid-{next(self._versions)}", "generation": 1, "creationTimestamp": _NOW}
+            number = next(self._versions)
+            born = (_START + timedelta(seconds=number)).strftime("%Y-%m-%dT%H:%M:%SZ")
+            metadata |= {"uid": f"uid-{number}", "generation": 1, "creationTimestamp": born}
         else:
             metadata |= {field: seen["metadata"][field] for field in _OURS if field in seen["metadata"]}
             if _same(seen, made):
