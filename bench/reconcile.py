@@ -89,6 +89,7 @@ class Cost:
     """What it took until the operator had nothing more to do."""
 
     seconds: float
+    cpu_s: float
     requests: Counter[str]
 
     @property
@@ -131,9 +132,9 @@ class Operator:
             process.terminate()
             process.wait(60)
 
-    def until_still(self, process: subprocess.Popen[bytes]) -> Cost:
-        """Wait for a pass that wrote nothing."""
-        before, start_s = len(list(self._plane.audited())), time.monotonic()
+    def until_still(self, process: subprocess.Popen[bytes], what: str) -> Cost:
+        """Wait for a pass that wrote nothing, and tell what it took."""
+        before, start_s, cpu_s = len(list(self._plane.audited())), time.monotonic(), cpu_seconds(process.pid)
         passes, writes = self.counts()
         while True:
             if process.poll() is not None or time.monotonic() - start_s > LIMIT_S:
@@ -145,7 +146,13 @@ class Operator:
             passes, writes = now if now[1] > writes else (passes, writes)
         events = list(self._plane.audited())[before:]
         asked = Counter(e["verb"] for e in events if (e.get("objectRef") or {}).get("resource") != "leases")
-        return Cost(time.monotonic() - start_s, asked)
+        cost = Cost(time.monotonic() - start_s, cpu_seconds(process.pid) - cpu_s, asked)
+        print(
+            f"  {what:20} {cost.seconds:6.1f} s, {cost.cpu_s:5.1f} s of CPU, {cost.writes:5d} writes,"
+            f" {cost.reads:4d} reads, {peak_mb(process.pid):.0f} MB",
+            flush=True,
+        )
+        return cost
 
     def counts(self) -> tuple[int, int]:
         """Passes that ended, and writes of all of them."""
@@ -167,23 +174,21 @@ def measure(plane: ControlPlane, folder: Path, deployments: int, nodes: int) -> 
     for index in range(deployments):
         apply(plane, index)
     operator, costs = Operator(plane, folder / "operator.log"), {}
+    print(f"{deployments} deployments on {nodes} nodes of {min(nodes, len(KINDS))} kinds", flush=True)
     with operator.running() as process:
-        costs["from nothing"] = operator.until_still(process)
+        costs["from nothing"] = operator.until_still(process, "from nothing")
         bound, unbound = pods(plane)
         unplanned, unexplained = plans(plane, deployments)
         memory = peak_mb(process.pid)
+        print(f"  unplanned {unplanned}, unexplained {unexplained}; {bound} pods scheduled, {unbound} not", flush=True)
     with operator.running() as process:
-        costs["a restart"] = operator.until_still(process)
+        costs["a restart"] = operator.until_still(process, "a restart")
         apply(plane, 0, 0.5)
-        costs["a change of demand"] = operator.until_still(process)
+        costs["a change of demand"] = operator.until_still(process, "a change of demand")
         lost = {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
         plane.call("PATCH", f"/api/v1/nodes/{used_node(plane)}/status", lost, kind=MERGE)
-        costs["a lost node"] = operator.until_still(process)
+        costs["a lost node"] = operator.until_still(process, "a lost node")
         memory = max(memory, peak_mb(process.pid))
-    print(f"{deployments} deployments on {nodes} nodes of {min(nodes, len(KINDS))} kinds: {bound} pods bound")
-    for name, cost in costs.items():
-        print(f"  {name:20} {cost.seconds:6.1f} s  {cost.writes:5d} writes  {cost.reads:4d} reads")
-    print(f"  unplanned {unplanned}, unexplained {unexplained}, not scheduled {unbound}, memory {memory:.0f} MB")
     restart = costs["a restart"]
     rows = [
         row("writes of a restart", restart.writes, "writes", 0),
@@ -197,6 +202,7 @@ def measure(plane: ControlPlane, folder: Path, deployments: int, nodes: int) -> 
     for name, cost in costs.items():
         rows += [
             row(f"seconds, {name}", cost.seconds, "s", None),
+            row(f"CPU seconds, {name}", cost.cpu_s, "s", None),
             row(f"writes, {name}", cost.writes, "writes", None),
             row(f"reads, {name}", cost.reads, "reads", None),
         ]
@@ -231,6 +237,12 @@ def used_node(plane: ControlPlane) -> str:
     """The node that most of our pods are on."""
     path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=katsura.dev/pool"
     return Counter(p["spec"].get("nodeName", "") for p in plane.call("GET", path)["items"]).most_common(1)[0][0]
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used: unlike time, it does not depend on who else computes."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_mb(pid: int) -> float:
