@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 from katsura.placement.agents import AgentSummary
-from katsura.placement.patterns import Member
+from katsura.placement.patterns import Column, Member
 from katsura.placement.plan import Instance, Plan, ServiceSummary
 from katsura.placement.problem import PIPELINE, PLANNED_ONLY, ModelService, Objective, Problem
 from katsura.placement.replan import Replan
@@ -110,21 +110,13 @@ def _placement(plan: Plan, problem: Problem) -> str:
 
 
 def placement_lines(instances: tuple[Instance, ...], problem: Problem) -> Iterator[str]:
-    """One line per group of equal instances: what each is made of, and on which nodes."""
+    """One line per shape of each service, on whichever domains: what it is made of, and on which nodes."""
     kinds = {c.name: (c.device or c.core).name for c in problem.classes}
-    for key, group in groupby(instances, key=lambda i: i.column.key):
-        members = list(group)
-        column = members[0].column
-        shape = " + ".join(
-            f"{m.count} {_role(m)} on {_slice(m.accelerators, m.cores, kinds[m.node_class])}" for m in column.members
-        )
-        micro = column.point.micro_batches if column.point else 1
-        extra = f", {micro} micro-batches" if micro > 1 else ""
-        if column.point and column.point.stages:
-            extra = f", {_runs(column.point.stages)} layers{extra}"
-        if column.point and column.point.link_bytes_s:
-            extra += f", {_rate(column.point.link_bytes_s)} between them"
-        yield f"{column.service}: {len(members)} x {column.topology} ({shape}{extra})"
+    groups: dict[str, list[Instance]] = defaultdict(list)
+    for instance in instances:
+        groups[f"{instance.column.service}: {{}} x {_shape(instance.column, kinds)}"].append(instance)
+    for words, members in groups.items():
+        yield words.format(len(members))
         nodes: Mapping[str, Counter[str]] = defaultdict(Counter)
         for place in (p for i in members for p in i.places):
             nodes[place.role][place.node] += 1
@@ -132,7 +124,18 @@ def placement_lines(instances: tuple[Instance, ...], problem: Problem) -> Iterat
             shown = [f"{name}{f' x{n}' if n > 1 else ''}" for name, n in sorted(where.items())]
             more = f" and {len(shown) - _NODES_SHOWN} more" if len(shown) > _NODES_SHOWN else ""
             yield f"    {role}: {', '.join(shown[:_NODES_SHOWN])}{more}"
-        assert key == column.key
+
+
+def _shape(column: Column, kinds: Mapping[str, str]) -> str:
+    parts = (f"{m.count} {_role(m)} on {_slice(m.accelerators, m.cores, kinds[m.node_class])}" for m in column.members)
+    extra = ""
+    if column.point and column.point.stages:
+        extra += f", {_runs(column.point.stages)} layers"
+    if column.point and column.point.micro_batches > 1:
+        extra += f", {column.point.micro_batches} micro-batches"
+    if column.point and column.point.link_bytes_s:
+        extra += f", {_rate(column.point.link_bytes_s)} between them"
+    return f"{column.topology} ({' + '.join(parts)}{extra})"
 
 
 def _role(m: Member) -> str:
