@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from dataclasses import fields as dataclass_fields
 from enum import IntEnum
+from functools import cache
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 
 from katsura.domain.ids import BranchName, NodeId, TreeId
 
@@ -522,17 +523,22 @@ class Request:
 
 def request_of(request_id: str, operation: str, *fields: object) -> Request:
     """The identity of a call: a digest over its named fields, so that the wire's encoding never matters."""
-    text = json.dumps([operation, *map(_plain, fields)], sort_keys=True, separators=(",", ":"))
+    text = json.dumps([operation, *fields], default=_plain, sort_keys=True, separators=(",", ":"))
     return Request(request_id, blake2b(text.encode(), digest_size=16).hexdigest())
 
 
 def _plain(value: object) -> object:
-    if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclass_fields(value)}
+    """What JSON has no word for, one layer at a time."""
+    kind: Any = type(value)
+    if is_dataclass(kind):
+        return {name: getattr(value, name) for name in _field_names(kind)}
     if isinstance(value, bytes):
         return blake2b(value, digest_size=16).hexdigest()
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value
+        return dict(value)
+    raise TypeError(f"a request has no field of type {kind.__name__}")
+
+
+@cache
+def _field_names(kind: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclass_fields(kind))
