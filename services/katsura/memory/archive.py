@@ -81,6 +81,10 @@ class Archive(Operations):
             tree = await self._trees.restore(ref, all_parts())
         return tree, root_digest(hashes, first.branches)
 
+    async def freeze(self, ref: TreeRef) -> bool:
+        """Move a tree into an object; whether it was moved."""
+        return await self._trees.freeze(ref)
+
     async def verify(self, ref: TreeRef) -> Verified:
         """Compute every hash of a tree again."""
         hashes = {0: ROOT_HASH}

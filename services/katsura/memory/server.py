@@ -378,6 +378,12 @@ class MemoryServicer(StructureServicer):
         tree, digest = await self._memory.import_tree(current_tenant().tenant_id, first.tree_id, pieces())
         return archive_pb.ImportTreeResponse(tree=translate.tree_message(tree), root_digest=digest)
 
+    async def FreezeTree(  # noqa: N802
+        self, request: archive_pb.FreezeTreeRequest, context: Context
+    ) -> archive_pb.FreezeTreeResponse:
+        """Move a tree into an object."""
+        return archive_pb.FreezeTreeResponse(frozen=await self._memory.freeze(ref_of(request.tree_id)))
+
     async def VerifyTree(  # noqa: N802
         self, request: archive_pb.VerifyTreeRequest, context: Context
     ) -> archive_pb.VerifyTreeResponse:

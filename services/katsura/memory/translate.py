@@ -180,6 +180,7 @@ def tree_message(tree: Tree) -> tree_pb.Tree:
         default_branch=tree.default_branch,
         node_count=tree.node_count,
         branch_count=tree.branch_count,
+        cold=tree.cold,
         create_time=time_message(tree.create_ms),
         update_time=time_message(tree.update_ms),
         stale_count=tree.stale_count,

@@ -476,6 +476,11 @@ class MemoryClient(StructureCalls):
         answer = await self._connection.unary(self._stub.ImportTree, "memory.ImportTree", requests(), attempts=1)
         return cast(archive_pb.ImportTreeResponse, answer)
 
+    async def freeze_tree(self, tree_id: str) -> bool:
+        """Move a tree into an object file; False where it changed meanwhile, has tasks or a time to live, and stays."""
+        request = archive_pb.FreezeTreeRequest(tree_id=tree_id)
+        return cast(archive_pb.FreezeTreeResponse, await self._call("FreezeTree", request)).frozen
+
     async def verify_tree(self, tree_id: str) -> archive_pb.VerifyTreeResponse:
         """Compute every hash of a tree again."""
         request = archive_pb.VerifyTreeRequest(tree_id=tree_id)

@@ -124,7 +124,7 @@ register('restore_marks', function(keys, args)
   return {'OK'}
 end)
 
--- Show what was restored. `kept` are fields of `meta` that it goes on with.
+-- Show what was restored. `kept` are fields of `meta` that it goes on with, where an archive does not carry them.
 local function restored(keys, args, event, kept)
   local t = keys_of(keys[1])
   for field, value in pairs(cjson.decode(args[3])) do redis.call('HSET', t.meta, field, value) end
@@ -134,7 +134,7 @@ local function restored(keys, args, event, kept)
   redis.call('HDEL', t.meta, 'importing')
   for _, suffix in ipairs(SUFFIXES) do redis.call('PERSIST', t[suffix]) end
   local now = now_ms(t)
-  redis.call('HSET', t.meta, 'create', kept.create, 'claims', kept.claims or 0)
+  for field, value in pairs(kept) do redis.call('HSETNX', t.meta, field, value) end
   t = open(keys)
   local done = commit(t, {args[2], '0', '', ''}, now, event, t.default, {}, {})
   return {'OK', done[2], t.next, tonumber(redis.call('HGET', t.meta, 'bytes') or 0)}

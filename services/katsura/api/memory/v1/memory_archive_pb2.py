@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from katsura.api.memory.v1 import memory_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*katsura/api/memory/v1/memory_archive.proto\x12\x15katsura.api.memory.v1\x1a\"katsura/api/memory/v1/memory.proto\"$\n\x11\x45xportTreeRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\"#\n\x12\x45xportTreeResponse\x12\r\n\x05lines\x18\x01 \x01(\x0c\"3\n\x11ImportTreeRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\r\n\x05lines\x18\x02 \x01(\x0c\"T\n\x12ImportTreeResponse\x12)\n\x04tree\x18\x01 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Tree\x12\x13\n\x0broot_digest\x18\x02 \x01(\x0c\"$\n\x11VerifyTreeRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\"\x8a\x01\n\x12VerifyTreeResponse\x12\x12\n\nnode_count\x18\x01 \x01(\x03\x12\x16\n\x0eredacted_count\x18\x02 \x01(\x03\x12\x13\n\x0broot_digest\x18\x03 \x01(\x0c\x12\x33\n\nmismatches\x18\x04 \x03(\x0b\x32\x1f.katsura.api.memory.v1.Mismatch\")\n\x08Mismatch\x12\x0f\n\x07node_id\x18\x01 \x01(\x03\x12\x0c\n\x04what\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*katsura/api/memory/v1/memory_archive.proto\x12\x15katsura.api.memory.v1\x1a\"katsura/api/memory/v1/memory.proto\"$\n\x11\x45xportTreeRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\"#\n\x12\x45xportTreeResponse\x12\r\n\x05lines\x18\x01 \x01(\x0c\"3\n\x11ImportTreeRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\r\n\x05lines\x18\x02 \x01(\x0c\"T\n\x12ImportTreeResponse\x12)\n\x04tree\x18\x01 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Tree\x12\x13\n\x0broot_digest\x18\x02 \x01(\x0c\"$\n\x11VerifyTreeRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\"\x8a\x01\n\x12VerifyTreeResponse\x12\x12\n\nnode_count\x18\x01 \x01(\x03\x12\x16\n\x0eredacted_count\x18\x02 \x01(\x03\x12\x13\n\x0broot_digest\x18\x03 \x01(\x0c\x12\x33\n\nmismatches\x18\x04 \x03(\x0b\x32\x1f.katsura.api.memory.v1.Mismatch\")\n\x08Mismatch\x12\x0f\n\x07node_id\x18\x01 \x01(\x03\x12\x0c\n\x04what\x18\x02 \x01(\t\"$\n\x11\x46reezeTreeRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\"$\n\x12\x46reezeTreeResponse\x12\x0e\n\x06\x66rozen\x18\x01 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,4 +46,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFYTREERESPONSE']._serialized_end=496
   _globals['_MISMATCH']._serialized_start=498
   _globals['_MISMATCH']._serialized_end=539
+  _globals['_FREEZETREEREQUEST']._serialized_start=541
+  _globals['_FREEZETREEREQUEST']._serialized_end=577
+  _globals['_FREEZETREERESPONSE']._serialized_start=579
+  _globals['_FREEZETREERESPONSE']._serialized_end=615
 # @@protoc_insertion_point(module_scope)

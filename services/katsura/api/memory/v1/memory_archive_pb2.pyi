@@ -200,3 +200,47 @@ class Mismatch(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Mismatch: _TypeAlias = Mismatch  # noqa: Y015
+
+@_typing.final
+class FreezeTreeRequest(_message.Message):
+    """Moves a tree out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TREE_ID_FIELD_NUMBER: _builtins.int
+    tree_id: _builtins.str
+    """The tree."""
+    def __init__(
+        self,
+        *,
+        tree_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tree_id", b"tree_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeTreeRequest: _TypeAlias = FreezeTreeRequest  # noqa: Y015
+
+@_typing.final
+class FreezeTreeResponse(_message.Message):
+    """Whether it was moved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROZEN_FIELD_NUMBER: _builtins.int
+    frozen: _builtins.bool
+    """False where it changed meanwhile, has tasks for workers, or a time to live: then it stays."""
+    def __init__(
+        self,
+        *,
+        frozen: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frozen", b"frozen"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeTreeResponse: _TypeAlias = FreezeTreeResponse  # noqa: Y015

@@ -363,6 +363,7 @@ class Tree(_message.Message):
     STALE_COUNT_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     AGENT_ID_FIELD_NUMBER: _builtins.int
+    COLD_FIELD_NUMBER: _builtins.int
     tree_id: _builtins.str
     """Identity within the tenant; clients may choose it."""
     goal: _builtins.str
@@ -381,6 +382,8 @@ class Tree(_message.Message):
     """Nodes that something no longer holds under (Node.stale)."""
     agent_id: _builtins.str
     """Agent that it was made for; empty where nobody said. It is told, not enforced: steps say who made them."""
+    cold: _builtins.bool
+    """Whether it is in an object file, as ListTrees tells it; every other call brings it back first."""
     @_builtins.property
     def pins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Constraints that are part of every context and never dropped."""
@@ -423,10 +426,11 @@ class Tree(_message.Message):
         stale_count: _builtins.int = ...,
         origin: Global___Origin | None = ...,
         agent_id: _builtins.str = ...,
+        cold: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "origin", b"origin", "policy", b"policy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "branch_count", b"branch_count", "create_time", b"create_time", "default_branch", b"default_branch", "goal", b"goal", "labels", b"labels", "node_count", b"node_count", "origin", b"origin", "pins", b"pins", "policy", b"policy", "revision", b"revision", "stale_count", b"stale_count", "store_incarnation", b"store_incarnation", "tree_id", b"tree_id", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "branch_count", b"branch_count", "cold", b"cold", "create_time", b"create_time", "default_branch", b"default_branch", "goal", b"goal", "labels", b"labels", "node_count", b"node_count", "origin", b"origin", "pins", b"pins", "policy", b"policy", "revision", b"revision", "stale_count", b"stale_count", "store_incarnation", b"store_incarnation", "tree_id", b"tree_id", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -216,6 +216,11 @@ class MemoryServiceStub(object):
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ImportTreeRequest.SerializeToString,
                 response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ImportTreeResponse.FromString,
                 _registered_method=True)
+        self.FreezeTree = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/FreezeTree',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.FreezeTreeRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.FreezeTreeResponse.FromString,
+                _registered_method=True)
         self.VerifyTree = channel.unary_unary(
                 '/katsura.api.memory.v1.MemoryService/VerifyTree',
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.VerifyTreeRequest.SerializeToString,
@@ -512,6 +517,16 @@ class MemoryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FreezeTree(self, request, context):
+        """Moves a tree into an object file; whoever touches it brings it back. Memory processes do it by themselves where they
+        are told to (KATSURA_MEMORY_COLD_AFTER_S).
+        Errors: FAILED_PRECONDITION / COLD_UNAVAILABLE (no place for objects); any call that touches a cold tree: DATA_LOSS
+        (its object is gone or was changed; the tree stays cold).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def VerifyTree(self, request, context):
         """Computes every hash of a tree again.
         """
@@ -699,6 +714,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.ImportTree,
                     request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ImportTreeRequest.FromString,
                     response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ImportTreeResponse.SerializeToString,
+            ),
+            'FreezeTree': grpc.unary_unary_rpc_method_handler(
+                    servicer.FreezeTree,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.FreezeTreeRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.FreezeTreeResponse.SerializeToString,
             ),
             'VerifyTree': grpc.unary_unary_rpc_method_handler(
                     servicer.VerifyTree,
@@ -1636,6 +1656,33 @@ class MemoryService(object):
             '/katsura.api.memory.v1.MemoryService/ImportTree',
             katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ImportTreeRequest.SerializeToString,
             katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ImportTreeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FreezeTree(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/FreezeTree',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.FreezeTreeRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.FreezeTreeResponse.FromString,
             options,
             channel_credentials,
             insecure,

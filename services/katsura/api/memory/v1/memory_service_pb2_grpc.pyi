@@ -169,6 +169,12 @@ class MemoryServiceStub:
     Errors: ALREADY_EXISTS / TREE_EXISTS; DATA_LOSS / UNSPECIFIED (a node does not match its hash: nothing was
     imported).
     """
+    FreezeTree: _grpc.UnaryUnaryMultiCallable[_memory_archive_pb2.FreezeTreeRequest, _memory_archive_pb2.FreezeTreeResponse]
+    """Moves a tree into an object file; whoever touches it brings it back. Memory processes do it by themselves where they
+    are told to (KATSURA_MEMORY_COLD_AFTER_S).
+    Errors: FAILED_PRECONDITION / COLD_UNAVAILABLE (no place for objects); any call that touches a cold tree: DATA_LOSS
+    (its object is gone or was changed; the tree stays cold).
+    """
     VerifyTree: _grpc.UnaryUnaryMultiCallable[_memory_archive_pb2.VerifyTreeRequest, _memory_archive_pb2.VerifyTreeResponse]
     """Computes every hash of a tree again."""
     Watch: _grpc.UnaryStreamMultiCallable[_memory_service_pb2.WatchRequest, _memory_service_pb2.WatchResponse]
@@ -311,6 +317,12 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """Makes a tree from an archive, with the same node ids and hashes. It is not there until the archive's last line.
     Errors: ALREADY_EXISTS / TREE_EXISTS; DATA_LOSS / UNSPECIFIED (a node does not match its hash: nothing was
     imported).
+    """
+    FreezeTree: _aio.UnaryUnaryMultiCallable[_memory_archive_pb2.FreezeTreeRequest, _memory_archive_pb2.FreezeTreeResponse]  # type: ignore[assignment]
+    """Moves a tree into an object file; whoever touches it brings it back. Memory processes do it by themselves where they
+    are told to (KATSURA_MEMORY_COLD_AFTER_S).
+    Errors: FAILED_PRECONDITION / COLD_UNAVAILABLE (no place for objects); any call that touches a cold tree: DATA_LOSS
+    (its object is gone or was changed; the tree stays cold).
     """
     VerifyTree: _aio.UnaryUnaryMultiCallable[_memory_archive_pb2.VerifyTreeRequest, _memory_archive_pb2.VerifyTreeResponse]  # type: ignore[assignment]
     """Computes every hash of a tree again."""
@@ -655,6 +667,18 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes a tree from an archive, with the same node ids and hashes. It is not there until the archive's last line.
         Errors: ALREADY_EXISTS / TREE_EXISTS; DATA_LOSS / UNSPECIFIED (a node does not match its hash: nothing was
         imported).
+        """
+
+    @_abc_1.abstractmethod
+    def FreezeTree(
+        self,
+        request: _memory_archive_pb2.FreezeTreeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_archive_pb2.FreezeTreeResponse, _abc.Awaitable[_memory_archive_pb2.FreezeTreeResponse]]:
+        """Moves a tree into an object file; whoever touches it brings it back. Memory processes do it by themselves where they
+        are told to (KATSURA_MEMORY_COLD_AFTER_S).
+        Errors: FAILED_PRECONDITION / COLD_UNAVAILABLE (no place for objects); any call that touches a cold tree: DATA_LOSS
+        (its object is gone or was changed; the tree stays cold).
         """
 
     @_abc_1.abstractmethod
