@@ -212,7 +212,8 @@ def digest_of(world: World) -> dict[str, Any]:
 
 def _lasting(value: Any, namespace: str) -> Any:
     if isinstance(value, Mapping):
-        return {k: _lasting(v, namespace) for k, v in value.items() if k not in _PASSING}
+        # An empty list is as good as none: whether it was ever longer is history.
+        return {k: _lasting(v, namespace) for k, v in value.items() if k not in _PASSING and v not in ([], {})}
     if isinstance(value, list):
         return [_lasting(v, namespace) for v in value]
     return value.replace(namespace, "NAMESPACE") if isinstance(value, str) else value
