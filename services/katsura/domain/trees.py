@@ -530,7 +530,7 @@ def request_of(request_id: str, operation: str, *fields: object) -> Request:
 def _plain(value: object) -> object:
     """What JSON has no word for, one layer at a time."""
     kind: Any = type(value)
-    if is_dataclass(kind):
+    if is_dataclass(value):
         return {name: getattr(value, name) for name in _field_names(kind)}
     if isinstance(value, bytes):
         return blake2b(value, digest_size=16).hexdigest()
