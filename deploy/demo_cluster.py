@@ -99,6 +99,14 @@ class Demo:
         current = said.get("observedGeneration") == model["metadata"]["generation"]
         return bool(current and said.get("status") == "True")
 
+    def planned_on(self) -> tuple[str, set[str]]:
+        """The plan that the model follows, and the nodes that it uses."""
+        (model,) = self.get("modeldeployments")
+        name = model["status"]["plan"]["name"]
+        plan = next(plan for plan in self.get("placementplans") if plan["metadata"]["name"] == name)
+        entries = [e for e in plan["status"]["assignments"] if e["service"].endswith(f"/{model['metadata']['name']}")]
+        return name, {p["node"] for entry in entries for instance in entry["instances"] for p in instance["places"]}
+
     @contextmanager
     def gateway(self) -> Iterator[str]:
         """URL of the gateway's Service through a port-forward, as the README has it."""
@@ -231,7 +239,13 @@ def trouble(demo: Demo, key: str) -> None:
             "experts on both nodes", lambda: set(demo.pods("experts").values()) == {keeper, other} and demo.ready()
         )
     with demo.stage(f"stop the kubelet of {other}: its pods move within a minute"):
+        before, _ = demo.planned_on()
+        start_s = time.monotonic()
         demo.run(demo.cluster, "kubelet", "--dir", demo.folder, other, "stop")
+        demo.until(
+            "a plan without that node", lambda: demo.planned_on()[0] > before and other not in demo.planned_on()[1]
+        )
+        print(f"    {demo.planned_on()[0]} uses {keeper} alone, {time.monotonic() - start_s:.0f} s later", flush=True)
         demo.until(
             "Ready without that node", lambda: [*demo.pods("experts").values()] == [keeper, keeper] and demo.ready()
         )
