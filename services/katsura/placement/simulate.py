@@ -157,7 +157,8 @@ class _Request:
 @dataclass(slots=True)
 class _Server:
     """One instance: `drawn` counts the tokens that a sequence present since ever would have drawn, `taken` those of
-    prompts that were computed, `asked` those that came; `chunk` is where this step's prompt tokens begin and end."""
+    prompts that were computed, `asked` those that came; `chunk` is where this step's prompt tokens begin and end.
+    `takes` are its cores on nodes with too few of them; of its pace it has `share`, as long as others want theirs."""
 
     curve: Curve
     number: int
@@ -173,6 +174,9 @@ class _Server:
     chunk: tuple[float, float] = (0.0, 0.0)
     version: int = 0
     serial: int = 0
+    takes: Mapping[str, float] = field(default_factory=dict)
+    busy: bool = False
+    share: float = 1.0
 
     @property
     def load(self) -> float:
@@ -180,6 +184,10 @@ class _Server:
 
     def _pace(self) -> tuple[float, float]:
         """Tokens per second of each running sequence, and of prompts."""
+        draw, take = self._own_pace()
+        return draw * self.share, take * self.share
+
+    def _own_pace(self) -> tuple[float, float]:
         step = self.curve.step_s(len(self.running))
         if not self.prompts:
             return (1 / step if step else 0.0), 0.0
@@ -228,9 +236,12 @@ class _Server:
 
 
 class _Run:
-    def __init__(self, plan: Plan, problem: Problem, progress: Progress | None) -> None:
+    def __init__(
+        self, plan: Plan, problem: Problem, progress: Progress | None, cores: Mapping[str, float] | None
+    ) -> None:
         self.services = {s.name: s for s in problem.services if isinstance(s, ModelService)}
-        self.problem, self.progress = problem, progress
+        self.problem, self.progress, self.cores = problem, progress, cores or {}
+        self.mates: dict[str, list[_Server]] = defaultdict(list)
         self.prices = {n: c.hourly_usd for c in problem.classes for n in c.nodes}
         self.curves: dict[str, Curve] = {}
         self.servers: list[_Server] = []
@@ -305,6 +316,25 @@ class _Run:
         self._schedule(server)
 
     def _schedule(self, server: _Server) -> None:
+        if server.takes and server.busy is not bool(server.running or server.prompts):
+            server.busy = not server.busy
+            self._share(server)
+        self._await(server)
+
+    def _share(self, changed: _Server) -> None:
+        """Divide the cores of the nodes of `changed` anew among who is busy there."""
+        for mate in {id(m): m for node in changed.takes for m in self.mates[node]}.values():
+            share = min(min(1.0, self.cores[n] / max(1e-9, self._wanted(n))) for n in mate.takes)
+            if share != mate.share:
+                mate.advance(max(mate.now, changed.now))
+                mate.share = share
+                if mate is not changed:
+                    self._await(mate)
+
+    def _wanted(self, node: str) -> float:
+        return sum(m.takes[node] for m in self.mates[node] if m.busy)
+
+    def _await(self, server: _Server) -> None:
         server.version += 1
         at = server.next_s()
         if at is not None:
@@ -322,6 +352,13 @@ class _Run:
         self.of_service[instance.service].append(server.number)
         self.of_place[where(instance)].append(server.number)
         self.servers.append(server)
+        takes: dict[str, float] = defaultdict(float)
+        for place in instance.places:
+            if place.node in self.cores:
+                takes[place.node] += place.cores
+        server.takes = takes
+        for node in takes:
+            self.mates[node].append(server)
 
     def _change(self, change: Change) -> None:
         self._pay(change.at_s)
@@ -384,17 +421,19 @@ def simulate(
     arrivals: Iterable[Arrival],
     changes: Sequence[Change] = (),
     progress: Progress | None = None,
+    cores: Mapping[str, float] | None = None,
 ) -> Simulated:
     """Run `plan` under `arrivals` until all are answered.
 
     Args:
         arrivals: in order of time; may be a generator of any length. Those of services without an instance are passed
-            over. changes: replans on the way, each from what stands by then.
+            over. changes: replans on the way, each from what stands by then. cores: what nodes really have, where that
+            is less than their processes were promised: who is busy at the same time shares them.
 
     Raises:
         InvalidArgumentError: arrivals are out of order.
     """
-    run = _Run(plan, problem, progress)
+    run = _Run(plan, problem, progress, cores)
     run.go(iter(arrivals), changes)
     steps = [s for c in changes for s in c.replan.steps]
     return Simulated(

@@ -107,3 +107,39 @@ def test_what_a_stopped_instance_held_is_computed_anew_elsewhere() -> None:
     assert got.rehomed > 0
     assert got.services["chat"].requests == len(trace)
     assert got.usd < simulate(chosen, problem, trace).usd
+
+
+def two_on_one_node() -> tuple[Plan, Problem]:
+    """Two replicas of one core each on a node of two."""
+    service = replace(model_service("chat", cards()[0], 0, itl_ms=None), replicas={"unified": 2})
+    node = replace(node_class("cpu", 1, per_node=2), ram_bytes=2.0**37)
+    problem = problem_of([service], [node])
+    chosen = plan(problem, Effort(seconds=None), explain=False)
+    assert [p.cores for i in chosen.instances for p in i.places] == [1.0, 1.0]
+    return chosen, problem
+
+
+def test_replicas_that_share_too_few_cores_slow_each_other_while_both_are_busy() -> None:
+    chosen, problem = two_on_one_node()
+    node = problem.classes[0].nodes[0]
+    both = [Arrival(0.0, "chat", i, 200, 50) for i in range(2)]
+    free = simulate(chosen, problem, both).services["chat"]
+    enough = simulate(chosen, problem, both, cores={node: 2.0}).services["chat"]
+    half = simulate(chosen, problem, both, cores={node: 1.0}).services["chat"]
+    assert enough == free
+    assert half.itl_mean_s == pytest.approx(2 * free.itl_mean_s, rel=0.02)
+    assert half.ttft_s[50] > 1.8 * free.ttft_s[50]
+
+
+def test_a_replica_has_its_pace_back_when_the_other_is_through() -> None:
+    chosen, problem = two_on_one_node()
+    node = problem.classes[0].nodes[0]
+    alone = simulate(chosen, problem, [Arrival(0.0, "chat", 1, 200, 400)], cores={node: 1.0}).services["chat"]
+    free = simulate(chosen, problem, [Arrival(0.0, "chat", 1, 200, 400)]).services["chat"]
+    assert alone == free
+    pair = [Arrival(0.0, "chat", 1, 200, 400), Arrival(0.0, "chat", 2, 200, 20)]
+    shared = simulate(chosen, problem, pair, cores={node: 1.0})
+    apart = simulate(chosen, problem, pair)
+    longer = shared.seconds - apart.seconds
+    short = simulate(chosen, problem, [Arrival(0.0, "chat", 2, 200, 20)]).seconds
+    assert longer == pytest.approx(short, rel=0.05)  # as long as the short one works, twice over, both run at half pace
