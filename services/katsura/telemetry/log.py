@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from enum import StrEnum
 
@@ -31,7 +31,8 @@ def ids(*, tenant: str = "", session: str = "", request: str = "") -> Iterator[N
     try:
         yield
     finally:
-        _IDS.reset(token)
+        with suppress(ValueError):  # a stream that its client left is closed in another context
+            _IDS.reset(token)
 
 
 class Log:

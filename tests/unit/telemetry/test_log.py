@@ -1,5 +1,6 @@
 import json
 import logging
+from contextvars import copy_context
 
 import pytest
 
@@ -33,6 +34,12 @@ def test_ids_end_with_their_block_and_empty_ones_keep_the_outer(capsys: pytest.C
     assert "tenant=ann" in inner
     assert "session=s1" in inner
     assert "session" not in outer
+
+
+def test_ids_may_end_in_another_context_than_they_began_in() -> None:
+    ids = log.ids(tenant="ann")
+    copy_context().run(ids.__enter__)
+    assert not ids.__exit__(None, None, None)
 
 
 def test_an_exception_is_logged_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
