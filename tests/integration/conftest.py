@@ -43,20 +43,36 @@ async def house(tiny_chat: Path) -> AsyncIterator[House]:
             yield running
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def memory_key(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[str, str]]:
-    """Address of a memory process for every test that leaves it whole, and a key."""
+@pytest.fixture(scope="session")
+def memory_store_url() -> Iterator[str]:
+    """The store of that memory process."""
     with EmbeddedStore() as server:
-        store = await Store.open(server.url)
-        key = await RedisTenantStore(store, SystemClock()).create_key(TenantId("adapters"))
-        await store.close()
+        yield server.url
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def memory_key(memory_store_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[str, str]]:
+    """Address of a memory process for every test that leaves it whole, and a key."""
+    store = await Store.open(memory_store_url)
+    key = await RedisTenantStore(store, SystemClock()).create_key(TenantId("adapters"))
+    await store.close()
+    with tempfile.TemporaryDirectory(prefix="km-") as folder:
         environment = {
-            "KATSURA_LISTEN": f"unix:{server.folder}/memory.sock",
-            "KATSURA_STORE_URL": server.url,
+            "KATSURA_LISTEN": f"unix:{folder}/memory.sock",
+            "KATSURA_STORE_URL": memory_store_url,
             "KATSURA_INTERNAL_TOKEN": "internal-secret",
         }
         async with ServedProcess("katsura.memory", environment, tmp_path_factory.mktemp("memory") / "log") as process:
             yield process.address, key.secret
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def other_key(memory_store_url: str) -> str:
+    """A key of another tenant of that process."""
+    store = await Store.open(memory_store_url)
+    key = await RedisTenantStore(store, SystemClock()).create_key(TenantId("strangers"))
+    await store.close()
+    return key.secret
 
 
 @pytest.fixture

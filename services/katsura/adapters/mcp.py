@@ -21,6 +21,7 @@ from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
 from katsura.domain.errors import KatsuraError
 from katsura.sdk.blocks import TENANT, BlockClient, of_agent, of_user
+from katsura.sdk.connection import Connection
 from katsura.sdk.memory import MemoryClient, step
 
 P = ParamSpec("P")
@@ -38,13 +39,19 @@ class TreeTools:
     """The tools; each public method is one, its docstring what the model reads.
 
     Args:
-        memory: client of the tenant's trees.
-        blocks: client of the tenant's blocks.
+        connection: to the memory service, as whoever calls right now.
     """
 
-    def __init__(self, memory: MemoryClient, blocks: BlockClient) -> None:
-        self._memory = memory
-        self._blocks = blocks
+    def __init__(self, connection: Callable[[], Connection]) -> None:
+        self._connection = connection
+
+    @property
+    def _memory(self) -> MemoryClient:
+        return MemoryClient(self._connection())
+
+    @property
+    def _blocks(self) -> BlockClient:
+        return BlockClient(self._connection())
 
     async def create_tree(self, goal: str, tree_id: str = "", pins: Sequence[str] = ()) -> Json:
         """Begin a tree. `pins` are constraints that every context repeats; `tree_id` is chosen for you if empty."""

@@ -95,7 +95,7 @@ def build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     as_json.add_argument("--json", action="store_true", help="print JSON")
     _add_up(commands, data)
     _add_watch(commands, data, as_json)
-    _add_talk(commands, data, remote, key)
+    _add_talk(commands, data, remote, key, environ)
     add_tree(commands, data, remote, key, as_json, environ)
     _add_model(commands, as_json)
     _add_key(commands, data, as_json)
@@ -150,8 +150,9 @@ def _add_watch(commands: Any, data: argparse.ArgumentParser, as_json: argparse.A
 
 
 def _add_talk(
-    commands: Any, data: argparse.ArgumentParser, remote: argparse.ArgumentParser, key: argparse.ArgumentParser
-) -> None:
+    commands: Any, data: argparse.ArgumentParser, remote: argparse.ArgumentParser, key: argparse.ArgumentParser,
+    environ: Mapping[str, str],
+) -> None:  # fmt: skip
     chat = leaf(
         commands, "chat", "talk to a model; its memory is a tree you can fork and revise", _chat, data, remote, key
     )
@@ -159,8 +160,21 @@ def _add_talk(
     chat.add_argument("--branch", default="", help="branch to go on with (default: the session's default branch)")
     chat.add_argument("--model", default="", help="model to ask (default: the first that is served)")
     chat.add_argument("--system", default="", help="system message of a new session")
-    mcp = leaf(commands, "mcp", "serve trees as MCP tools on standard input and output", _mcp, data)
-    mcp.add_argument("--memory", default="", metavar="ADDRESS", help="memory service (default: the one of --data)")
+    mcp = leaf(
+        commands, "mcp", "serve trees as MCP tools, on standard input and output or over HTTP", _mcp, data,
+        epilog="Without --http it speaks for the tenant of KATSURA_API_KEY. With it, each request brings its own key:\n"
+        "Authorization: Bearer KEY. A memory service on another machine wants KATSURA_TLS_CERT, _KEY and _CA.",
+    )  # fmt: skip
+    mcp.add_argument(
+        "--memory",
+        default=environ.get("KATSURA_MEMORY_ADDRESS", ""),
+        metavar="ADDRESS",
+        help="memory service (default: $KATSURA_MEMORY_ADDRESS or the one of --data)",
+    )
+    mcp.add_argument("--http", type=_port, metavar="PORT", help="serve HTTP on this port, 0 for a free one")
+    mcp.add_argument("--host", default="127.0.0.1", help="with --http: address to serve on (default: %(default)s)")
+    mcp.add_argument("--tls-cert", default="", metavar="FILE", help="with --http: certificate (PEM), off this machine")
+    mcp.add_argument("--tls-key", default="", metavar="FILE", help="with --http: its key")
     worker = leaf(commands, "work", "let a language model write and judge summaries", _work, data)
     worker.add_argument("--memory", default="", metavar="ADDRESS", help="memory service (default: the one of --data)")
     worker.add_argument("rest", nargs=argparse.REMAINDER, metavar="-- OPTIONS", help="`katsura work -- --help`")
@@ -369,7 +383,11 @@ def _work(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Ex
 def _mcp(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
     from katsura.cli.mcp import mcp
 
-    mcp(a.data, a.memory, environ.get("KATSURA_API_KEY", ""), environ)
+    files = [
+        word for flag, file in (("--tls-cert", a.tls_cert), ("--tls-key", a.tls_key)) if file for word in (flag, file)
+    ]
+    http = [] if a.http is None else ["--http", str(a.http), "--host", a.host, *files]
+    mcp(a.data, a.memory, environ.get("KATSURA_API_KEY", ""), http, environ)
 
 
 def _model_list(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:

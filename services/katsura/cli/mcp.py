@@ -16,18 +16,24 @@ from katsura.cli.direct import memory_address
 from katsura.domain.errors import FailedPreconditionError, UnauthenticatedError
 
 
-def mcp(data: Path, address: str, api_key: str, environ: Mapping[str, str]) -> NoReturn:
+def mcp(data: Path, address: str, api_key: str, http: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
     """Replace this process by the server. `address` empty is the memory service that runs from `data`.
+
+    Args:
+        http: the server's own arguments, if it is to serve HTTP: then each request brings a key of its own.
 
     Raises:
         NotRunningError: there is no address, and nothing runs from `data`.
         UnauthenticatedError: there is no key.
         FailedPreconditionError: the package that speaks MCP is not installed.
     """
-    found = _beside(data, address, api_key, environ)
+    if http:
+        found = {**environ, "KATSURA_MEMORY_ADDRESS": address or memory_address(data)}
+    else:
+        found = _beside(data, address, api_key, environ)
     if importlib.util.find_spec("mcp") is None:
         raise FailedPreconditionError("the package mcp is not installed; pip install 'katsura[adapters]'")
-    _become(["katsura.adapters"], found)
+    _become(["katsura.adapters", *http], found)
 
 
 def work(data: Path, address: str, api_key: str, rest: Sequence[str], environ: Mapping[str, str]) -> NoReturn:

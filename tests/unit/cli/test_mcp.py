@@ -13,6 +13,8 @@ from katsura.domain.errors import UnauthenticatedError
 
 def test_it_needs_a_memory_service_and_a_key(tmp_path: Path) -> None:
     with pytest.raises(NotRunningError):
-        mcp(tmp_path, "", "key", {})
+        mcp(tmp_path, "", "key", [], {})
+    with pytest.raises(NotRunningError):
+        mcp(tmp_path, "", "", ["--http", "0"], {})
     with pytest.raises(UnauthenticatedError, match="katsura key create"):
-        mcp(tmp_path, "127.0.0.1:7001", "", {})
+        mcp(tmp_path, "127.0.0.1:7001", "", [], {})
