@@ -37,22 +37,27 @@ class _End(asyncio.Protocol):
     """One end of a connection: what it hears goes out at the other, no faster than that one takes it."""
 
     transport: asyncio.Transport
-    other: _End
+    other: _End | None = None
+    """None until the other end is there: nobody reads before, and nobody is left to tell after."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
 
     def data_received(self, data: bytes) -> None:
+        assert self.other is not None
         self.other.transport.write(data)
 
     def pause_writing(self) -> None:
-        self.other.transport.pause_reading()
+        if self.other is not None and not self.other.transport.is_closing():
+            self.other.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self.other.transport.resume_reading()
+        if self.other is not None and not self.other.transport.is_closing():
+            self.other.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.other.transport.close()
+        if self.other is not None:
+            self.other.transport.close()
 
 
 class Door:
@@ -74,25 +79,27 @@ class Door:
     async def _admit(self, client: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         inner, outer = _End(), _End()
-        inner.other, outer.other = outer, inner
-        peer = client.getpeername()[0]
         try:
             # The server first: what a client sends right behind its handshake has somewhere to go.
-            _, server = await loop.create_unix_connection(lambda: inner, self._path)
+            await loop.create_unix_connection(lambda: inner, self._path)
         except OSError as error:
             _LOG.warning("the server does not answer", error=str(error))
             client.close()
             return
+        inner.transport.pause_reading()
+        outer.other = inner
         try:
             await loop.connect_accepted_socket(
                 lambda: outer, client, ssl=self._contexts(), ssl_handshake_timeout=_HANDSHAKE_S
             )
         except (OSError, asyncio.CancelledError) as error:
-            outer.transport = server.transport  # nobody is there: the server's end closes alone
-            server.transport.close()
+            inner.transport.close()
             client.close()
             if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-                _LOG.warning("refused", peer=peer, error=error.reason or str(error))  # a probe just hangs up
+                _LOG.warning("refused", error=error.reason or str(error))  # a probe just hangs up
+            return
+        inner.other = outer
+        outer.resume_writing()
 
 
 async def run(listen: str, tls: Path, arguments: Sequence[str]) -> int:
