@@ -237,6 +237,10 @@ def translated(url: str) -> Iterator[None]:
         raise _down(url, "it is a replica, which takes no writes") from error
     except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError) as error:
         raise _down(url, str(error) or type(error).__name__) from error
+    except RuntimeError as error:
+        if "handler is closed" not in str(error):
+            raise
+        raise _down(url, "it closed the connection") from error  # uvloop's word for writing to a closed transport
     except redis_errors.ResponseError as error:
         text = str(error)
         if isinstance(error, redis_errors.OutOfMemoryError) or text.startswith("OOM"):

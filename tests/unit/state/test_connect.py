@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
+import uvloop
 
 from katsura.domain.errors import InternalError, InvalidArgumentError, Reason, UnavailableError
 from katsura.domain.trees import Durability
@@ -118,6 +119,27 @@ async def test_a_store_that_stays_down_is_unavailable_with_a_reason() -> None:
         await Store.open("unix:///nowhere/at/all", wait_s=0)
     assert caught.value.reason is Reason.STORE_UNAVAILABLE
     assert caught.value.retry_after_s
+
+
+def test_a_connection_that_closes_under_a_write_is_a_store_that_is_away(server: EmbeddedStore) -> None:
+    """uvloop, which our processes run on, says so by an error of another kind."""
+
+    async def write() -> None:
+        store = await Store.open(server.url)
+        connection = await store.client.connection_pool.get_connection()
+        connection._writer.transport.close()
+        with pytest.raises(UnavailableError, match="closed the connection"), translated(server.url):
+            await connection.send_command("PING")
+        await connection.disconnect()
+        await store.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(write())
+
+
+def test_other_errors_pass(server: EmbeddedStore) -> None:
+    with pytest.raises(RuntimeError, match="of ours"), translated(server.url):
+        raise RuntimeError("a fault of ours")
 
 
 async def test_a_url_of_another_kind_is_refused() -> None:
