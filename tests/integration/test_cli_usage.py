@@ -1,4 +1,4 @@
-"""`katsura tree usage` and `katsura key quota` against a real memory process."""
+"""`katsura tree usage`, `tree freeze` and `key quota` against a real memory process."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
             "KATSURA_LISTEN": f"unix:{server.folder}/memory.sock",
             "KATSURA_STORE_URL": server.url,
             "KATSURA_INTERNAL_TOKEN": "internal-secret",
+            "KATSURA_MEMORY_COLD_FOLDER": str(tmp_path / "cold"),
         }
         async with ServedProcess("katsura.memory", environment, tmp_path / "log") as process:
             yield Place(server.url, process.address, key.secret)
@@ -79,3 +80,16 @@ async def test_usage_is_shown_beside_quotas_that_then_hold(place: Place, capsys:
     assert (status != 0, "does not exist" in said) == (True, True)
     await katsura(capsys, "key", "quota", "acme", "--clear", *store)
     assert json.loads((await katsura(capsys, "key", "quota", "acme", "--json", *store))[1]) is None
+
+
+async def test_a_tree_is_frozen_and_comes_back(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    direct = ("--memory", place.address, "--api-key", place.key)
+    async with connect(place.address, api_key=place.key) as connection:
+        memory = MemoryClient(connection)
+        await memory.create_tree(tree_id="trip")
+        await memory.grow("trip", [step("user", "a")])
+        status, said = await katsura(capsys, "tree", "freeze", "trip", *direct)
+        assert (status, "cold now" in said) == (0, True)
+        assert [tree.cold for tree in (await memory.list_trees()).trees] == [True]
+        assert "every hash holds" in (await katsura(capsys, "tree", "verify", "trip", *direct))[1]
+        assert [tree.cold for tree in (await memory.list_trees()).trees] == [False]

@@ -85,3 +85,15 @@ async def _write(memory: MemoryClient, tree: str, file: IO[bytes]) -> int:
 async def _pieces(file: IO[bytes]) -> AsyncIterator[bytes]:
     while piece := file.read(_READ_BYTES):
         yield piece
+
+
+def freeze(door: MemoryDoor, tree: str, as_json: bool, console: Console) -> Exit:
+    """Move a tree into an object file."""
+    frozen = door.ask(lambda memory: memory.freeze_tree(tree))
+    if as_json:
+        console.print_json(json.dumps({"tree": tree, "frozen": frozen}))
+    elif frozen:
+        console.print(f"{tree} is cold now; whoever touches it brings it back")
+    else:
+        console.print(f"{tree} stays: it changed meanwhile, has tasks for workers, or a time to live")
+    return Exit.OK if frozen else Exit.FAILED

@@ -28,6 +28,7 @@ examples:
   katsura tree export trip -o trip.jsonl        the whole tree as a file
   katsura tree import trip.jsonl --name copy    the same tree again: same numbers, same hashes
   katsura tree verify trip                      compute every hash again
+  katsura tree freeze trip                      out of the store, until somebody touches it
   katsura tree usage                            nodes, bytes and cost by agent, beside the quotas
 
 list, show, fork and revise ask the gateway (--url); the other words ask the memory service itself
@@ -69,6 +70,10 @@ def add_tree(
     imported = _leaf(tree, "import", "make a tree from what export wrote", _import, data, direct, key, as_json)
     imported.add_argument("file", type=Path, help="the archive; - is standard input")
     imported.add_argument("--name", default="", help="name of the new tree (default: the one it had)")
+    freeze = _leaf(
+        tree, "freeze", "move a tree into an object file until it is touched", _freeze, data, direct, key, as_json
+    )
+    _add_name(freeze)
     usage = _leaf(tree, "usage", "tell what trees take, and what each agent cost", _usage, data, direct, key, as_json)
     usage.add_argument("tree", nargs="?", default="", help="one tree (default: all of the key's, counted anew)")
     verify = _leaf(tree, "verify", "compute every hash of a tree again", _verify, data, direct, key, as_json)
@@ -168,6 +173,12 @@ def _import(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> 
     from katsura.cli.archive import import_tree
 
     return import_tree(_door(a, environ), a.file, a.name, a.json, out)
+
+
+def _freeze(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli.archive import freeze
+
+    return freeze(_door(a, environ), a.tree, a.json, out)
 
 
 def _usage(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:

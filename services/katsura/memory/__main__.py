@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
+from pathlib import Path
 
 from katsura.api.memory.v1 import (
     block_service_pb2,
@@ -17,6 +19,7 @@ from katsura.api.memory.v1 import (
 )
 from katsura.memory.block_server import BlockServicer
 from katsura.memory.blocks import Blocks
+from katsura.memory.cold import Sweeper
 from katsura.memory.config import MemoryConfig
 from katsura.memory.queue_server import WorkServicer
 from katsura.memory.quotas import Meter
@@ -27,6 +30,7 @@ from katsura.rpc.clock import SystemClock
 from katsura.rpc.serve import Server, run_process
 from katsura.state.blocks_redis import BLOCK_FUNCTIONS, RedisBlockStore
 from katsura.state.connect import Store
+from katsura.state.objects import FolderObjects
 from katsura.state.tenants import RedisTenantStore
 from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
 from katsura.state.usage_redis import RedisUsageStore
@@ -50,9 +54,11 @@ async def main() -> None:
     _LOG.info("store open", durability=store.durability.name.lower(), incarnation=store.incarnation)
     clock = SystemClock()
     meter = Meter(RedisUsageStore(store), config.quotas, clock)
-    trees = RedisTreeStore(store, config.limits, meter.count)
+    objects = FolderObjects(Path(config.cold_folder)) if config.cold_folder else None
+    trees = RedisTreeStore(store, config.limits, meter.count, objects)
     memory = Memory(trees, lambda: f"t{secrets.token_hex(10)}", config.heartbeat_s)
-    server = Server(config.serve, RedisTenantStore(store, clock), meter)
+    tenants = RedisTenantStore(store, clock)
+    server = Server(config.serve, tenants, meter)
     memory_service_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryServicer(memory), server.grpc)
     work_service_pb2_grpc.add_WorkServiceServicer_to_server(WorkServicer(memory), server.grpc)
     usage_service_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(meter, trees), server.grpc)
@@ -66,9 +72,16 @@ async def main() -> None:
     )
 
     server.set_ready(True)
+    sweeping = None
+    if config.cold_after_s:
+        sweeper = Sweeper(trees, tenants, clock, config.cold_after_s, config.cold_every_s)
+        sweeping = asyncio.get_running_loop().create_task(sweeper.run())
     try:
         await server.run(drain=memory.close)
     finally:
+        if sweeping is not None:
+            sweeping.cancel()
+            await asyncio.gather(sweeping, return_exceptions=True)
         await meter.close()
         await store.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.usage import Quotas
 from katsura.rpc.env import Env
 from katsura.rpc.serve import ServeConfig
@@ -23,6 +24,9 @@ class MemoryConfig:
         limits: how much of each tree's past is kept for Watch and for repeated requests.
         heartbeat_s: silence after which a Watch says that it is alive.
         quotas: of tenants that have none of their own; 0 sets no limit.
+        cold_folder: where cold trees go, shared by all memory processes of a store; empty: nowhere.
+        cold_after_s: trees that nobody has written or brought back for so long are moved there; 0: only when asked.
+        cold_every_s: how often they are looked for.
     """
 
     serve: ServeConfig
@@ -32,6 +36,9 @@ class MemoryConfig:
     limits: Limits
     heartbeat_s: float
     quotas: Quotas
+    cold_folder: str
+    cold_after_s: float
+    cold_every_s: float
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> MemoryConfig:
@@ -58,6 +65,14 @@ class MemoryConfig:
                 bytes=env.number("KATSURA_MEMORY_QUOTA_BYTES", 0),
                 requests_per_minute=env.number("KATSURA_MEMORY_QUOTA_REQUESTS_PER_MINUTE", 0),
             ),
+            cold_folder=env.text("KATSURA_MEMORY_COLD_FOLDER", ""),
+            cold_after_s=env.real("KATSURA_MEMORY_COLD_AFTER_S", 0.0),
+            cold_every_s=env.real("KATSURA_MEMORY_COLD_EVERY_S", 300.0, low=0.1),
         )
         env.finish()
+        if config.cold_after_s and not config.cold_folder:
+            raise InvalidArgumentError(
+                "KATSURA_MEMORY_COLD_AFTER_S is set and KATSURA_MEMORY_COLD_FOLDER is not; name the folder",
+                field="KATSURA_MEMORY_COLD_FOLDER",
+            )
         return config

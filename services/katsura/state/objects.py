@@ -1,7 +1,7 @@
 """Objects: named bytes outside the store, written once. Cold trees are kept in them.
 
 `FolderObjects` keeps them in a folder, which several memory processes share as a volume. Another place (S3, say) is
-another class with these four methods; what must hold is that `put` returns only when the object is there to stay.
+another class with these three methods; what must hold is that `put` returns only when the object is there to stay.
 """
 
 from __future__ import annotations

@@ -243,7 +243,8 @@ class _Builder:
 
     def _memory(self) -> Iterator[ProcessSpec]:
         for index in range(self._spec.replicas):
-            yield self._service(f"memory-{index}", Role.MEMORY, "katsura.memory")
+            cold = {"KATSURA_MEMORY_COLD_FOLDER": f"{self._place.data_dir}/cold"}
+            yield self._service(f"memory-{index}", Role.MEMORY, "katsura.memory", cold)
 
     def _routers(self) -> Iterator[ProcessSpec]:
         # Routers serve every deployment; each may ask for some, the largest wish is met.
