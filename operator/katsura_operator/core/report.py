@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from katsura.manifests.cluster import ClusterNode
 from katsura.manifests.conditions import ConditionType, Why
@@ -30,6 +31,8 @@ from katsura_operator.core.snapshot import Snapshot
 from katsura_operator.core.status import Said
 
 Report = tuple[dict[str, Any], list[Said]]
+_MISSING_SECRET: Final = re.compile(r'secret "[^"]+" not found')
+_NO_SECRET: Final = "; install the chart into this namespace too (operator.enabled=false), or make the Secret yourself"
 _ACCEPTED = Said(ConditionType.ACCEPTED, True, Why.VALID)
 
 
@@ -133,7 +136,8 @@ def trouble_of(pods: Sequence[Object]) -> str:
         for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
             waiting = (container.get("state") or {}).get("waiting")
             if waiting:
-                return f"{name_of(pod)}: {waiting.get('reason', '')} {waiting.get('message', '')}".strip()
+                said = f"{name_of(pod)}: {waiting.get('reason', '')} {waiting.get('message', '')}".strip()
+                return said + (_NO_SECRET if _MISSING_SECRET.search(said) else "")
     return ""
 
 
