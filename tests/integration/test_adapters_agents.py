@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 from agents import Agent, Model, ModelResponse, RunConfig, Runner, Session, SQLiteSession, Usage, function_tool
+from agents.extensions.memory import AdvancedSQLiteSession
 from agents.items import TResponseInputItem
 from agents.memory import SessionSettings
 from openai.types.responses import ResponseFunctionToolCall, ResponseOutputMessage, ResponseOutputText
@@ -98,6 +99,27 @@ async def test_the_newest_items_are_given_and_taken_back_and_forks_go_their_own_
         await fork.add_items(said("g"))
     with pytest.raises(InvalidArgumentError):
         KatsuraSession("no name", katsura)
+
+
+async def test_a_fork_before_a_turn_holds_what_the_sdks_branching_session_holds(katsura: Katsura) -> None:
+    ours, theirs = KatsuraSession("turns", katsura), AdvancedSQLiteSession(session_id="turns", create_tables=True)
+    answer: TResponseInputItem = {"role": "assistant", "content": "yes"}
+    items = [said("one")[0], answer, said("two")[0], answer, answer, said("three")[0]]
+    for session in (ours, theirs):
+        await session.add_items(items)
+    assert [(turn.number, turn.content) for turn in await ours.turns()] == [(1, "one"), (2, "two"), (3, "three")]
+    for turn in (1, 2, 3):
+        fork = await ours.fork(before_turn=turn)
+        await theirs.create_branch_from_turn(turn)
+        assert await fork.get_items() == await theirs.get_items() == items[: (0, 2, 5)[turn - 1]]
+        await theirs.switch_to_branch("main")
+    assert await ours.get_items() == items
+    assert [each.branch for each in await ours.branches()] == ["main", "b2", "b3", "b4"]
+    assert await KatsuraSession("never", katsura).branches() == []
+    for turn in (0, 4):
+        with pytest.raises(NotFoundError, match="has 3"):
+            await ours.fork(before_turn=turn)
+    theirs.close()
 
 
 async def test_of_many_who_add_and_take_back_at_once_nobody_loses_an_item(katsura: Katsura) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any, Final, Self, TypeVar, cast
+from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 
 from agents import TResponseInputItem
 from agents.memory import SessionABC, SessionSettings
@@ -23,12 +23,21 @@ from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
 from katsura.domain.errors import AlreadyExistsError, ConflictError, FailedPreconditionError, NotFoundError, Reason
 from katsura.domain.ids import checked_name
+from katsura.sdk.memory import EMPTY_ROOT
 from katsura.sdk.sync import Katsura
 
 T = TypeVar("T")
 _STEPS_A_GROW: Final = 256
 _PAGE: Final = 500
 _ATTEMPTS: Final = 64
+
+
+class Turn(NamedTuple):
+    """A user message: its number from 1, its text, and the node before it (0: none)."""
+
+    number: int
+    content: str
+    after_node: int
 
 
 class KatsuraSession(SessionABC):
@@ -72,13 +81,46 @@ class KatsuraSession(SessionABC):
         """Drop the tree and everything in it."""
         await self._there(self._clear())
 
-    async def fork(self, new_branch: str = "") -> Self:
-        """A session that shares this one's items so far, on a branch of its own: constant cost, nothing is copied."""
-        memory = self._katsura.memory
-        made = await self._there(memory.fork(self.session_id, branch=self.branch, new_branch=new_branch))
-        return type(self)(
-            self.session_id, self._katsura, branch=made.branch.name, session_settings=self.session_settings
-        )
+    async def fork(self, new_branch: str = "", *, before_turn: int | None = None) -> Self:
+        """A session that shares this one's items so far, on a branch of its own: constant cost, nothing is copied.
+
+        Args:
+            before_turn: only the items before this user message, counted from 1 (`turns`).
+
+        Raises:
+            NotFoundError: there is no such turn, or no session yet.
+        """
+        made = await self._there(self._fork(new_branch, before_turn))
+        return self._on(made)
+
+    async def turns(self) -> list[Turn]:
+        """The user messages of this branch, oldest first."""
+        steps = await self._there(self._newest(None))
+        asked = [node for node in steps if node.step.role == "user"]
+        return [Turn(number, node.step.content, node.parent_id) for number, node in enumerate(asked, 1)]
+
+    async def branches(self) -> list[Self]:
+        """A session for every branch that may grow, in the order in which they were made."""
+        try:
+            found = await self._there(self._katsura.memory.get_tree(self.session_id))
+        except NotFoundError:
+            return []
+        return [self._on(each.name) for each in found.branches if each.state == tree_pb.BRANCH_STATE_ACTIVE]
+
+    def _on(self, branch: str) -> Self:
+        return type(self)(self.session_id, self._katsura, branch=branch, session_settings=self.session_settings)
+
+    async def _fork(self, new_branch: str, before_turn: int | None) -> str:
+        at = 0
+        if before_turn is not None:
+            asked = [node for node in await self._newest(None) if node.step.role == "user"]
+            if not 1 <= before_turn <= len(asked):
+                raise NotFoundError(
+                    f"there is no turn {before_turn}; the session has {len(asked)}", field="before_turn"
+                )
+            at = asked[before_turn - 1].parent_id or EMPTY_ROOT
+        made = await self._katsura.memory.fork(self.session_id, branch=self.branch, at_node=at, new_branch=new_branch)
+        return made.branch.name
 
     async def _there(self, work: Coroutine[Any, Any, T]) -> T:
         """`work` on the client's loop: one channel serves every loop and thread of the program."""
