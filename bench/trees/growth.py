@@ -101,7 +101,11 @@ async def their_server() -> AsyncIterator[str]:
 
 
 async def run(saver: str, steps: int, url: str = "", key: str = "") -> dict[str, Any]:
-    """One run in a process of its own; what `langgraph_growth.py` tells."""
+    """One run in a process of its own; what `langgraph_growth.py` tells.
+
+    Raises:
+        RuntimeError: it ended with an error; the last line says which.
+    """
     python = str(HOME / "env" / "bin" / "python") if saver in THEIRS else sys.executable
     arguments = [str(SCRIPT), "--saver", saver, "--steps", str(steps), "--url", url, "--key", key]
     process = await asyncio.create_subprocess_exec(
