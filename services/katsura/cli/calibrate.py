@@ -220,7 +220,9 @@ async def _ask(
                     times.append(time.perf_counter())
                 prompt = (event.get("usage") or {}).get("prompt_tokens", prompt)
     except (httpx.HTTPError, ValueError) as error:
-        raise UnavailableError(f"{client.base_url} cannot be timed: {error}; is `katsura up` running?") from error
+        raise UnavailableError(
+            f"{client.base_url} cannot be timed: {str(error) or type(error).__name__}; is `katsura up` running?"
+        ) from error
     if len(times) < 2:
         raise UnavailableError(f"{client.base_url} answered {len(times)} tokens; at least 2 are needed to time one")
     return _Answer(begun, tuple(times), int(prompt))
