@@ -21,6 +21,9 @@ ROOT: Final = NodeId(0)
 """Where every path begins; no node has this id."""
 ROOT_HASH: Final = bytes(32)
 """Parent hash of a first node."""
+LATE: Final = {"late": True}
+"""Of a field that older versions of us do not know: at its default it is no part of a request's digest, so that one
+which an older version answered is still known."""
 REDACTED: Final = "[redacted]"
 """What a node says whose content was destroyed."""
 
@@ -124,6 +127,22 @@ class EventKind(IntEnum):
     REFERRED = 14
     INVALIDATED = 15
     RELEASED = 16
+
+
+class WaitKind(IntEnum):
+    """For what a step waits."""
+
+    UNSPECIFIED = 0
+    TOOL = 1
+    APPROVAL = 2
+
+
+class Resolution(IntEnum):
+    """How waiting ended."""
+
+    UNSPECIFIED = 0
+    DONE = 1
+    REFUSED = 2
 
 
 class ReferenceKind(IntEnum):
@@ -295,8 +314,16 @@ class StaleStep:
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """What a step waits for, in words."""
+
+    kind: WaitKind
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
-    """An action, an observation or a message."""
+    """An action, an observation or a message. One that `resolves` another ended its waiting."""
 
     content: str
     role: str = "user"
@@ -313,7 +340,20 @@ class Step:
     opaque: bytes = b""
     attachments: tuple[Attachment, ...] = ()
     agent_id: str = ""
-    references: tuple[Reference, ...] = ()
+    references: tuple[Reference, ...] = field(default=(), metadata=LATE)
+    wait: Wait | None = field(default=None, metadata=LATE)
+    resolves: NodeId = field(default=ROOT, metadata=LATE)
+    resolution: Resolution = field(default=Resolution.UNSPECIFIED, metadata=LATE)
+
+    @property
+    def harmless(self) -> bool:
+        """Whether it left nothing standing outside."""
+        return self.effect in (Effect.UNSPECIFIED, Effect.NONE)
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether an equal sibling is the same step: it left nothing standing, and nothing waits or is resolved."""
+        return self.harmless and self.wait is None and not self.resolves
 
 
 @dataclass(frozen=True, slots=True)
@@ -491,6 +531,7 @@ class Snapshot:
         summaries, hints: the branch's chains, oldest first.
         slots: the current write of each key, oldest first.
         stale: what no longer holds of the path, newest first.
+        waiting: steps of the path that wait, oldest first.
         root_count, root_ids: of the segment that shows goal and pins (attached under node 0).
     """
 
@@ -506,6 +547,7 @@ class Snapshot:
     root_ids: tuple[int, ...] = ()
     slots: tuple[Shown, ...] = ()
     stale: tuple[StaleStep, ...] = ()
+    waiting: tuple[Shown, ...] = ()
 
 
 def cover_digest(hashes: Iterable[bytes]) -> bytes:
@@ -531,7 +573,7 @@ def _plain(value: object) -> object:
     """What JSON has no word for, one layer at a time."""
     kind: Any = type(value)
     if is_dataclass(value):
-        return {name: getattr(value, name) for name in _field_names(kind)}
+        return {name: item for name, unsaid in _fields(kind) if (item := getattr(value, name)) != unsaid}
     if isinstance(value, bytes):
         return blake2b(value, digest_size=16).hexdigest()
     if isinstance(value, Mapping):
@@ -540,5 +582,6 @@ def _plain(value: object) -> object:
 
 
 @cache
-def _field_names(kind: Any) -> tuple[str, ...]:
-    return tuple(f.name for f in dataclass_fields(kind))
+def _fields(kind: Any) -> tuple[tuple[str, object], ...]:
+    """Names of fields, and the value at which each is left out (one that none has, for most)."""
+    return tuple((f.name, f.default if f.metadata.get("late") else _fields) for f in dataclass_fields(kind))

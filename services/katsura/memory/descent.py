@@ -41,7 +41,7 @@ class Descent(Operations):
         limits.check_range(at_node, "at_node", -1, ID_MAX)
         if new_branch:
             checked_name(new_branch, "new_branch")
-        request = request_of(request_id, "fork", branch, at_node, new_branch, agent_id)
+        request = request_of(request_id, "fork", branch, at_node, new_branch, *([agent_id] if agent_id else []))
         with committing("fork"):
             return await self._trees.fork(ref, branch, at_node, new_branch, request, agent_id)
 

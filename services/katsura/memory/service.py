@@ -34,6 +34,7 @@ from katsura.memory.queue import Queue
 from katsura.memory.recall import Recall
 from katsura.memory.references import References
 from katsura.memory.slots import Slots
+from katsura.memory.waits import Waits
 from katsura.state.trees import (
     Event,
     Grown,
@@ -63,7 +64,7 @@ class Assembled:
     stale: tuple[StaleStep, ...]
 
 
-class Memory(Queue, Recall, Contents, Slots, Branching, References, Descent, Archive):
+class Memory(Queue, Recall, Contents, Slots, Branching, References, Waits, Descent, Archive):
     """Trees of all tenants. `close` ends validations that still run.
 
     Args:

@@ -1,4 +1,4 @@
-"""The part of the memory service on gRPC that is about how steps hang together: references, and what is stale."""
+"""The part of the memory service on gRPC that is about how steps hang together: references, what is stale or waits."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import grpc
 
 from katsura.api.memory.v1 import memory_references_pb2 as references_pb
 from katsura.api.memory.v1 import memory_service_pb2_grpc
+from katsura.api.memory.v1 import memory_waits_pb2 as waits_pb
 from katsura.domain.ids import TreeId
+from katsura.domain.trees import Resolution
 from katsura.memory import translate
+from katsura.memory.operations import Write
 from katsura.memory.service import Memory
 from katsura.rpc.context import current_tenant
 from katsura.state.trees import TreeRef
@@ -18,7 +21,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class StructureServicer(memory_service_pb2_grpc.MemoryServiceServicer):
-    """References of `katsura.api.memory.v1.MemoryService`."""
+    """References and waiting of `katsura.api.memory.v1.MemoryService`."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
@@ -68,6 +71,31 @@ class StructureServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         ids = tuple(request.node_ids)
         revision = await self._memory.invalidate(ref_of(request.tree_id), request.request_id, ids, holds=True)
         return references_pb.RevalidateResponse(revision=revision)
+
+    async def ResumeStep(  # noqa: N802
+        self, request: waits_pb.ResumeStepRequest, context: Context
+    ) -> waits_pb.ResumeStepResponse:
+        """Resolve a step that waits."""
+        write = Write(
+            request.request_id,
+            ref_of(request.tree_id),
+            request.branch,
+            request.expected_head if request.HasField("expected_head") else None,
+            request.unconditional,
+        )
+        resolution = translate.enum_of(Resolution, request.resolution, "resolution")
+        said = translate.step_from(request.step, "step") if request.HasField("step") else None
+        node, branch = await self._memory.resume_step(write, request.node_id, resolution, said)
+        return waits_pb.ResumeStepResponse(node=translate.node_message(node), branch=translate.branch_message(branch))
+
+    async def ListWaiting(  # noqa: N802
+        self, request: waits_pb.ListWaitingRequest, context: Context
+    ) -> waits_pb.ListWaitingResponse:
+        """List what waits."""
+        found = await self._memory.waiting(ref_of(request.tree_id), request.branch)
+        return waits_pb.ListWaitingResponse(
+            waiting=[waits_pb.Waiting(branch=name, node=translate.node_message(node)) for name, node in found]
+        )
 
 
 def ref_of(tree_id: str) -> TreeRef:

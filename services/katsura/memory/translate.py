@@ -40,6 +40,8 @@ from katsura.domain.trees import (
     Tree,
     TreePolicy,
     Verdict,
+    Wait,
+    WaitKind,
 )
 from katsura.memory.contents import Hit
 from katsura.memory.core.assemble import Dropped, Segment
@@ -92,6 +94,9 @@ def step_from(message: tree_pb.Step, at: str) -> Step:
         attachments=attachments_from(message.attachments),
         agent_id=message.agent_id,
         references=references_from(message.references, f"{at}.references"),
+        wait=Wait(enum_of(WaitKind, message.wait.kind, f"{at}.wait.kind"), message.wait.what)
+        if message.HasField("wait")
+        else None,
     )
 
 
@@ -345,6 +350,9 @@ def _step_message(step: Step) -> tree_pb.Step:
         attachments=[_attachment_message(item) for item in step.attachments],
         agent_id=step.agent_id,
         references=map(_reference_message, step.references),
+        wait=tree_pb.Wait(kind=tree_pb.WaitKind.ValueType(step.wait.kind), what=step.wait.what) if step.wait else None,
+        resolves=step.resolves,
+        resolution=tree_pb.Resolution.ValueType(step.resolution),
     )
 
 

@@ -7,6 +7,7 @@ from typing import cast
 
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_references_pb2 as references_pb
+from katsura.api.memory.v1 import memory_waits_pb2 as waits_pb
 from katsura.sdk.connection import new_request_id
 
 
@@ -66,3 +67,32 @@ class StructureCalls:
             request_id=request_id or new_request_id(), tree_id=tree_id, node_ids=node_ids
         )
         return cast(references_pb.RevalidateResponse, await self._call("Revalidate", request)).revision
+
+    async def resume_step(
+        self,
+        tree_id: str,
+        node_id: int,
+        resolution: tree_pb.Resolution.ValueType = tree_pb.RESOLUTION_DONE,
+        *,
+        step: tree_pb.Step | None = None,
+        branch: str = "",
+        expected_head: int | None = None,
+        request_id: str = "",
+    ) -> waits_pb.ResumeStepResponse:
+        """End the waiting of a step with what came of it; `step` absent says only how it went."""
+        request = waits_pb.ResumeStepRequest(
+            request_id=request_id or new_request_id(),
+            tree_id=tree_id,
+            branch=branch,
+            expected_head=expected_head,
+            unconditional=expected_head is None,
+            node_id=node_id,
+            resolution=resolution,
+            step=step,
+        )
+        return cast(waits_pb.ResumeStepResponse, await self._call("ResumeStep", request))
+
+    async def list_waiting(self, tree_id: str, *, branch: str = "") -> list[waits_pb.Waiting]:
+        """What waits for a tool or an approval on a branch, or on every branch that is ACTIVE."""
+        request = waits_pb.ListWaitingRequest(tree_id=tree_id, branch=branch)
+        return list(cast(waits_pb.ListWaitingResponse, await self._call("ListWaiting", request)).waiting)

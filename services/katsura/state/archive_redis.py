@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from katsura.domain.errors import InvalidArgumentError, KatsuraError
 from katsura.domain.ids import NodeId
-from katsura.domain.trees import Branch, Effect, Slot, Step, Summary, Tree
+from katsura.domain.trees import Branch, Slot, Step, Summary, Tree
 from katsura.domain.usage import Usage
 from katsura.state import keys
 from katsura.state.archive import Archived, ArchivedHead, ArchivedNode, ArchivedReferences, ArchivedSteps
@@ -213,7 +213,7 @@ def _size(node: ArchivedNode) -> int:
 
 def _harmless(node: ArchivedNode) -> bool:
     body = body_of(node.node_id, node.record, node.blob)
-    return isinstance(body, Step) and body.effect in (Effect.NONE, Effect.UNSPECIFIED)
+    return isinstance(body, Step) and body.mergeable
 
 
 def _derived(node: ArchivedNode, namespace: bytes) -> tuple[str, tuple[Arg, Arg], tuple[Arg, Arg]]:

@@ -10,7 +10,6 @@ from typing import Any, Final
 from katsura.domain.ids import TenantId
 from katsura.domain.trees import (
     Branch,
-    Effect,
     Relation,
     Request,
     Step,
@@ -119,9 +118,9 @@ def identity(request: Request) -> tuple[str, str]:
 
 def step_arguments(step: Step, tokens: int, digest: str, record: bytes, chained: bytes) -> list[Arg]:
     """A step as arguments; without `chained`, its content hash, it is planned as one that exists."""
-    harmless = step.effect in (Effect.NONE, Effect.UNSPECIFIED)
     related = " ".join(map(str, step.related_node_ids))
-    head: list[Arg] = [step.client_step_id, digest, int(harmless), tokens, int(not harmless), related]
+    head: list[Arg] = [step.client_step_id, digest, int(step.mergeable), tokens, int(not step.harmless), related]
     written: list[Arg] = [record, chained.hex(), blob_of(step)] if chained else [b"", b"", b""]
     references = references_json(step.references, declared=True) if step.references else ""
-    return [*head, *written, references, int(step.relation is Relation.REPLACE)]
+    waits = (int(step.wait is not None), step.resolves)
+    return [*head, *written, references, int(step.relation is Relation.REPLACE), *waits]

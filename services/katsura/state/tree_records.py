@@ -31,6 +31,7 @@ from katsura.domain.trees import (
     Reference,
     ReferenceKind,
     Relation,
+    Resolution,
     Slot,
     StaleMark,
     StaleReason,
@@ -42,6 +43,8 @@ from katsura.domain.trees import (
     ToolCall,
     TreePolicy,
     Verdict,
+    Wait,
+    WaitKind,
 )
 
 SALT_BYTES: Final = 16
@@ -138,7 +141,9 @@ def redacted_body(body: Body) -> Body:
     """What Redact leaves of a body (`functions/memory_7_redact.lua` does the same)."""
     match body:
         case Step():
-            return Step(REDACTED, role=body.role, kind=body.kind)
+            wait = Wait(body.wait.kind, REDACTED) if body.wait else None
+            ended = (body.resolves, body.resolution)
+            return Step(REDACTED, body.role, body.kind, wait=wait, resolves=ended[0], resolution=ended[1])
         case Summary():
             return replace(body, body=SummaryBody(REDACTED))
         case Hint():
@@ -288,6 +293,8 @@ def _step_fields(step: Step) -> dict[str, Any]:
         "f": [call.call_id, call.name, call.arguments_json] if call else None,
         "g": step.agent_id,
         "b": blake2b(blob, digest_size=16).hexdigest() if blob else None,
+        "y": [int(step.wait.kind), step.wait.what] if step.wait else None,
+        "z": [step.resolves, int(step.resolution)] if step.resolves else None,
         "d": [[r.node_id, int(r.kind), *([r.tree_id] if r.tree_id else [])] for r in step.references],
     }
     return {"t": "s", "r": step.role, "c": step.content, **{name: value for name, value in fields.items() if value}}
@@ -325,7 +332,8 @@ def _slot_of(fields: Mapping[str, Any], _: bytes) -> Slot:
 
 
 def _step_of(fields: Mapping[str, Any], blob: bytes) -> Step:
-    call, cost = fields.get("f"), fields.get("o")
+    call, cost, wait = fields.get("f"), fields.get("o"), fields.get("y")
+    resolves, resolution = fields.get("z", (0, 0))
     opaque, attachments = _unblob(blob)
     return Step(
         content=fields["c"],
@@ -346,6 +354,9 @@ def _step_of(fields: Mapping[str, Any], blob: bytes) -> Step:
         references=tuple(
             Reference(NodeId(node), ReferenceKind(kind), *tree) for node, kind, *tree in fields.get("d", ())
         ),
+        wait=Wait(WaitKind(wait[0]), wait[1]) if wait else None,
+        resolves=NodeId(resolves),
+        resolution=Resolution(resolution),
     )
 
 

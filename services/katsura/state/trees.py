@@ -9,7 +9,7 @@ repeated with the same `Request`. Reasons of refusal:
     NotFoundError            TREE_NOT_FOUND (also for another tenant's id), BRANCH_NOT_FOUND, NODE_NOT_FOUND
     AlreadyExistsError       TREE_EXISTS, BRANCH_EXISTS, REQUEST_ID_REUSED (also for a client_step_id with another body)
     ConflictError            HEAD_MOVED: metadata "head" is the branch's head now
-    FailedPreconditionError  BAD_BOUNDARY, BAD_REFERENCE, BRANCH_NOT_WRITABLE, TREE_HELD
+    FailedPreconditionError  BAD_BOUNDARY, BAD_REFERENCE, BRANCH_NOT_WRITABLE, NOT_WAITING, TREE_HELD
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from katsura.domain.ids import BranchName, NodeId, TenantId
 from katsura.domain.trees import (
     Branch,
     Durability,
+    Effect,
     EventKind,
     Hint,
     Judgement,
@@ -57,8 +58,12 @@ from katsura.state.queue import TreeQueue
 from katsura.state.references import TreeReferences
 from katsura.state.slots import TreeSlots
 
+HARMLESS = (Effect.NONE, Effect.UNSPECIFIED)
+"""Effects that leave nothing standing."""
 SHORT_TEXT_CHARS = 200
 """Length to which excerpts of steps are shortened."""
+WAITING_MAX = 64
+"""Steps of one path that wait at once."""
 TOKENIZERS_MAX = 16
 """Tokenizers whose ids one tree keeps."""
 
@@ -304,6 +309,11 @@ class TreeStore(TreeContents, TreeSlots, TreeMerging, TreeQueue, TreeReferences,
         """Drop a branch that keeps a place."""
         ...
 
+    async def waiting(self, ref: TreeRef, branch: str) -> tuple[Branch, tuple[Node, ...]]:
+        """The steps of a branch's path that wait, oldest first. `grow` raises NOT_WAITING for a step that resolves one
+        that does not, and RESOURCE_EXHAUSTED past WAITING_MAX."""
+        ...
+
     async def snapshot(
         self, ref: TreeRef, branch: str, token_limit: int, hint_limit: int, tokenizer: str, with_ids: bool
     ) -> Snapshot:
@@ -385,6 +395,9 @@ def refusal(ref: TreeRef, reason: str, *details: str) -> KatsuraError:
             place = {"index": details[1]} if len(details) > 1 else {}
             text = f"a reference leads from a step to a step or summary made before it; node {first} is none"
             return FailedPreconditionError(text, reason=Reason.BAD_REFERENCE, metadata={"node": first, **place})
+        case "NOT_WAITING":
+            text = f"node {first} waits for nothing on this branch: it never did, or a step after it resolved it"
+            return FailedPreconditionError(text, reason=Reason.NOT_WAITING, metadata={"node": first})
         case "BAD_BOUNDARY":
             text = f"node {first} is not a place on this branch where that can be done"
             return FailedPreconditionError(text, reason=Reason.BAD_BOUNDARY, metadata={"node": first})

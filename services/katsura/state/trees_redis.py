@@ -76,6 +76,7 @@ from katsura.state.tree_replies import (
 )
 from katsura.state.tree_watch import TreeWatch
 from katsura.state.trees import (
+    HARMLESS,
     TOKENIZERS_MAX,
     Cover,
     Grown,
@@ -346,7 +347,7 @@ class RedisTreeStore(RedisCold, RedisContents, RedisSlots, RedisMerging, RedisQu
             first_abandoned=node,
             previous_hint=NodeId(hint),
             previous_hash=bytes.fromhex(hint_hash.decode()),
-            effects=tuple(effect_of(n, stored) for n, stored in zip(effects[::2], effects[1::2], strict=True)),
+            effects=tuple(e for e in map(effect_of, effects[::2], effects[1::2]) if e.effect not in HARMLESS),
         )
 
     async def revise(
@@ -399,6 +400,11 @@ class RedisTreeStore(RedisCold, RedisContents, RedisSlots, RedisMerging, RedisQu
         """Drop a branch that keeps a place."""
         return position_of(await self._write(ref, "release", request, branch))
 
+    async def waiting(self, ref: TreeRef, branch: str) -> tuple[Branch, tuple[Node, ...]]:
+        """The steps of a branch's path that wait, oldest first."""
+        answer = await self._call(ref, "waiting", branch, read_only=True)
+        return branch_of(json.loads(answer[1])), tuple(map(stored_node, answer[2:]))
+
     async def snapshot(
         self, ref: TreeRef, branch: str, token_limit: int, hint_limit: int, tokenizer: str, with_ids: bool
     ) -> Snapshot:
@@ -414,7 +420,7 @@ class RedisTreeStore(RedisCold, RedisContents, RedisSlots, RedisMerging, RedisQu
             int(with_ids),
             read_only=True,
         )
-        meta, found, (root_count, root_ids), *units, stale, unsettled = answer[1:]
+        meta, found, (root_count, root_ids), *units, stale, unsettled, waiting = answer[1:]
         if unsettled:  # what an earlier process did not come to
             await self._settle(ref)
             return await self.snapshot(ref, branch, token_limit, hint_limit, tokenizer, with_ids)
@@ -432,6 +438,7 @@ class RedisTreeStore(RedisCold, RedisContents, RedisSlots, RedisMerging, RedisQu
             root_count=None if root_count < 0 else root_count,
             root_ids=unpack_ids(root_ids),
             slots=tuple(map(shown_node, slots)),
+            waiting=tuple(map(shown_node, waiting)),
             stale=tuple(StaleStep(NodeId(n), mark_of(mark), depth) for n, *mark, depth in stale),
         )
 

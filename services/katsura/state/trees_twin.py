@@ -57,7 +57,7 @@ from katsura.state.twin_merging import TwinMerging
 from katsura.state.twin_queue import TwinQueue, ask_for_verdict, fenced
 from katsura.state.twin_references import TwinReferences
 from katsura.state.twin_slots import TwinSlots
-from katsura.state.twin_tree import HARMLESS, TwinTree
+from katsura.state.twin_tree import TwinTree
 from katsura.state.twin_usage import TwinUsage
 
 
@@ -264,7 +264,7 @@ class TwinTreeStore(TwinCold, TwinContents, TwinSlots, TwinMerging, TwinQueue, T
         effects = [
             StandingEffect(n.node_id, n.body.effect, n.body.undo_ref, excerpt(n.body))
             for n in left
-            if isinstance(n.body, Step) and n.body.effect not in HARMLESS
+            if isinstance(n.body, Step) and not n.body.harmless
         ]
         return Retreat(found, end, left[-1], hint, state.content_hash(hint), tuple(effects))
 
@@ -334,6 +334,12 @@ class TwinTreeStore(TwinCold, TwinContents, TwinSlots, TwinMerging, TwinQueue, T
 
         return state.once(request, write)
 
+    async def waiting(self, ref: TreeRef, branch: str) -> tuple[Branch, tuple[Node, ...]]:
+        """The steps of a branch's path that wait, oldest first."""
+        state = self._state(ref)
+        found = state.branch(branch)
+        return found, tuple(state.shown(node_id, found.head) for node_id in state.waiting_at(found.head))
+
     async def snapshot(
         self, ref: TreeRef, branch: str, token_limit: int, hint_limit: int, tokenizer: str, with_ids: bool
     ) -> Snapshot:
@@ -363,7 +369,7 @@ class TwinTreeStore(TwinCold, TwinContents, TwinSlots, TwinMerging, TwinQueue, T
         return Snapshot(
             state.tree, found, steps, summaries, hints, steps_rest, summaries_rest, hints_rest,
             None if root is None else len(root), root if with_ids and root is not None else (), slots,
-            stale_on(state, found.head),
+            stale_on(state, found.head), tuple(shown(state.nodes[n]) for n in state.waiting_at(found.head)),
         )  # fmt: skip
 
     async def note_cut(self, ref: TreeRef, branch: BranchName, cut: int) -> None:

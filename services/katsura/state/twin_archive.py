@@ -25,7 +25,7 @@ from katsura.state.tree_records import (
 )
 from katsura.state.trees import refusal
 from katsura.state.twin_doubt import refer
-from katsura.state.twin_tree import HARMLESS, TwinForest, TwinTree
+from katsura.state.twin_tree import TwinForest, TwinTree
 from katsura.state.usage import charges_from, flat_charges
 
 _SALT = bytes(SALT_BYTES)
@@ -94,8 +94,8 @@ def _archived(state: TwinTree, node: Node) -> ArchivedNode:
         case Slot():
             a, b = NodeId(1), NodeId(min(node.depth, 1))
         case Step():
-            with_effect = (n for n in state.up(node.node_id) if _effect(n))
-            a, b = next((n.node_id for n in with_effect), ROOT), ROOT
+            marked = (n for n in state.up(node.node_id) if _marked(n))
+            a, b = next((n.node_id for n in marked), ROOT), ROOT
     verdict = ""
     if node.judgement is not None:
         text = judgement_json(node.judgement)
@@ -116,8 +116,9 @@ def _archived(state: TwinTree, node: Node) -> ArchivedNode:
     )
 
 
-def _effect(node: Node) -> bool:
-    return isinstance(node.body, Step) and node.body.effect not in HARMLESS
+def _marked(node: Node) -> bool:
+    body = node.body
+    return isinstance(body, Step) and (not body.harmless or body.wait is not None or bool(body.resolves))
 
 
 def _restore_node(state: TwinTree, part: ArchivedNode) -> None:
@@ -142,7 +143,7 @@ def _restore_node(state: TwinTree, part: ArchivedNode) -> None:
         redacted=is_tombstone(part.record),
     )
     state.nodes[node.node_id] = node
-    if isinstance(body, Step) and body.effect in HARMLESS and not node.redacted:
+    if isinstance(body, Step) and body.mergeable and not node.redacted:
         state.kids.setdefault((part.parent, body_digest(body, repr(state.ref).encode())), node.node_id)
     if isinstance(body, Summary) and body.level == 0:
         state.versions[part.parent, part.a, part.b] = body.version

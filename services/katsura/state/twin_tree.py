@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from katsura.domain.ids import BranchName, NodeId
 from katsura.domain.trees import (
@@ -17,7 +17,6 @@ from katsura.domain.trees import (
     BranchState,
     Cost,
     Durability,
-    Effect,
     EventKind,
     Judgement,
     Node,
@@ -35,6 +34,7 @@ from katsura.domain.usage import Charge
 from katsura.domain.work import WorkItem
 from katsura.state.tree_records import SALT_BYTES, blob_of, body_digest, content_hash, record_of
 from katsura.state.trees import (
+    WAITING_MAX,
     Event,
     Grown,
     Limits,
@@ -47,8 +47,6 @@ from katsura.state.twin_doubt import Doubts, check_references, refer, seen_marks
 
 T = TypeVar("T")
 _SALT = bytes(SALT_BYTES)
-HARMLESS: Final = (Effect.NONE, Effect.UNSPECIFIED)
-"""Effects that leave nothing standing."""
 
 
 @dataclass(slots=True)
@@ -198,6 +196,7 @@ class TwinTree:
             due = branch.raw_tokens > self.tree.policy.raw_token_limit
             return Grown(tuple(n for n in found if n is not None), (True,) * len(steps), branch, position, due)
         self.compare(branch, expected)
+        self.check_waiting(base, [new.step for new, known in zip(steps, found, strict=True) if known is None])
         ids: list[NodeId] = []
         for new, digest, known in zip(steps, digests, found, strict=True):
             node_id = known
@@ -234,7 +233,7 @@ class TwinTree:
                     raise refusal(self.ref, "STEP_ID_REUSED", str(i), str(known[0]))
                 found.append(known[0])
             else:
-                child = self.kids.get((base, digest)) if merge and new.step.effect in HARMLESS else None
+                child = self.kids.get((base, digest)) if merge and new.step.mergeable else None
                 merge = merge and child is not None
                 base = child if child is not None else base
                 found.append(child)
@@ -244,10 +243,29 @@ class TwinTree:
             check_references(self, ROOT, new.step.references, i)
         return found, base
 
+    def waiting_at(self, head: int) -> list[NodeId]:
+        """The steps that wait after a step, oldest first."""
+        path = [node for node in self.up(head) if isinstance(node.body, Step)]
+        resolved = {node.body.resolves for node in path if isinstance(node.body, Step)}
+        waits = [node.node_id for node in path if isinstance(node.body, Step) and node.body.wait is not None]
+        return [node_id for node_id in reversed(waits) if node_id not in resolved]
+
+    def check_waiting(self, base: int, steps: Sequence[Step]) -> None:
+        """Refuse steps that resolve what does not wait, and too many that wait."""
+        open_steps = set(self.waiting_at(base))
+        count = len(open_steps)
+        for step in steps:
+            if step.resolves and step.resolves not in open_steps:
+                raise refusal(self.ref, "NOT_WAITING", str(step.resolves))
+            open_steps.discard(step.resolves)
+            count += (step.wait is not None) - bool(step.resolves)
+        if count > WAITING_MAX:
+            raise refusal(self.ref, "TOO_MANY", "steps", str(WAITING_MAX))
+
     def append(self, base: NodeId, branch: str, step: Step, tokens: int, digest: str) -> NodeId:
         """Make a step below `base`, and everything that follows from what it says."""
         node_id = self.add(base, branch, step, tokens, self.depth(base) + 1).node_id
-        if step.effect in HARMLESS:
+        if step.mergeable:
             self.kids.setdefault((base, digest), node_id)
         if step.references:
             refer(self, node_id, [replace(reference, declared=True) for reference in step.references])

@@ -31,6 +31,8 @@ from katsura.domain.trees import (
     StepKind,
     SummaryBody,
     ToolCall,
+    Wait,
+    WaitKind,
 )
 from katsura.memory import translate
 from katsura.memory.core.assemble import SegmentKind
@@ -55,6 +57,7 @@ FULL = Step(
     attachments=(Attachment("t", 1, "m", b"d"),),
     agent_id="g",
     references=(Reference(NodeId(1), ReferenceKind.REUSES, "other"),),
+    wait=Wait(WaitKind.APPROVAL, "the boss"),
 )
 
 
@@ -75,6 +78,8 @@ FULL = Step(
         (Scope, memory_contents_pb2.SearchScope, "SEARCH_SCOPE_"),
         (SegmentKind, memory_service_pb2.SegmentKind, "SEGMENT_KIND_"),
         (trees.ReferenceKind, memory_pb2.ReferenceKind, "REFERENCE_KIND_"),
+        (trees.WaitKind, memory_pb2.WaitKind, "WAIT_KIND_"),
+        (trees.Resolution, memory_pb2.Resolution, "RESOLUTION_"),
         (trees.StaleReason, memory_pb2.StaleReason, "STALE_REASON_"),
     ],
 )

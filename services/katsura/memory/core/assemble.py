@@ -40,7 +40,7 @@ from katsura.domain.trees import (
     ToolCall,
 )
 from katsura.memory.core.slots import slot_text
-from katsura.memory.core.tokens import estimate, estimate_step
+from katsura.memory.core.tokens import estimate, estimate_step, shown_text, wait_text
 
 P = TypeVar("P")
 LOW_WATER_SHARE: Final = 2
@@ -71,9 +71,10 @@ class SegmentKind(IntEnum):
     HINT = 4
     SLOT = 5
     STALE = 6
+    WAITING = 7
 
 
-_AFTER: Final = {SegmentKind.SLOT: 1, SegmentKind.HINT: 2, SegmentKind.STALE: 3}
+_AFTER: Final = {SegmentKind.SLOT: 1, SegmentKind.HINT: 2, SegmentKind.STALE: 3, SegmentKind.WAITING: 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,8 @@ def assemble(snapshot: Snapshot, room: int, *, tokenizer: bool) -> Assembly:
     """
     pins = _pin_segment(snapshot)
     slots = [(shown, _slot_segment(shown)) for shown in snapshot.slots]
-    kept = _cost((*pins, *(segment for _, segment in slots)))
+    waiting = [(shown, _waiting_segment(shown)) for shown in snapshot.waiting]
+    kept = _cost((*pins, *(segment for _, segment in (*slots, *waiting))))
     steps = [step_segment(shown) for shown in snapshot.steps]
     valid = [(shown, summary_segment(shown)) for shown in snapshot.summaries if _is_valid(shown.node.judgement)]
     hints = [(shown, _hint_segment(shown)) for shown in snapshot.hints]
@@ -164,8 +166,9 @@ def assemble(snapshot: Snapshot, room: int, *, tokenizer: bool) -> Assembly:
         )
     first = _first_shown(snapshot, steps, room - kept - chosen.tokens, room)
     raw = list(zip(snapshot.steps, steps, strict=True))[first:]
+    unseen = _unseen(waiting, [shown for shown, _ in raw], chosen)
     placed = [(shown.node.depth, part) for shown, part in (*chosen.summaries, *raw, *slots, *chosen.hints)]
-    segments = (*pins, *_in_path_order((*placed, *_noticed(chosen))))
+    segments = (*pins, *_in_path_order((*placed, *_noticed(chosen), *unseen)))
     cut = snapshot.steps[first].node.depth - 1 if first < len(steps) else snapshot.branch.depth
     return Assembly(
         segments=segments,
@@ -309,7 +312,7 @@ def step_segment(shown: Shown) -> Segment:
     assert isinstance(step, Step), "raw steps are steps"
     tokens = estimate_step(step) if shown.count is None else shown.count
     return Segment(
-        SegmentKind.STEP, step.role, step.content, shown.node.node_id, tokens, shown.count is None, shown.token_ids,
+        SegmentKind.STEP, step.role, shown_text(step), shown.node.node_id, tokens, shown.count is None, shown.token_ids,
         step.tool_call, tree_id=shown.tree_id,
     )  # fmt: skip
 
@@ -322,6 +325,27 @@ def _hint_segment(shown: Shown) -> Segment:
         f"{hint.restored_after}]\nReason: {hint.reason}\nIt began with: {hint.first_action}"
     )
     return _segment(SegmentKind.HINT, "user", text, shown)
+
+
+def _waiting_segment(shown: Shown) -> Segment:
+    step = shown.node.body
+    assert isinstance(step, Step), "steps wait"
+    assert step.wait is not None
+    where = f" of tree {shown.tree_id}" if shown.tree_id else ""
+    text = f"[open: step {shown.node.node_id}{where} waits for {wait_text(step.wait)}]"
+    return Segment(SegmentKind.WAITING, "user", text, ROOT, estimate(text), estimated=True, shortened=True)
+
+
+def _unseen(
+    waiting: Iterable[tuple[Shown, Segment]], raw: Iterable[Shown], chosen: _Chosen
+) -> Iterable[tuple[int, Segment]]:
+    """Notices of what waits, where its step is not shown itself, by the depth at which they stand."""
+    seen = {(shown.tree_id, shown.node.node_id) for shown in raw}
+    ends = [shown.node.depth for shown, _ in chosen.summaries]
+    for shown, part in waiting:
+        depth = shown.node.depth
+        if (shown.tree_id, shown.node.node_id) not in seen:
+            yield next((end for end in ends if end >= depth), depth), part
 
 
 def _stale_segments(snapshot: Snapshot) -> list[tuple[StaleStep, Segment]]:

@@ -29,6 +29,7 @@ def joined(before: Snapshot, after: Snapshot, origin: Origin) -> Snapshot:
         steps_rest=before.steps_rest if whole else _added(after.steps_rest, origin.tokens),
         summaries_rest=before.summaries_rest if kept else after.summaries_rest,
         hints_rest=after.hints_rest if after.hints_rest.node_id else before.hints_rest,
+        waiting=(*_of(before.waiting, origin), *_moved(after.waiting, origin)),
         slots=(*_of(earlier, origin), *_moved(after.slots, origin)),
         stale=(*stale, *(replace(s, tree_id=s.tree_id or origin.tree_id) for s in before.stale)),
     )

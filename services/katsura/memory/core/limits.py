@@ -19,11 +19,13 @@ from katsura.domain.trees import (
     StepKind,
     SummaryBody,
     TreePolicy,
+    WaitKind,
 )
 from katsura.domain.units import KIB, MIB, human_bytes
 from katsura.domain.work import EXTERNAL
-from katsura.memory.core.compress import COMPRESSORS, DEFAULT_COMPRESSOR
+from katsura.memory.core.compress import COMPRESSORS, DEFAULT_COMPRESSOR, OPENS
 from katsura.memory.core.rollup import DEFAULT_FANOUT
+from katsura.memory.core.tokens import wait_text
 from katsura.memory.core.validate import DEFAULT_VALIDATORS, VALIDATORS
 
 STEPS_MAX: Final = 256
@@ -223,6 +225,8 @@ def _check_step(step: Step, at: str) -> int:
     if any(node < 1 for node in step.related_node_ids):
         raise refuse(f"{at}.related_node_ids", "node ids are positive")
     check_references(step.references, f"{at}.references")
+    if step.wait is not None and not check_text(step.wait.what, f"{at}.wait.what", KIB).strip():
+        raise refuse(f"{at}.wait.what", "it is empty; say what the step waits for")
     if step.effect is Effect.REVERSIBLE and not step.undo_ref:
         raise refuse(f"{at}.undo_ref", "a reversible effect needs to say how to undo it")
     blob = len(step.opaque) + sum(len(item.data) for item in step.attachments)
@@ -243,12 +247,16 @@ def _check_step(step: Step, at: str) -> int:
 
 
 def _complete(step: Step) -> Step:
+    wait = step.wait and replace(step.wait, kind=step.wait.kind or WaitKind.TOOL)
+    owed = {OPENS: wait_text(wait)} if wait else {}
     by_role = StepKind.OBSERVATION if step.role == "tool" else StepKind.MESSAGE
     return replace(
         step,
         kind=step.kind or (StepKind.TOOL_CALL if step.tool_call else by_role),
         relation=step.relation or Relation.NEW,
         effect=step.effect or Effect.NONE,
+        wait=wait,
+        attributes={**owed, **step.attributes} if owed else step.attributes,
         provenance=step.provenance or _PROVENANCE[step.role],
         references=tuple(replace(r, kind=r.kind or ReferenceKind.DEPENDS_ON, declared=False) for r in step.references),
     )

@@ -19,6 +19,7 @@ from katsura.domain.trees import (
     Reference,
     ReferenceKind,
     Relation,
+    Resolution,
     Slot,
     Step,
     StepKind,
@@ -107,6 +108,9 @@ def picked(node: Node, source: Branch) -> Step:
         related_node_ids=(node.node_id,),
         effect=Effect.NONE,
         undo_ref="",
+        wait=None,
+        resolves=ROOT,
+        resolution=Resolution.UNSPECIFIED,
         attributes={**step.attributes, MERGED_FROM: source.name},
         references=(*step.references[: REFERENCES_MAX - 1], Reference(node.node_id, ReferenceKind.DERIVED_FROM)),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from katsura.domain.trees import Step
+from katsura.domain.trees import Step, Wait, WaitKind
 
 BYTES_PER_TOKEN: Final = 3
 MESSAGE_TOKENS: Final = 4
@@ -20,8 +20,20 @@ def estimate(text: str) -> int:
     return MESSAGE_TOKENS + -(-len(text.encode()) // BYTES_PER_TOKEN)
 
 
+def wait_text(wait: Wait) -> str:
+    """What a step waits for, as an obligation."""
+    return f"{'approval' if wait.kind is WaitKind.APPROVAL else 'tool'}: {wait.what}"
+
+
+def shown_text(step: Step) -> str:
+    """What a step says in a context: the same for as long as it is there, so that no prefix changes."""
+    if step.wait is None:
+        return step.content
+    return f"{step.content}\n[waits for {wait_text(step.wait)}]".lstrip("\n")
+
+
 def estimate_step(step: Step) -> int:
     """Rendered tokens of a step, with its tool call."""
     if step.tool_call is None:
-        return estimate(step.content)
-    return estimate(step.content + step.tool_call.call_id + step.tool_call.name + step.tool_call.arguments_json)
+        return estimate(shown_text(step))
+    return estimate(shown_text(step) + step.tool_call.call_id + step.tool_call.name + step.tool_call.arguments_json)

@@ -17,7 +17,7 @@ local SETTLE_LOOKS = 512
 local SUFFIXES = {'meta', 'branches', 'nodes', 'links', 'blobs', 'steps', 'kids', 'verdicts', 'versions', 'replays',
                   'order', 'events', 'tokenizers', 'extras', 'slot_heads', 'slot_maps',
                   'rollups', 'work', 'compress_due', 'validate_due', 'usage',
-                  'references', 'dependents', 'crossed', 'stale', 'stale_ids', 'stale_queue'}
+                  'references', 'dependents', 'crossed', 'stale', 'stale_ids', 'stale_queue', 'waits'}
 
 local function keys_of(meta_key)
   local t = {prefix = string.sub(meta_key, 1, -5), fresh = {}}

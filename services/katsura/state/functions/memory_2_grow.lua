@@ -4,17 +4,60 @@
 -- that it takes to be current. Where the plan does not fit the tree nothing is written and {'REPLAN', ...} says what
 -- holds: one more call, made only after a walk onto existing children or a head that the caller had not seen.
 
-local GROW_ARGS, STEP_ARGS = 10, 11
+local GROW_ARGS, STEP_ARGS, WAITING_MAX = 10, 13, 64
 local CHARGES = {'prompt', 'cached', 'completion', 'micros'}
 
 -- client id, body digest, mergeable, tokens, effect, related ids, record ('': planned as existing), hash, blob, references
--- (JSON, '' for none), whether it replaces what it is related to.
+-- (JSON, '' for none), whether it replaces what it is related to, whether it waits, the step that it resolves (0: none).
 local function step_of(args, i, before)
   local at = before + (i - 1) * STEP_ARGS
   return {client = args[at + 1], digest = args[at + 2], mergeable = args[at + 3] == '1', tokens = tonumber(args[at + 4]),
           effect = args[at + 5] == '1', related = args[at + 6], record = args[at + 7], hash = args[at + 8],
           blob = args[at + 9], references = args[at + 10] ~= '' and cjson.decode(args[at + 10]) or {},
-          replaces = args[at + 11] == '1'}
+          replaces = args[at + 11] == '1', waits = args[at + 12] == '1', resolves = tonumber(args[at + 13])}
+end
+
+-- The steps that wait after the step at a place, oldest first. `waits` HASH holds them as JSON for every step that has an
+-- effect, waits or resolves, from the tree's first waiting step on; `a` of a place leads from one of these to the next.
+local function waiting_at(t, at)
+  if t.first_wait == nil then t.first_wait = tonumber(redis.call('HGET', t.meta, 'first_wait') or 0) end
+  local marked = at.a
+  while t.first_wait ~= 0 and marked >= t.first_wait do
+    local text = redis.call('HGET', t.waits, marked)
+    if text then return cjson.decode(text) end
+    marked = link(t, link(t, marked).parent).a  -- made by a version of us that knew no waiting
+  end
+  return {}
+end
+
+-- Note who waits after a step that has an effect, waits or resolves.
+local function note_waiting(t, place, waits, resolves)
+  local left, before = {}, waiting_at(t, link(t, place.parent))
+  if waits and t.first_wait == 0 then
+    t.first_wait = place.id
+    redis.call('HSET', t.meta, 'first_wait', place.id)
+  end
+  if t.first_wait == 0 then return end
+  for _, id in ipairs(before) do
+    if id ~= resolves then left[#left + 1] = id end
+  end
+  if waits then left[#left + 1] = place.id end
+  redis.call('HSET', t.waits, place.id, #left > 0 and cjson.encode(left) or '[]')
+end
+
+-- nil where the new steps resolve what waits, and not too many wait, else the answer.
+local function check_waiting(t, found)
+  local open, count = {}, 0
+  for _, id in ipairs(waiting_at(t, link(t, found.base))) do open[id], count = true, count + 1 end
+  for _, i in ipairs(found.fresh) do
+    local step = found.steps[i]
+    if step.resolves ~= 0 then
+      if not open[step.resolves] then return {'NOT_WAITING', step.resolves} end
+      open[step.resolves], count = nil, count - 1
+    end
+    if step.waits then count = count + 1 end
+  end
+  if count > WAITING_MAX then return {'TOO_MANY', 'steps', WAITING_MAX} end
 end
 
 -- Which steps are there already: repeated by client id on this branch, or walked onto as identical children.
@@ -64,8 +107,9 @@ local function append(t, branch, found, now)
     local step = found.steps[i]
     t.next = t.next + 1
     local place = child_of(t, t.next, at, {depth = at.depth + 1, tokens = step.tokens, b = 0, hash = step.hash,
-                                           a = step.effect and t.next or at.a})
+                                           a = (step.effect or step.waits or step.resolves ~= 0) and t.next or at.a})
     save_node(t, place, branch.name, step.record, now)
+    if place.a == place.id then note_waiting(t, place, step.waits, step.resolves) end
     if step.blob ~= '' then redis.call('HSET', t.blobs, place.id, step.blob) end
     t.bytes = t.bytes + #step.blob
     if step.mergeable then redis.call('HSETNX', t.kids, at.id .. ':' .. step.digest, place.id) end
@@ -93,7 +137,7 @@ local function charge(t, found, charges)
   end
 end
 
--- ARGV: 1-4, branch, expected head (-1: any), planned base, its content hash, merge, charges ('': none), then 11 per step.
+-- ARGV: 1-4, branch, expected head (-1: any), planned base, its content hash, merge, charges ('': none), then 13 per step.
 register('grow', function(keys, args)
   local t, branch, answer = begin(keys, args)
   if answer then return answer end
@@ -108,6 +152,8 @@ register('grow', function(keys, args)
   if not plan_fits(t, args, found) then
     return {'REPLAN', found.base, link(t, found.base).hash, table.concat(found.fresh, ' '), branch.head}
   end
+  local not_waiting = check_waiting(t, found)
+  if not_waiting then return not_waiting end
   local now = now_ms(t)
   local answer = {ids = found.ids, merged = found.merged, branch = branch,
                   compress_due = branch.raw_tokens > t.raw_limit}

@@ -161,7 +161,7 @@ end
 
 -- ARGV: branch, token limit, most units, most hints, tokenizer digest ('': none), with ids.
 -- {'OK', meta, branch JSON, revision, root unit, steps, summaries, hints, rest of steps, rest of summaries,
---  rest of hints, slots, stale steps, marks still to be spread (1)}; a rest is {id, tokens not returned}.
+--  rest of hints, slots, stale steps, marks still to be spread (1), waiting steps}; a rest is {id, tokens not returned}.
 register('context', function(keys, args)
   local t, missing = open(keys)
   if not t then return missing end
@@ -175,11 +175,23 @@ register('context', function(keys, args)
                                   itself)
   local root_count = count_tokens(t, tokens_key, 0)
   local root_ids = with_ids and root_count >= 0 and redis.call('HGET', tokens_key, 0) or ''
-  local slots = {}
+  local slots, waiting = {}, {}
+  for i, id in ipairs(waiting_at(t, link(t, branch.head))) do waiting[i] = shown(t, tokens_key, with_ids, link(t, id), false) end
   for i, id in ipairs(last_slots(t, slot_head(t, branch), false)) do slots[i] = shown(t, tokens_key, with_ids, link(t, id), false) end
   return {'OK', redis.call('HGETALL', t.meta), cjson.encode(branch), {root_count, root_ids}, steps, summaries, hints,
           {step_rest.id, step_rest.cum}, {summary_rest.id, summary_rest.cum}, {hint_rest.id, hint_rest.cum}, slots,
-          stale_on(t, branch.head, STALE_MOST, STALE_LOOKS), redis.call('EXISTS', t.stale_queue)}
+          stale_on(t, branch.head, STALE_MOST, STALE_LOOKS), redis.call('EXISTS', t.stale_queue), waiting}
+end, {'no-writes'})
+
+-- ARGV: branch. {'OK', branch JSON, node...} of the steps that wait, oldest first.
+register('waiting', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  local branch, unknown = load_branch(t, args[1])
+  if not branch then return unknown end
+  local answer = {'OK', cjson.encode(branch)}
+  for _, id in ipairs(waiting_at(t, link(t, branch.head))) do answer[#answer + 1] = whole(t, link(t, id), branch.head) end
+  return answer
 end, {'no-writes'})
 
 -- ARGV: tokenizer digest, most tokenizers, then id and ids (little-endian u32) by turns. {'OK', ids that stayed...}

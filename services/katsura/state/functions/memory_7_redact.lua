@@ -52,7 +52,9 @@ local function tombstone(fields)
     return string.format('{"c":"[redacted]","k":%s,"l":%d,"n":[%d,%d],"t":"v","x":1}',
       cjson.encode(fields.k), fields.l, fields.n[1], fields.n[2])
   end
-  return string.format('{"c":"[redacted]","k":%d,"r":"%s","t":"s","x":1}', fields.k or 0, fields.r)
+  local waits = fields.y and string.format('"y":[%d,"[redacted]"],', fields.y[1]) or ''
+  local resolves = fields.z and string.format('"z":[%d,%d],', fields.z[1], fields.z[2]) or ''
+  return string.format('{"c":"[redacted]","k":%d,"r":"%s","t":"s",%s%s"x":1}', fields.k or 0, fields.r, waits, resolves)
 end
 
 local function erase(t, id)

@@ -75,6 +75,10 @@ register('restore_nodes', function(keys, args)
       place.depth, place.tokens, place.cum, place.a, place.b, place.hash))
     redis.call('HSET', t.nodes, id, args[i + 7])
     bytes = bytes + #args[i + 7] - string.find(args[i + 7], '\n', 1, true) + #args[i + 9]
+    if place.a == id and place.b == 0 then
+      local fields = cjson.decode(string.sub(args[i + 7], string.find(args[i + 7], '\n', 1, true) + 17))
+      note_waiting(t, place, fields.y ~= nil, fields.z and fields.z[1])
+    end
     if args[i + 8] ~= '' then redis.call('HSET', t.verdicts, id, args[i + 8]) end
     if args[i + 9] ~= '' then redis.call('HSET', t.blobs, id, args[i + 9]) end
     if args[i + 10] ~= '' then redis.call('HSETNX', t.kids, parent.id .. ':' .. args[i + 10], id) end

@@ -31,7 +31,7 @@ register('common', function(keys, args)
 end, {'no-writes'})
 
 -- ARGV: 1-4, branch, head seen, slot head seen, source, its head seen, its slot head seen, most keys, steps, keys in
--- conflict (JSON), common node, then 11 per step (as in Grow) and 5 per slot.
+-- conflict (JSON), common node, then 13 per step (as in Grow) and 5 per slot.
 register('merge', function(keys, args)
   local t, branch, answer = begin(keys, args)
   if answer then return answer end

@@ -266,6 +266,54 @@ STALE_REASON_FAILED: StaleReason.ValueType  # 5
 """It is a summary that failed."""
 Global___StaleReason: _TypeAlias = StaleReason  # noqa: Y015
 
+class _WaitKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WAIT_KIND_UNSPECIFIED: _WaitKind.ValueType  # 0
+    """Not said: TOOL."""
+    WAIT_KIND_TOOL: _WaitKind.ValueType  # 1
+    """For the answer of a tool that takes its time."""
+    WAIT_KIND_APPROVAL: _WaitKind.ValueType  # 2
+    """For somebody who says whether it may be done."""
+
+class WaitKind(_WaitKind, metaclass=_WaitKindEnumTypeWrapper):
+    """For what a step waits."""
+
+WAIT_KIND_UNSPECIFIED: WaitKind.ValueType  # 0
+"""Not said: TOOL."""
+WAIT_KIND_TOOL: WaitKind.ValueType  # 1
+"""For the answer of a tool that takes its time."""
+WAIT_KIND_APPROVAL: WaitKind.ValueType  # 2
+"""For somebody who says whether it may be done."""
+Global___WaitKind: _TypeAlias = WaitKind  # noqa: Y015
+
+class _Resolution:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ResolutionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Resolution.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESOLUTION_UNSPECIFIED: _Resolution.ValueType  # 0
+    """Not said."""
+    RESOLUTION_DONE: _Resolution.ValueType  # 1
+    """The tool answered; it was approved."""
+    RESOLUTION_REFUSED: _Resolution.ValueType  # 2
+    """The tool failed; it was refused."""
+
+class Resolution(_Resolution, metaclass=_ResolutionEnumTypeWrapper):
+    """How waiting ended."""
+
+RESOLUTION_UNSPECIFIED: Resolution.ValueType  # 0
+"""Not said."""
+RESOLUTION_DONE: Resolution.ValueType  # 1
+"""The tool answered; it was approved."""
+RESOLUTION_REFUSED: Resolution.ValueType  # 2
+"""The tool failed; it was refused."""
+Global___Resolution: _TypeAlias = Resolution  # noqa: Y015
+
 class _SummaryStatus:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -812,6 +860,9 @@ class Step(_message.Message):
     ATTACHMENTS_FIELD_NUMBER: _builtins.int
     AGENT_ID_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    RESOLVES_FIELD_NUMBER: _builtins.int
+    RESOLUTION_FIELD_NUMBER: _builtins.int
     client_step_id: _builtins.str
     """The client's own id: Grow with the same one on the same branch answers the step made before."""
     kind: Global___StepKind.ValueType
@@ -832,6 +883,10 @@ class Step(_message.Message):
     """Kept as it is and never deserialised."""
     agent_id: _builtins.str
     """Agent that made it."""
+    resolves: _builtins.int
+    """Step of the same path that waits no longer because of this one (ResumeStep makes these); 0 for none."""
+    resolution: Global___Resolution.ValueType
+    """How that went."""
     @_builtins.property
     def tool_call(self) -> Global___ToolCall:
         """The call, where it is one."""
@@ -856,6 +911,10 @@ class Step(_message.Message):
     def references(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reference]:
         """What it relies on, reuses or was made of; at most 64, part of its content."""
 
+    @_builtins.property
+    def wait(self) -> Global___Wait:
+        """What it waits for; absent where it waits for nothing. At most 64 steps of a path wait at once."""
+
     def __init__(
         self,
         *,
@@ -875,14 +934,43 @@ class Step(_message.Message):
         attachments: _abc.Iterable[Global___Attachment] | None = ...,
         agent_id: _builtins.str = ...,
         references: _abc.Iterable[Global___Reference] | None = ...,
+        wait: Global___Wait | None = ...,
+        resolves: _builtins.int = ...,
+        resolution: Global___Resolution.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "tool_call", b"tool_call"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "tool_call", b"tool_call", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attachments", b"attachments", "attributes", b"attributes", "client_step_id", b"client_step_id", "content", b"content", "cost", b"cost", "effect", b"effect", "kind", b"kind", "opaque", b"opaque", "provenance", b"provenance", "references", b"references", "related_node_ids", b"related_node_ids", "relation", b"relation", "role", b"role", "tool_call", b"tool_call", "undo_ref", b"undo_ref"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attachments", b"attachments", "attributes", b"attributes", "client_step_id", b"client_step_id", "content", b"content", "cost", b"cost", "effect", b"effect", "kind", b"kind", "opaque", b"opaque", "provenance", b"provenance", "references", b"references", "related_node_ids", b"related_node_ids", "relation", b"relation", "resolution", b"resolution", "resolves", b"resolves", "role", b"role", "tool_call", b"tool_call", "undo_ref", b"undo_ref", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Step: _TypeAlias = Step  # noqa: Y015
+
+@_typing.final
+class Wait(_message.Message):
+    """What a step waits for. It is an open obligation of every context and summary until it is resolved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    kind: Global___WaitKind.ValueType
+    """For a tool or an approval."""
+    what: _builtins.str
+    """In words; at most 1 KiB, and not empty."""
+    def __init__(
+        self,
+        *,
+        kind: Global___WaitKind.ValueType = ...,
+        what: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Wait: _TypeAlias = Wait  # noqa: Y015
 
 @_typing.final
 class ToolCall(_message.Message):

@@ -88,6 +88,8 @@ class _SegmentKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SegmentKi
     """A named value."""
     SEGMENT_KIND_STALE: _SegmentKind.ValueType  # 6
     """That a step on the path no longer holds, and why."""
+    SEGMENT_KIND_WAITING: _SegmentKind.ValueType  # 7
+    """That a step which is not shown itself waits; never dropped."""
 
 class SegmentKind(_SegmentKind, metaclass=_SegmentKindEnumTypeWrapper):
     """Part of a context."""
@@ -106,6 +108,8 @@ SEGMENT_KIND_SLOT: SegmentKind.ValueType  # 5
 """A named value."""
 SEGMENT_KIND_STALE: SegmentKind.ValueType  # 6
 """That a step on the path no longer holds, and why."""
+SEGMENT_KIND_WAITING: SegmentKind.ValueType  # 7
+"""That a step which is not shown itself waits; never dropped."""
 Global___SegmentKind: _TypeAlias = SegmentKind  # noqa: Y015
 
 class _EventKind:

@@ -9,6 +9,7 @@ from katsura.api.memory.v1 import memory_merge_pb2 as katsura_dot_api_dot_memory
 from katsura.api.memory.v1 import memory_references_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2
 from katsura.api.memory.v1 import memory_service_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2
 from katsura.api.memory.v1 import memory_slots_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2
+from katsura.api.memory.v1 import memory_waits_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2
 
 GRPC_GENERATED_VERSION = '1.80.1'
 GRPC_VERSION = grpc.__version__
@@ -165,6 +166,16 @@ class MemoryServiceStub(object):
                 '/katsura.api.memory.v1.MemoryService/Redact',
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactRequest.SerializeToString,
                 response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactResponse.FromString,
+                _registered_method=True)
+        self.ResumeStep = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/ResumeStep',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2.ResumeStepRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2.ResumeStepResponse.FromString,
+                _registered_method=True)
+        self.ListWaiting = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/ListWaiting',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2.ListWaitingRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2.ListWaitingResponse.FromString,
                 _registered_method=True)
         self.AddReferences = channel.unary_unary(
                 '/katsura.api.memory.v1.MemoryService/AddReferences',
@@ -443,8 +454,26 @@ class MemoryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResumeStep(self, request, context):
+        """Resolves a step that waits for a tool or an approval, once on each path.
+        Errors: FAILED_PRECONDITION / NOT_WAITING (it waits for nothing, or was resolved on this path), BRANCH_NOT_WRITABLE;
+        ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; NOT_FOUND / NODE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWaiting(self, request, context):
+        """Lists the steps that wait.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AddReferences(self, request, context):
         """Adds references to a step.
+        Errors: FAILED_PRECONDITION / BAD_REFERENCE (not from a step to a step or summary made before it); NOT_FOUND /
+        NODE_NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL (more than 64 of one step).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -452,6 +481,7 @@ class MemoryServiceServicer(object):
 
     def RemoveReferences(self, request, context):
         """Takes added references away.
+        Errors: FAILED_PRECONDITION / BAD_REFERENCE (it is no step); NOT_FOUND / NODE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -459,6 +489,7 @@ class MemoryServiceServicer(object):
 
     def ListDependents(self, request, context):
         """Lists the steps that refer to a node.
+        Errors: NOT_FOUND / NODE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -466,6 +497,7 @@ class MemoryServiceServicer(object):
 
     def Invalidate(self, request, context):
         """Says that nodes no longer hold; whatever refers to them is stale.
+        Errors: FAILED_PRECONDITION / BAD_REFERENCE (neither step nor summary); NOT_FOUND / NODE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -473,6 +505,7 @@ class MemoryServiceServicer(object):
 
     def Revalidate(self, request, context):
         """Says that stale nodes hold after all.
+        Errors: FAILED_PRECONDITION / BAD_REFERENCE (neither step nor summary); NOT_FOUND / NODE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -664,6 +697,16 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.Redact,
                     request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactRequest.FromString,
                     response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactResponse.SerializeToString,
+            ),
+            'ResumeStep': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeStep,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2.ResumeStepRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2.ResumeStepResponse.SerializeToString,
+            ),
+            'ListWaiting': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWaiting,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2.ListWaitingRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2.ListWaitingResponse.SerializeToString,
             ),
             'AddReferences': grpc.unary_unary_rpc_method_handler(
                     servicer.AddReferences,
@@ -1386,6 +1429,60 @@ class MemoryService(object):
             '/katsura.api.memory.v1.MemoryService/Redact',
             katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactRequest.SerializeToString,
             katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeStep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/ResumeStep',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2.ResumeStepRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2.ResumeStepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWaiting(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/ListWaiting',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2.ListWaitingRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2.ListWaitingResponse.FromString,
             options,
             channel_credentials,
             insecure,

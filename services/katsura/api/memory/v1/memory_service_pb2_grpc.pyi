@@ -11,6 +11,7 @@ from katsura.api.memory.v1 import memory_merge_pb2 as _memory_merge_pb2
 from katsura.api.memory.v1 import memory_references_pb2 as _memory_references_pb2
 from katsura.api.memory.v1 import memory_service_pb2 as _memory_service_pb2
 from katsura.api.memory.v1 import memory_slots_pb2 as _memory_slots_pb2
+from katsura.api.memory.v1 import memory_waits_pb2 as _memory_waits_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -143,16 +144,34 @@ class MemoryServiceStub:
     """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too.
     Errors: NOT_FOUND / NODE_NOT_FOUND.
     """
+    ResumeStep: _grpc.UnaryUnaryMultiCallable[_memory_waits_pb2.ResumeStepRequest, _memory_waits_pb2.ResumeStepResponse]
+    """Resolves a step that waits for a tool or an approval, once on each path.
+    Errors: FAILED_PRECONDITION / NOT_WAITING (it waits for nothing, or was resolved on this path), BRANCH_NOT_WRITABLE;
+    ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; NOT_FOUND / NODE_NOT_FOUND.
+    """
+    ListWaiting: _grpc.UnaryUnaryMultiCallable[_memory_waits_pb2.ListWaitingRequest, _memory_waits_pb2.ListWaitingResponse]
+    """Lists the steps that wait."""
     AddReferences: _grpc.UnaryUnaryMultiCallable[_memory_references_pb2.AddReferencesRequest, _memory_references_pb2.AddReferencesResponse]
-    """Adds references to a step."""
+    """Adds references to a step.
+    Errors: FAILED_PRECONDITION / BAD_REFERENCE (not from a step to a step or summary made before it); NOT_FOUND /
+    NODE_NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL (more than 64 of one step).
+    """
     RemoveReferences: _grpc.UnaryUnaryMultiCallable[_memory_references_pb2.RemoveReferencesRequest, _memory_references_pb2.RemoveReferencesResponse]
-    """Takes added references away."""
+    """Takes added references away.
+    Errors: FAILED_PRECONDITION / BAD_REFERENCE (it is no step); NOT_FOUND / NODE_NOT_FOUND.
+    """
     ListDependents: _grpc.UnaryUnaryMultiCallable[_memory_references_pb2.ListDependentsRequest, _memory_references_pb2.ListDependentsResponse]
-    """Lists the steps that refer to a node."""
+    """Lists the steps that refer to a node.
+    Errors: NOT_FOUND / NODE_NOT_FOUND.
+    """
     Invalidate: _grpc.UnaryUnaryMultiCallable[_memory_references_pb2.InvalidateRequest, _memory_references_pb2.InvalidateResponse]
-    """Says that nodes no longer hold; whatever refers to them is stale."""
+    """Says that nodes no longer hold; whatever refers to them is stale.
+    Errors: FAILED_PRECONDITION / BAD_REFERENCE (neither step nor summary); NOT_FOUND / NODE_NOT_FOUND.
+    """
     Revalidate: _grpc.UnaryUnaryMultiCallable[_memory_references_pb2.RevalidateRequest, _memory_references_pb2.RevalidateResponse]
-    """Says that stale nodes hold after all."""
+    """Says that stale nodes hold after all.
+    Errors: FAILED_PRECONDITION / BAD_REFERENCE (neither step nor summary); NOT_FOUND / NODE_NOT_FOUND.
+    """
     SetSlots: _grpc.UnaryUnaryMultiCallable[_memory_slots_pb2.SetSlotsRequest, _memory_slots_pb2.SetSlotsResponse]
     """Writes named values of a branch, with their relation to the values before.
     Errors: ABORTED / VERSION_MOVED, HEAD_MOVED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE; RESOURCE_EXHAUSTED /
@@ -292,16 +311,34 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too.
     Errors: NOT_FOUND / NODE_NOT_FOUND.
     """
+    ResumeStep: _aio.UnaryUnaryMultiCallable[_memory_waits_pb2.ResumeStepRequest, _memory_waits_pb2.ResumeStepResponse]  # type: ignore[assignment]
+    """Resolves a step that waits for a tool or an approval, once on each path.
+    Errors: FAILED_PRECONDITION / NOT_WAITING (it waits for nothing, or was resolved on this path), BRANCH_NOT_WRITABLE;
+    ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; NOT_FOUND / NODE_NOT_FOUND.
+    """
+    ListWaiting: _aio.UnaryUnaryMultiCallable[_memory_waits_pb2.ListWaitingRequest, _memory_waits_pb2.ListWaitingResponse]  # type: ignore[assignment]
+    """Lists the steps that wait."""
     AddReferences: _aio.UnaryUnaryMultiCallable[_memory_references_pb2.AddReferencesRequest, _memory_references_pb2.AddReferencesResponse]  # type: ignore[assignment]
-    """Adds references to a step."""
+    """Adds references to a step.
+    Errors: FAILED_PRECONDITION / BAD_REFERENCE (not from a step to a step or summary made before it); NOT_FOUND /
+    NODE_NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL (more than 64 of one step).
+    """
     RemoveReferences: _aio.UnaryUnaryMultiCallable[_memory_references_pb2.RemoveReferencesRequest, _memory_references_pb2.RemoveReferencesResponse]  # type: ignore[assignment]
-    """Takes added references away."""
+    """Takes added references away.
+    Errors: FAILED_PRECONDITION / BAD_REFERENCE (it is no step); NOT_FOUND / NODE_NOT_FOUND.
+    """
     ListDependents: _aio.UnaryUnaryMultiCallable[_memory_references_pb2.ListDependentsRequest, _memory_references_pb2.ListDependentsResponse]  # type: ignore[assignment]
-    """Lists the steps that refer to a node."""
+    """Lists the steps that refer to a node.
+    Errors: NOT_FOUND / NODE_NOT_FOUND.
+    """
     Invalidate: _aio.UnaryUnaryMultiCallable[_memory_references_pb2.InvalidateRequest, _memory_references_pb2.InvalidateResponse]  # type: ignore[assignment]
-    """Says that nodes no longer hold; whatever refers to them is stale."""
+    """Says that nodes no longer hold; whatever refers to them is stale.
+    Errors: FAILED_PRECONDITION / BAD_REFERENCE (neither step nor summary); NOT_FOUND / NODE_NOT_FOUND.
+    """
     Revalidate: _aio.UnaryUnaryMultiCallable[_memory_references_pb2.RevalidateRequest, _memory_references_pb2.RevalidateResponse]  # type: ignore[assignment]
-    """Says that stale nodes hold after all."""
+    """Says that stale nodes hold after all.
+    Errors: FAILED_PRECONDITION / BAD_REFERENCE (neither step nor summary); NOT_FOUND / NODE_NOT_FOUND.
+    """
     SetSlots: _aio.UnaryUnaryMultiCallable[_memory_slots_pb2.SetSlotsRequest, _memory_slots_pb2.SetSlotsResponse]  # type: ignore[assignment]
     """Writes named values of a branch, with their relation to the values before.
     Errors: ABORTED / VERSION_MOVED, HEAD_MOVED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE; RESOURCE_EXHAUSTED /
@@ -584,12 +621,34 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ResumeStep(
+        self,
+        request: _memory_waits_pb2.ResumeStepRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_waits_pb2.ResumeStepResponse, _abc.Awaitable[_memory_waits_pb2.ResumeStepResponse]]:
+        """Resolves a step that waits for a tool or an approval, once on each path.
+        Errors: FAILED_PRECONDITION / NOT_WAITING (it waits for nothing, or was resolved on this path), BRANCH_NOT_WRITABLE;
+        ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; NOT_FOUND / NODE_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListWaiting(
+        self,
+        request: _memory_waits_pb2.ListWaitingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_waits_pb2.ListWaitingResponse, _abc.Awaitable[_memory_waits_pb2.ListWaitingResponse]]:
+        """Lists the steps that wait."""
+
+    @_abc_1.abstractmethod
     def AddReferences(
         self,
         request: _memory_references_pb2.AddReferencesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_references_pb2.AddReferencesResponse, _abc.Awaitable[_memory_references_pb2.AddReferencesResponse]]:
-        """Adds references to a step."""
+        """Adds references to a step.
+        Errors: FAILED_PRECONDITION / BAD_REFERENCE (not from a step to a step or summary made before it); NOT_FOUND /
+        NODE_NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL (more than 64 of one step).
+        """
 
     @_abc_1.abstractmethod
     def RemoveReferences(
@@ -597,7 +656,9 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_references_pb2.RemoveReferencesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_references_pb2.RemoveReferencesResponse, _abc.Awaitable[_memory_references_pb2.RemoveReferencesResponse]]:
-        """Takes added references away."""
+        """Takes added references away.
+        Errors: FAILED_PRECONDITION / BAD_REFERENCE (it is no step); NOT_FOUND / NODE_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def ListDependents(
@@ -605,7 +666,9 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_references_pb2.ListDependentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_references_pb2.ListDependentsResponse, _abc.Awaitable[_memory_references_pb2.ListDependentsResponse]]:
-        """Lists the steps that refer to a node."""
+        """Lists the steps that refer to a node.
+        Errors: NOT_FOUND / NODE_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def Invalidate(
@@ -613,7 +676,9 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_references_pb2.InvalidateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_references_pb2.InvalidateResponse, _abc.Awaitable[_memory_references_pb2.InvalidateResponse]]:
-        """Says that nodes no longer hold; whatever refers to them is stale."""
+        """Says that nodes no longer hold; whatever refers to them is stale.
+        Errors: FAILED_PRECONDITION / BAD_REFERENCE (neither step nor summary); NOT_FOUND / NODE_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def Revalidate(
@@ -621,7 +686,9 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_references_pb2.RevalidateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_references_pb2.RevalidateResponse, _abc.Awaitable[_memory_references_pb2.RevalidateResponse]]:
-        """Says that stale nodes hold after all."""
+        """Says that stale nodes hold after all.
+        Errors: FAILED_PRECONDITION / BAD_REFERENCE (neither step nor summary); NOT_FOUND / NODE_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def SetSlots(
