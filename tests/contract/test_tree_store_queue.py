@@ -98,6 +98,16 @@ async def test_another_worker_cannot_use_a_token_that_it_saw(store: TreeStore, r
     await refused(ConflictError, Reason.LEASE_LOST, store.held(ref, Fence(item.work_id, item.token, "w2")))
 
 
+async def test_a_worker_that_claims_again_cannot_write_by_its_older_claim(store: TreeStore, ref: TreeRef) -> None:
+    await grow(store, ref, "a")
+    await store.schedule(ref, COMPRESS, "", 0, "")
+    older = await claim(store, ref, lease_ms=1)
+    newer = await claim(store, ref)
+    assert (older.worker, newer.worker) == ("w1", "w1")
+    await refused(ConflictError, Reason.LEASE_LOST, store.renew(ref, fence_of(older), LONG_MS))
+    assert await store.held(ref, fence_of(newer)) == newer
+
+
 async def test_a_renewed_lease_is_not_taken_over(store: TreeStore, ref: TreeRef) -> None:
     await grow(store, ref, "a")
     await store.schedule(ref, COMPRESS, "", 0, "")

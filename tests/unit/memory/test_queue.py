@@ -117,6 +117,16 @@ async def test_a_result_for_a_segment_that_somebody_else_summarised_is_refused()
         await complete(memory, item, TRUE)
 
 
+async def test_a_result_for_a_segment_that_was_cut_since_is_refused() -> None:
+    memory = await memory_of(validators=("fidelity",))
+    await compress(memory)
+    item = (await claim(memory)).item
+    await memory.compress(WRITE, 1, None, "extractive", (), False)
+    with pytest.raises(ConflictError, match="by somebody else") as caught:
+        await complete(memory, item, SummaryBody("Found room H-7."))
+    assert caught.value.reason is Reason.LEASE_LOST
+
+
 async def test_a_claim_that_is_not_the_newest_writes_nothing() -> None:
     memory = await memory_of()
     await compress(memory)
