@@ -320,6 +320,7 @@ async def test_usage_is_told_by_tree_and_agent_and_quotas_refuse_with_their_name
         "KATSURA_STORE_URL": server.url,
         "KATSURA_INTERNAL_TOKEN": TOKEN,
         "KATSURA_MEMORY_QUOTA_NODES": "3",
+        "KATSURA_MEMORY_QUOTA_TREES": "1",
     }
     async with ServedProcess("katsura.memory", environment, tmp_path / "log") as process:
         channel = open_channel(process.address)
@@ -337,6 +338,9 @@ async def test_usage_is_told_by_tree_and_agent_and_quotas_refuse_with_their_name
             await memory.grow("t", [step("user", "d")])
         assert caught.value.reason is Reason.QUOTA_EXCEEDED
         assert caught.value.metadata == {"quota": "nodes", "used": "3", "limit": "3"}
+        with pytest.raises(ResourceExhaustedError, match="quota trees: 1 of 1"):
+            await memory.fork("t", new_tree_id="t2")
+        await memory.fork("t")
         exact = await usage.usage(recount=True)
         assert (exact.usage, exact.quotas.nodes) == (of_tree.usage, 3)
         assert list(exact.agents) == list(of_tree.agents)

@@ -59,7 +59,7 @@ async def main() -> None:
     memory = Memory(trees, lambda: f"t{secrets.token_hex(10)}", config.heartbeat_s)
     tenants = RedisTenantStore(store, clock)
     server = Server(config.serve, tenants, meter)
-    memory_service_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryServicer(memory), server.grpc)
+    memory_service_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryServicer(memory, meter), server.grpc)
     work_service_pb2_grpc.add_WorkServiceServicer_to_server(WorkServicer(memory), server.grpc)
     usage_service_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(meter, trees), server.grpc)
     blocks = BlockServicer(Blocks(RedisBlockStore(store, config.limits.replays)))

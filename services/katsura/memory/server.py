@@ -147,6 +147,8 @@ class MemoryServicer(StructureServicer):
         if request.new_tree_id:
             if request.new_branch:
                 raise InvalidArgumentError("new_branch: new_tree_id is given too; send one of them", field="new_branch")
+            if self._admission is not None:  # the boundary has admitted a branch, and this is a tree
+                await self._admission.admit("CreateTree", ref.tenant)
             off = Offshoot(request.branch, request.at_node, request.goal, request.agent_id)
             tree, branch = await self._memory.fork_tree(ref, request.request_id, request.new_tree_id, off)
             return pb.ForkResponse(branch=translate.branch_message(branch), tree=translate.tree_message(tree))

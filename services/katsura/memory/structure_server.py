@@ -15,6 +15,7 @@ from katsura.memory import translate
 from katsura.memory.operations import Write
 from katsura.memory.service import Memory
 from katsura.rpc.context import current_tenant
+from katsura.rpc.interceptor import Admission
 from katsura.state.trees import TreeRef
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -23,8 +24,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class StructureServicer(memory_service_pb2_grpc.MemoryServiceServicer):
     """References and waiting of `katsura.api.memory.v1.MemoryService`."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, admission: Admission | None = None) -> None:
         self._memory = memory
+        self._admission = admission
 
     async def AddReferences(  # noqa: N802
         self, request: references_pb.AddReferencesRequest, context: Context
