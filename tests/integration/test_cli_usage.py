@@ -12,7 +12,7 @@ import pytest
 
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.cli.main import run
-from katsura.domain.errors import Reason, ResourceExhaustedError
+from katsura.domain.errors import FailedPreconditionError, Reason, ResourceExhaustedError
 from katsura.domain.ids import TenantId
 from katsura.rpc.clock import SystemClock
 from katsura.sdk import MemoryClient, connect
@@ -93,3 +93,23 @@ async def test_a_tree_is_frozen_and_comes_back(place: Place, capsys: pytest.Capt
         assert [tree.cold for tree in (await memory.list_trees()).trees] == [True]
         assert "every hash holds" in (await katsura(capsys, "tree", "verify", "trip", *direct))[1]
         assert [tree.cold for tree in (await memory.list_trees()).trees] == [False]
+
+
+async def test_trees_that_stand_on_each_other_come_back_as_they_were(place: Place) -> None:
+    async with connect(place.address, api_key=place.key) as connection:
+        memory = MemoryClient(connection)
+        await memory.create_tree(tree_id="parent")
+        await memory.grow("parent", [step("user", "before the fork")])
+        await memory.fork("parent", new_tree_id="child")
+        await memory.grow("child", [step("assistant", "after the fork")])
+        before = await memory.assemble_context("child", budget_tokens=1000)
+        for name in ("parent", "child", "parent"):
+            assert await memory.freeze_tree(name)
+        after = await memory.assemble_context("child", budget_tokens=1000)
+        assert list(after.segments) == list(before.segments)
+        assert (await memory.get_tree("child")).tree.origin.tree_id == "parent"
+        await memory.freeze_tree("parent")
+        with pytest.raises(FailedPreconditionError):
+            await memory.delete_tree("parent")
+        await memory.delete_tree("child")
+        await memory.delete_tree("parent")
