@@ -14,11 +14,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from katsura.api.memory.v1.memory_slots_pb2 import SlotWrite
-from katsura.domain.errors import TemporaryError
+from katsura.domain.errors import DeadlineExceededError, TemporaryError, UnavailableError
 from katsura.sdk.memory import MemoryClient, step
 
 R = TypeVar("R")
 
+_AWAY: Final = (UnavailableError, DeadlineExceededError)
+"""What is repeated. A head that moved is no accident: each writer is the only one of its tree."""
 SHARED: Final = "shared"
 """The tree that all writers append to."""
 
@@ -53,12 +55,11 @@ class TreeLoad:
         """Write, let `strike` do its worst `blows` times at random moments, stop and check.
 
         Raises:
-            TimeoutError: no write was acknowledged for `limit_s` seconds.
+            ExceptionGroup: a writer was refused, or TimeoutError: no write was acknowledged for `limit_s` seconds.
         """
         self._stopping = False
         async with asyncio.TaskGroup() as running:
-            for writer in self._writers:
-                running.create_task(writer.run())
+            writing = [running.create_task(writer.run()) for writer in self._writers]
             for _ in range(blows):
                 await self._advanced(self._random.randint(5, 30), limit_s)
                 await strike()
@@ -66,6 +67,8 @@ class TreeLoad:
                 await self._advanced(1, limit_s)
                 self.pauses_s.append(time.monotonic() - struck)
             self._stopping = True
+            async with asyncio.timeout(limit_s):
+                await asyncio.wait(writing)
         await self.check()
 
     async def check(self) -> None:
@@ -94,7 +97,7 @@ class TreeLoad:
         while True:
             try:
                 answer = await call(self._random.choice(self.clients))
-            except TemporaryError as error:
+            except _AWAY as error:
                 self.failures.append(error)
                 continue
             async with self._changed:
@@ -106,7 +109,7 @@ class TreeLoad:
         """What `call` answers, or None where it failed for now."""
         try:
             return await call(self._random.choice(self.clients))
-        except TemporaryError as error:
+        except _AWAY as error:
             self.failures.append(error)
             return None
 
