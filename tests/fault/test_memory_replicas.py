@@ -35,9 +35,11 @@ async def pair() -> AsyncIterator[Pair]:
     with EmbeddedStore("no", {"port": port, **QUICK}) as primary, EmbeddedStore("no", QUICK) as replica:
         follower = await Store.open(replica.url)
         await follower.client.execute_command("REPLICAOF", "127.0.0.1", port)  # type: ignore[no-untyped-call]
+        leader = await Store.open(primary.url)
         async with asyncio.timeout(60):
-            while (await follower.client.info("replication"))["master_link_status"] != "up":  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+            while not await leader.client.wait(1, 4000):  # a write was made by `open`
+                continue
+        await leader.close()
         yield primary, replica, follower
         await follower.close()
 
