@@ -4,6 +4,8 @@
     cost        one replica's step time and capacity on a device                split       attention + expert pools
     patterns    every instance shape that keeps the objectives                  program     counts of them, with a bound
     fit         coefficients from measurements                                  trials      what to run next
+    pipelines   a model cut by layers over nodes        configurations      what can be run, and what ran
+    agents      runs of agents as demand, and how long they take
     pairs       prefill and decode apart            rounding    a tighter bound         search    which columns to try
     curve       an instance's pace at every batch   simulate    a plan under a trace, with replans on the way
     pack        concrete nodes          replan   what to move, in which order   explain     why, and why not otherwise
