@@ -28,6 +28,7 @@ from katsura.state.objects import FolderObjects
 from katsura.state.trees import Event, TreeRef, TreeStore
 from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
 from katsura.state.trees_twin import TwinTreeStore
+from katsura.state.usage_redis import RedisUsageStore
 from katsura.testing.store import EmbeddedStore
 from katsura.testing.tree_suite import LIMITS, NEW, NO_REQUEST, compress, contents, grow, new_ref, refused, revise, step
 
@@ -201,6 +202,15 @@ async def test_an_object_that_was_changed_or_lost_is_told_and_the_tree_stays_col
     assert await listed(store, ref) == [("tree", True)]
     path.write_bytes(whole)
     assert await contents(store, ref) == ["a"]
+
+
+async def test_nobody_who_looks_for_tasks_or_counts_brings_a_tree_back(valkey: Store, tmp_path: Path) -> None:
+    store, ref = RedisTreeStore(valkey, LIMITS, objects=FolderObjects(tmp_path)), new_ref()
+    await store.create(ref, NEW, NO_REQUEST)
+    await store.freeze(ref)
+    assert await store.claim_any(ref.tenant, WorkKind.UNSPECIFIED, "w", 9, 60_000) == ()
+    assert (await RedisUsageStore(valkey).recount(ref.tenant)).usage == Usage()
+    assert await listed(store, ref) == [("tree", True)]
 
 
 async def test_without_a_place_for_objects_nothing_is_moved(valkey: Store) -> None:

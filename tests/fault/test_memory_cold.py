@@ -19,7 +19,7 @@ from katsura.testing.process import ServedProcess
 from katsura.testing.store import EmbeddedStore
 
 TOKEN = "internal-secret"
-TREES, STEPS, KILLS = 4, 300, 6
+TREES, STEPS, KILLS = 4, 300, 4
 
 
 def client_of(connection: Connection) -> MemoryClient:

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Final
 
 from katsura.adapters.endpoint import ChatEndpoint
@@ -27,6 +28,7 @@ from katsura.adapters.prompts import check_messages, mend_messages, summarise_me
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import work_service_pb2 as pb
 from katsura.domain.errors import ConflictError, KatsuraError, NotFoundError, Reason, TemporaryError
+from katsura.rpc.renewal import TlsFiles
 from katsura.sdk.connection import connect
 from katsura.sdk.memory import MemoryClient
 from katsura.sdk.work import WorkClient
@@ -183,7 +185,9 @@ async def serve(options: WorkerOptions, endpoint: ChatEndpoint, environ: Mapping
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     address, key = environ["KATSURA_MEMORY_ADDRESS"], environ["KATSURA_API_KEY"]
-    async with connect(address, api_key=key) as connection:
+    files = [environ.get(name, "") for name in ("KATSURA_TLS_CERT", "KATSURA_TLS_KEY", "KATSURA_TLS_CA")]
+    tls = TlsFiles(*map(Path, files)) if all(files) else None
+    async with connect(address, api_key=key, tls=tls) as connection:
         try:
             await Worker(WorkClient(connection), MemoryClient(connection), endpoint, options).run(stop, until_idle)
         finally:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
-from katsura.domain.errors import NotFoundError
 from katsura.domain.ids import BranchName, NodeId, TenantId, TreeId
 from katsura.domain.trees import Request
 from katsura.domain.work import ATTEMPTS_MAX, Fence, WorkItem, WorkKind
@@ -36,7 +36,7 @@ class RedisQueue(TreeCalls):
 
     async def claim(self, ref: TreeRef, kind: WorkKind, worker: str, most: int, lease_ms: int) -> tuple[WorkItem, ...]:
         """Tasks of a tree that nobody holds."""
-        return (await self._claim(ref, kind, worker, most, lease_ms))[1]
+        return _claimed(await self._call(ref, *_claiming(kind, worker, most, lease_ms)))
 
     async def claim_any(
         self, tenant: TenantId, kind: WorkKind, worker: str, most: int, lease_ms: int
@@ -89,23 +89,17 @@ class RedisQueue(TreeCalls):
         with translated(self._store.url):
             await self._store.client.zadd(keys.work_index(ref.tenant), {ref.tree: 0})
 
-    async def _claim(
-        self, ref: TreeRef, kind: WorkKind, worker: str, most: int, lease_ms: int
-    ) -> tuple[int, tuple[WorkItem, ...]]:
-        answer = await self._call(ref, "claim", int(kind), worker, lease_ms, most, ATTEMPTS_MAX, SEGMENT_STEPS_MAX)
-        return answer[1], tuple(map(_item, answer[2:]))
-
     async def _claim_of(
         self, tenant: TenantId, trees: list[str], kind: WorkKind, worker: str, most: int, lease_ms: int
     ) -> tuple[tuple[TreeRef, WorkItem], ...]:
         index, found = keys.work_index(tenant), list[tuple[TreeRef, WorkItem]]()
         for name in trees:
             ref, due = TreeRef(tenant, TreeId(name)), 0
-            try:
-                due, items = await self._claim(ref, kind, worker, most - len(found), lease_ms)
-                found += [(ref, item) for item in items]
-            except NotFoundError:
-                pass  # dropped since: nothing is due there any more
+            # As no other call: a cold tree has no tasks, and is not brought back to hear that.
+            answer = await TreeCalls._answer(self, ref, *_claiming(kind, worker, most - len(found), lease_ms))
+            if answer[0] == b"OK":  # else it was dropped, or is cold
+                due = answer[1]
+                found += [(ref, item) for item in _claimed(answer)]
             with translated(self._store.url):
                 if due:
                     await self._store.client.zadd(index, {name: due})
@@ -129,6 +123,14 @@ class RedisQueue(TreeCalls):
         names = [bytes(name).decode() for name in page]
         self._swept[tenant] = (now, names[-1] if len(names) == _TREES_LOOKED_AT else "")
         return [name.partition(":")[2] for name in names]
+
+
+def _claiming(kind: WorkKind, worker: str, most: int, lease_ms: int) -> tuple[str, *tuple[Arg, ...]]:
+    return "claim", int(kind), worker, lease_ms, most, ATTEMPTS_MAX, SEGMENT_STEPS_MAX
+
+
+def _claimed(answer: Sequence[Any]) -> tuple[WorkItem, ...]:
+    return tuple(map(_item, answer[2:]))
 
 
 def _fence(fence: Fence) -> tuple[Arg, ...]:
