@@ -127,6 +127,7 @@ class EventKind(IntEnum):
     REFERRED = 14
     INVALIDATED = 15
     RELEASED = 16
+    COLLECTED = 17
 
 
 class WaitKind(IntEnum):

@@ -9,6 +9,7 @@ from katsura.domain.ids import NodeId
 from katsura.domain.trees import Node, Reference, ReferenceKind, request_of
 from katsura.memory.core import limits
 from katsura.memory.operations import ID_MAX, Operations, committing
+from katsura.state.collecting import Collected, Retention
 from katsura.state.trees import TreeRef
 
 
@@ -56,3 +57,14 @@ class References(Operations):
         request = request_of(request_id, "invalidate", tuple(node_ids), holds)
         with committing("invalidate"):
             return await self._trees.invalidate(ref, node_ids, holds, request)
+
+    async def collect_garbage(
+        self, ref: TreeRef, keep_abandoned: int | None, keep_revisions: int | None, size: int
+    ) -> Collected:
+        """Forget what nobody can reach, from where the last call stopped."""
+        abandoned = limits.KEEP_ABANDONED if keep_abandoned is None else keep_abandoned
+        revisions = limits.KEEP_REVISIONS if keep_revisions is None else keep_revisions
+        limits.check_range(abandoned, "keep_abandoned", 0, ID_MAX)
+        limits.check_range(revisions, "keep_revisions", 1, ID_MAX)
+        with committing("collect"):
+            return await self._trees.collect(ref, Retention(abandoned, revisions), limits.page_size(size))

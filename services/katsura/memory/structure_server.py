@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 
+from katsura.api.memory.v1 import memory_collect_pb2 as collect_pb
 from katsura.api.memory.v1 import memory_references_pb2 as references_pb
 from katsura.api.memory.v1 import memory_service_pb2_grpc
 from katsura.api.memory.v1 import memory_waits_pb2 as waits_pb
@@ -73,6 +74,20 @@ class StructureServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         ids = tuple(request.node_ids)
         revision = await self._memory.invalidate(ref_of(request.tree_id), request.request_id, ids, holds=True)
         return references_pb.RevalidateResponse(revision=revision)
+
+    async def CollectGarbage(  # noqa: N802
+        self, request: collect_pb.CollectGarbageRequest, context: Context
+    ) -> collect_pb.CollectGarbageResponse:
+        """Forget what nobody can reach."""
+        collected = await self._memory.collect_garbage(
+            ref_of(request.tree_id),
+            request.keep_abandoned if request.HasField("keep_abandoned") else None,
+            request.keep_revisions if request.HasField("keep_revisions") else None,
+            request.page_size,
+        )
+        return collect_pb.CollectGarbageResponse(
+            dropped_branches=collected.branches, collected_node_ids=collected.nodes, done=collected.done
+        )
 
     async def ResumeStep(  # noqa: N802
         self, request: waits_pb.ResumeStepRequest, context: Context

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+from katsura.api.memory.v1 import memory_collect_pb2 as collect_pb
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_references_pb2 as references_pb
 from katsura.api.memory.v1 import memory_waits_pb2 as waits_pb
@@ -96,3 +97,12 @@ class StructureCalls:
         """What waits for a tool or an approval on a branch, or on every branch that is ACTIVE."""
         request = waits_pb.ListWaitingRequest(tree_id=tree_id, branch=branch)
         return list(cast(waits_pb.ListWaitingResponse, await self._call("ListWaiting", request)).waiting)
+
+    async def collect_garbage(
+        self, tree_id: str, *, keep_abandoned: int | None = None, keep_revisions: int | None = None, page_size: int = 0
+    ) -> collect_pb.CollectGarbageResponse:
+        """Forget what nobody can reach, from where the last call stopped; call it until `done`."""
+        request = collect_pb.CollectGarbageRequest(
+            tree_id=tree_id, keep_abandoned=keep_abandoned, keep_revisions=keep_revisions, page_size=page_size
+        )
+        return cast(collect_pb.CollectGarbageResponse, await self._call("CollectGarbage", request))

@@ -57,7 +57,7 @@ class RedisArchive(TreeCalls):
             for unit in page[1:]:
                 yield _archived(unit)
                 last = unit[0]
-        last = tree.node_count
+        last, known = tree.node_count, {branch.name for branch in found}
         async for fields in self._fields(ref, "references"):
             steps = [(NodeId(int(node)), references_of(text)) for node, text in fields]
             if kept := tuple(each for each in steps if each[0] <= last):
@@ -69,7 +69,7 @@ class RedisArchive(TreeCalls):
                 yield ArchivedReferences(marks=tuple(each for each in early if each[1]))
         async for fields in self._fields(ref, "steps"):
             named = [_client(field, value) for field, value in fields]
-            yield ArchivedSteps(tuple(step for step in named if step[2] <= last))
+            yield ArchivedSteps(tuple(step for step in named if step[2] <= last and step[0] in known))
 
     async def _fields(self, ref: TreeRef, key: str) -> AsyncIterator[list[tuple[bytes, bytes]]]:
         """Fields of one of the tree's hashes and their values, page by page."""

@@ -144,6 +144,7 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
     - `usage` HASH `<agent>\n<what>` -> count: what steps are charged to their agents (domain/usage.py).
     - `waits` HASH step that has an effect, waits or resolves -> JSON [step that waits after it...], from the first one
       that waits on (meta `first_wait`).
+    - `gone` HASH names of branches that were collected: not used again.
     - `references` HASH step -> JSON [[to, kind, declared, tree]...]; `dependents` ZSET, all scores 0, of `<to>:<from>`
       (16 digits each); `crossed` ZSET of nodes that a step on another path refers to, by id.
     - `stale` HASH node -> JSON [[seen from, cause, reason]...]; `stale_ids` ZSET of them by id; `stale_queue` LIST of

@@ -51,6 +51,7 @@ from katsura.domain.usage import Counted
 from katsura.domain.work import Fence
 from katsura.state.archive import TreeArchive
 from katsura.state.cold import TreeCold
+from katsura.state.collecting import TreeCollecting
 from katsura.state.contents import TreeContents
 from katsura.state.contents import TreeRef as TreeRef
 from katsura.state.merging import TreeMerging
@@ -189,7 +190,9 @@ class Event:
     resume_token: str = ""
 
 
-class TreeStore(TreeContents, TreeSlots, TreeMerging, TreeQueue, TreeReferences, TreeArchive, TreeCold, Protocol):
+class TreeStore(
+    TreeContents, TreeSlots, TreeMerging, TreeQueue, TreeReferences, TreeCollecting, TreeArchive, TreeCold, Protocol
+):
     """Trees of all tenants. A branch given as "" is the tree's default branch."""
 
     @property

@@ -34,6 +34,7 @@ from katsura.domain.usage import Counted, Usage
 from katsura.domain.work import EXTERNAL, Fence
 from katsura.state import keys
 from katsura.state.cold_redis import RedisCold
+from katsura.state.collecting_redis import RedisCollecting
 from katsura.state.connect import Arg, Store, translated
 from katsura.state.contents_redis import RedisContents
 from katsura.state.merging_redis import RedisMerging
@@ -110,7 +111,9 @@ class _Plan:
     head: int
 
 
-class RedisTreeStore(RedisCold, RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisReferences, TreeWatch):
+class RedisTreeStore(
+    RedisCold, RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisReferences, RedisCollecting, TreeWatch
+):
     """Trees of all tenants in one store."""
 
     def __init__(

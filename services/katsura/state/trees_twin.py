@@ -51,6 +51,7 @@ from katsura.state.trees import (
 )
 from katsura.state.twin_archive import TwinArchive
 from katsura.state.twin_cold import TwinCold
+from katsura.state.twin_collecting import TwinCollecting
 from katsura.state.twin_contents import TwinContents
 from katsura.state.twin_doubt import doubt_left, stale_on
 from katsura.state.twin_merging import TwinMerging
@@ -61,7 +62,9 @@ from katsura.state.twin_tree import TwinTree
 from katsura.state.twin_usage import TwinUsage
 
 
-class TwinTreeStore(TwinCold, TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, TwinReferences, TwinArchive):
+class TwinTreeStore(
+    TwinCold, TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, TwinReferences, TwinCollecting, TwinArchive
+):
     """Trees of all tenants in one dictionary."""
 
     @property

@@ -47,7 +47,13 @@ class TwinArchive(TwinForest):
             yield ArchivedReferences(references=references)
         if state.doubts.marks:
             yield ArchivedReferences(marks=tuple((NodeId(n), each) for n, each in sorted(state.doubts.marks.items())))
-        yield ArchivedSteps(tuple((branch, client, node) for (branch, client), (node, _) in state.steps.items()))
+        yield ArchivedSteps(
+            tuple(
+                (branch, client, node)
+                for (branch, client), (node, _) in state.steps.items()
+                if branch in state.branches
+            )
+        )
 
     async def restore(self, ref: TreeRef, parts: AsyncIterator[Archived]) -> Tree:
         """Make a tree of what `dump` gave, all or nothing."""

@@ -187,7 +187,7 @@ class TwinContents(TwinForest):
                     found.append(over)
             gone = tuple(found)
             for node_id in gone:
-                _erase(state, state.nodes[node_id])
+                erase(state, state.nodes[node_id])
             _scrub_replays(state, gone)
             return gone, state.commit(EventKind.REDACTED, "", gone).revision
 
@@ -235,7 +235,8 @@ def _quotes(state: TwinTree, node: Node, steps: set[NodeId]) -> bool:
     return False
 
 
-def _erase(state: TwinTree, node: Node) -> None:
+def erase(state: TwinTree, node: Node) -> None:
+    """Destroy content and salt of a node, and what is kept beside it."""
     if isinstance(node.body, Step):
         digest = body_digest(node.body, repr(state.ref).encode())
         state.kids.pop((node.parent_id, digest), None)

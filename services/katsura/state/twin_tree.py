@@ -75,6 +75,8 @@ class TwinTree:
     charges: dict[str, Charge] = field(default_factory=dict)
     claims: int = 0
     doubts: Doubts = field(default_factory=Doubts)
+    gone: set[str] = field(default_factory=set)
+    collected: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -365,12 +367,12 @@ class TwinTree:
 
     def branch_at(self, name: str, source: Branch, at: NodeId) -> Branch:
         """A new branch at a step of `source`, not yet kept."""
-        if name in self.branches:
+        if name in self.branches or name in self.gone:
             raise refusal(self.ref, "BRANCH_EXISTS", name)
         order = self.tree.branch_count + 1
         number = order
         while not name:
-            name = f"b{number}" if f"b{number}" not in self.branches else ""
+            name = f"b{number}" if f"b{number}" not in {*self.branches, *self.gone} else ""
             number += 1
         depth = self.depth(at)
         summary = self.climb(source.summary_head, depth)

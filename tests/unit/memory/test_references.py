@@ -113,3 +113,13 @@ async def test_dependents_and_kinds_come_back_as_they_were_said(memory: Memory) 
     nodes, after = await memory.dependents(REF, 1, 0, 0)
     assert ([n.node_id for n in nodes], after) == ([2], 0)
     assert (await memory.remove_references(REF, "", 2, (1,)))[0].references == node.references
+
+
+async def test_garbage_is_collected_by_what_was_asked_for_or_by_the_defaults(memory: Memory) -> None:
+    await memory.revise(Write("", REF, "", None, True), 0, "wrong", "", True)
+    assert (await memory.collect_garbage(REF, None, None, 0)).branches == (), "the newest abandoned ones stay"
+    found = await memory.collect_garbage(REF, 0, 1, 0)
+    assert (found.branches, found.nodes, found.done) == (("main",), (1, 2), True)
+    for wrong in ((-1, 1), (0, 0)):
+        with pytest.raises(InvalidArgumentError):
+            await memory.collect_garbage(REF, *wrong, 0)

@@ -20,7 +20,7 @@ SERVICES = (
     block_service_pb2.DESCRIPTOR.services_by_name["BlockService"],
 )
 READS = ("Get", "List", "Find", "Search", "Diff", "AssembleContext", "Export", "Verify", "Watch")
-HARMLESS = {"AttachTokens", "PutAttachments", "DeleteTree", "ImportTree"}
+HARMLESS = {"AttachTokens", "CollectGarbage", "PutAttachments", "DeleteTree", "ImportTree"}
 """Writes without a request_id: the first tokens and bytes stay whoever repeats; the others are sent once."""
 
 

@@ -43,6 +43,8 @@ TEXT_BYTES_MAX: Final = 4 * KIB
 RELATED_MAX: Final = 64
 REFERENCES_MAX: Final = 64
 INVALIDATE_MAX: Final = 256
+KEEP_ABANDONED: Final = 8
+KEEP_REVISIONS: Final = 1000
 ITEMS_MAX: Final = 256
 """Of each list in a summary."""
 NODES_MAX: Final = 1000

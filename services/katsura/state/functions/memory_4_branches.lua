@@ -12,11 +12,13 @@ end
 -- The name asked for if it is free, or the first free one of `<prefix><number>`; else nil and the answer.
 local function free_name(t, asked)
   if asked ~= '' then
-    if redis.call('HEXISTS', t.branches, asked) == 1 then return nil, {'BRANCH_EXISTS', asked} end
+    if redis.call('HEXISTS', t.branches, asked) == 1 or redis.call('HEXISTS', t.gone, asked) == 1 then
+      return nil, {'BRANCH_EXISTS', asked}
+    end
     return asked
   end
   local number = t.branch_count + 1
-  while redis.call('HEXISTS', t.branches, 'b' .. number) == 1 do number = number + 1 end
+  while redis.call('HEXISTS', t.branches, 'b' .. number) + redis.call('HEXISTS', t.gone, 'b' .. number) > 0 do number = number + 1 end
   return 'b' .. number
 end
 

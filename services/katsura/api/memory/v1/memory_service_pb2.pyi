@@ -152,6 +152,8 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """Nodes were said to hold no longer, or to hold after all."""
     EVENT_KIND_RELEASED: _EventKind.ValueType  # 16
     """A branch was dropped: the tree that it kept a place for is gone."""
+    EVENT_KIND_COLLECTED: _EventKind.ValueType  # 17
+    """Abandoned branches were dropped, or the content of nodes that nobody can reach was destroyed."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What a commit did."""
@@ -190,6 +192,8 @@ EVENT_KIND_INVALIDATED: EventKind.ValueType  # 15
 """Nodes were said to hold no longer, or to hold after all."""
 EVENT_KIND_RELEASED: EventKind.ValueType  # 16
 """A branch was dropped: the tree that it kept a place for is gone."""
+EVENT_KIND_COLLECTED: EventKind.ValueType  # 17
+"""Abandoned branches were dropped, or the content of nodes that nobody can reach was destroyed."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final

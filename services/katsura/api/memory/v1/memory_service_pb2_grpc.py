@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from katsura.api.memory.v1 import memory_archive_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2
+from katsura.api.memory.v1 import memory_collect_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__collect__pb2
 from katsura.api.memory.v1 import memory_contents_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2
 from katsura.api.memory.v1 import memory_merge_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__merge__pb2
 from katsura.api.memory.v1 import memory_references_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2
@@ -166,6 +167,11 @@ class MemoryServiceStub(object):
                 '/katsura.api.memory.v1.MemoryService/Redact',
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactRequest.SerializeToString,
                 response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactResponse.FromString,
+                _registered_method=True)
+        self.CollectGarbage = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/CollectGarbage',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__collect__pb2.CollectGarbageRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__collect__pb2.CollectGarbageResponse.FromString,
                 _registered_method=True)
         self.ResumeStep = channel.unary_unary(
                 '/katsura.api.memory.v1.MemoryService/ResumeStep',
@@ -454,6 +460,14 @@ class MemoryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CollectGarbage(self, request, context):
+        """Drops old abandoned branches and destroys the content of what nobody can reach any more: no branch holds it, nothing
+        that is held refers to it, it had no effect outside. Bounded work per call; call it until it is done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ResumeStep(self, request, context):
         """Resolves a step that waits for a tool or an approval, once on each path.
         Errors: FAILED_PRECONDITION / NOT_WAITING (it waits for nothing, or was resolved on this path), BRANCH_NOT_WRITABLE;
@@ -697,6 +711,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.Redact,
                     request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactRequest.FromString,
                     response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactResponse.SerializeToString,
+            ),
+            'CollectGarbage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectGarbage,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__collect__pb2.CollectGarbageRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__collect__pb2.CollectGarbageResponse.SerializeToString,
             ),
             'ResumeStep': grpc.unary_unary_rpc_method_handler(
                     servicer.ResumeStep,
@@ -1429,6 +1448,33 @@ class MemoryService(object):
             '/katsura.api.memory.v1.MemoryService/Redact',
             katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactRequest.SerializeToString,
             katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2.RedactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectGarbage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/CollectGarbage',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__collect__pb2.CollectGarbageRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__collect__pb2.CollectGarbageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ The memory service: MAGE's operations (grow, compress, maintain, revise) over tr
 from collections import abc as _abc
 from grpc import aio as _aio
 from katsura.api.memory.v1 import memory_archive_pb2 as _memory_archive_pb2
+from katsura.api.memory.v1 import memory_collect_pb2 as _memory_collect_pb2
 from katsura.api.memory.v1 import memory_contents_pb2 as _memory_contents_pb2
 from katsura.api.memory.v1 import memory_merge_pb2 as _memory_merge_pb2
 from katsura.api.memory.v1 import memory_references_pb2 as _memory_references_pb2
@@ -143,6 +144,10 @@ class MemoryServiceStub:
     Redact: _grpc.UnaryUnaryMultiCallable[_memory_contents_pb2.RedactRequest, _memory_contents_pb2.RedactResponse]
     """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too.
     Errors: NOT_FOUND / NODE_NOT_FOUND.
+    """
+    CollectGarbage: _grpc.UnaryUnaryMultiCallable[_memory_collect_pb2.CollectGarbageRequest, _memory_collect_pb2.CollectGarbageResponse]
+    """Drops old abandoned branches and destroys the content of what nobody can reach any more: no branch holds it, nothing
+    that is held refers to it, it had no effect outside. Bounded work per call; call it until it is done.
     """
     ResumeStep: _grpc.UnaryUnaryMultiCallable[_memory_waits_pb2.ResumeStepRequest, _memory_waits_pb2.ResumeStepResponse]
     """Resolves a step that waits for a tool or an approval, once on each path.
@@ -310,6 +315,10 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     Redact: _aio.UnaryUnaryMultiCallable[_memory_contents_pb2.RedactRequest, _memory_contents_pb2.RedactResponse]  # type: ignore[assignment]
     """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too.
     Errors: NOT_FOUND / NODE_NOT_FOUND.
+    """
+    CollectGarbage: _aio.UnaryUnaryMultiCallable[_memory_collect_pb2.CollectGarbageRequest, _memory_collect_pb2.CollectGarbageResponse]  # type: ignore[assignment]
+    """Drops old abandoned branches and destroys the content of what nobody can reach any more: no branch holds it, nothing
+    that is held refers to it, it had no effect outside. Bounded work per call; call it until it is done.
     """
     ResumeStep: _aio.UnaryUnaryMultiCallable[_memory_waits_pb2.ResumeStepRequest, _memory_waits_pb2.ResumeStepResponse]  # type: ignore[assignment]
     """Resolves a step that waits for a tool or an approval, once on each path.
@@ -618,6 +627,16 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_memory_contents_pb2.RedactResponse, _abc.Awaitable[_memory_contents_pb2.RedactResponse]]:
         """Destroys the content and salt of nodes, keeping hash and shape; summaries and hints that may quote them go too.
         Errors: NOT_FOUND / NODE_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def CollectGarbage(
+        self,
+        request: _memory_collect_pb2.CollectGarbageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_collect_pb2.CollectGarbageResponse, _abc.Awaitable[_memory_collect_pb2.CollectGarbageResponse]]:
+        """Drops old abandoned branches and destroys the content of what nobody can reach any more: no branch holds it, nothing
+        that is held refers to it, it had no effect outside. Bounded work per call; call it until it is done.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,113 @@
+"""Collecting what nobody can reach (I12): one suite for the in-memory twin and a real Valkey."""
+
+from __future__ import annotations
+
+from katsura.domain.errors import AlreadyExistsError, Reason
+from katsura.domain.trees import Attachment, Effect, EventKind, Reference, Step, SummaryStatus, Wait, WaitKind
+from katsura.state.collecting import Collected, Retention
+from katsura.state.trees import TreeRef, TreeStore
+from katsura.testing.tree_suite import BIG, NO_REQUEST, compress, contents, grow, refused, revise, step
+
+NOTHING = Retention(abandoned=0, revisions=1)
+
+
+async def collect(store: TreeStore, ref: TreeRef, keep: Retention = NOTHING, looks: int = 500) -> Collected:
+    """Everything, call by call."""
+    branches: list[str] = []
+    nodes: list[int] = []
+    for _ in range(200):
+        part = await store.collect(ref, keep, looks)
+        branches += part.branches
+        nodes += part.nodes
+        if part.done:
+            return Collected(tuple(branches), tuple(nodes), True)  # type: ignore[arg-type]
+    raise AssertionError("it never ends")
+
+
+async def gone(store: TreeStore, ref: TreeRef) -> list[int]:
+    nodes = await store.nodes(ref, range(1, (await store.read(ref))[0].node_count + 1), BIG)
+    return [n.node_id for n in nodes if n.redacted]
+
+
+async def test_what_only_an_abandoned_branch_held_goes_and_nothing_else(store: TreeStore, ref: TreeRef) -> None:
+    await grow(store, ref, "a", "b")
+    await compress(store, ref)
+    dead = step("dead", client_step_id="c", opaque=b"bytes")
+    await store.grow(ref, "", None, [dead, step("dead too")], False, NO_REQUEST)
+    await store.put_attachments(ref, 4, [Attachment("t", 0, "", b"x")], False)
+    new = (await revise(store, ref, 2)).branch.name
+    await grow(store, ref, "goes on")
+    bytes_before = (await store.counted(ref)).usage.bytes
+    found = await collect(store, ref)
+    assert (found.branches, found.nodes) == (("main",), (4, 5))
+    last = (await store.read(ref))[0].revision
+    event = await anext(store.watch(ref, "", last - 1, 5.0))
+    assert (event.kind, event.node_ids) == (EventKind.COLLECTED, (4, 5))
+    assert await gone(store, ref) == [4, 5]
+    assert (await store.counted(ref)).usage.bytes < bytes_before
+    assert await contents(store, ref) == ["a", "b", "goes on"]
+    assert [b.name for b in (await store.read(ref))[1]] == [new]
+    (node,) = await store.nodes(ref, [4], BIG)
+    assert (node.body, node.attachments) == (Step("[redacted]"), ())
+    assert await store.find_steps(ref, ["c"], "") == ()
+    again = await store.grow(ref, "", None, [dead], True, NO_REQUEST)
+    assert not again.merged[0], "nothing walks onto what is gone"
+    await refused(AlreadyExistsError, Reason.BRANCH_EXISTS, store.fork(ref, "", 0, "main", NO_REQUEST))
+    assert await collect(store, ref) == Collected((), (), True), "a second time finds nothing"
+
+
+async def test_what_is_held_or_referred_to_or_had_an_effect_is_never_lost(store: TreeStore, ref: TreeRef) -> None:
+    await grow(store, ref, "a")
+    taken = (await grow(store, ref, "found H-7")).node_ids[0]
+    paid = (await store.grow(ref, "", None, [step("paid", effect=Effect.IRREVERSIBLE)], False, NO_REQUEST)).node_ids[0]
+    await store.fork(ref, "", 0, "tree:child", NO_REQUEST, "", "child")
+    kept = (await grow(store, ref, "behind the place")).node_ids[0]
+    await revise(store, ref, 1)
+    on = step("as found", references=(Reference(taken), Reference(kept)))
+    await store.grow(ref, "", None, [on], False, NO_REQUEST)
+    assert (await collect(store, ref)).branches == ("main",)
+    assert await gone(store, ref) == []
+    await store.release(ref, "tree:child", NO_REQUEST)
+    last = (await store.read(ref))[1][-1].head
+    await revise(store, ref, 1)
+    assert set((await collect(store, ref)).nodes) >= {taken, kept, last}
+    assert paid not in await gone(store, ref), "what was done outside was done"
+
+
+async def test_the_newest_branches_and_revisions_stay(store: TreeStore, ref: TreeRef) -> None:
+    for i in range(4):
+        await grow(store, ref, f"try {i}", merge=False)
+        await revise(store, ref, 0)
+    assert (await collect(store, ref, Retention(1, 100))).nodes == ()
+    left = [b.name for b in (await store.read(ref))[1]]
+    assert left == ["b4", "b5"], "the default branch, and one that was abandoned"
+    tree, _ = await store.read(ref)
+    found = await collect(store, ref, Retention(1, tree.revision - 3))
+    assert found.nodes == (1,), "nodes of revisions that are watched stay"
+
+
+async def test_it_goes_on_where_it_stopped_while_others_write(store: TreeStore, ref: TreeRef) -> None:
+    await grow(store, ref, *(f"a{i}" for i in range(20)))
+    await revise(store, ref, 10)
+    await grow(store, ref, *(f"b{i}" for i in range(20)))
+    first = await store.collect(ref, NOTHING, 8)
+    assert (first.branches, first.nodes, first.done) == (("main",), (), False)
+    second = await store.collect(ref, NOTHING, 8)
+    await grow(store, ref, "meanwhile")
+    rest = await collect(store, ref, looks=8)
+    assert (*second.nodes, *rest.nodes) == tuple(range(11, 21))
+    said = [f"a{i}" for i in range(10)] + [f"b{i}" for i in range(20)] + ["meanwhile"]
+    assert await contents(store, ref) == said
+
+
+async def test_summaries_of_what_stays_stay_and_so_does_what_waits(store: TreeStore, ref: TreeRef) -> None:
+    await grow(store, ref, "a")
+    failed = await compress(store, ref, SummaryStatus.FAILED)
+    pending = await compress(store, ref, SummaryStatus.PENDING)
+    wait = Wait(WaitKind.TOOL, "x")
+    await store.grow(ref, "", None, [step("w", wait=wait)], False, NO_REQUEST)
+    back = (await revise(store, ref, 1)).branch.name
+    await collect(store, ref)
+    assert failed.node.node_id not in await gone(store, ref)
+    assert pending.node.node_id not in await gone(store, ref)
+    assert (await store.waiting(ref, back))[1] == ()
