@@ -19,8 +19,8 @@ SERVICES = (
     memory_service_pb2.DESCRIPTOR.services_by_name["MemoryService"],
     block_service_pb2.DESCRIPTOR.services_by_name["BlockService"],
 )
-READS = ("Get", "List", "Find", "Search", "Diff", "AssembleContext", "Export", "Verify", "Watch")
-HARMLESS = {"AttachTokens", "CollectGarbage", "PutAttachments", "DeleteTree", "ImportTree"}
+READS = ("Get", "List", "Find", "Search", "Diff", "AssembleContext", "Export", "Verify", "Watch", "Recall")
+HARMLESS = {"AttachTokens", "CollectGarbage", "FreezeTree", "PutAttachments", "DeleteTree", "ImportTree"}
 """Writes without a request_id: the first tokens and bytes stay whoever repeats; the others are sent once."""
 
 
