@@ -197,7 +197,7 @@ def measure(plane: ControlPlane, folder: Path, deployments: int, nodes: int) -> 
         row("deployments whose state is not explained", unexplained, "deployments", 0),
         row("pods that are not scheduled", unbound, "pods", 0),
         row("pods scheduled", bound, "pods", None),
-        row("memory", memory, "MB", 512),
+        row("memory", memory, "MB", 1024),
     ]
     for name, cost in costs.items():
         rows += [
