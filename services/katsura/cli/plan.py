@@ -76,15 +76,17 @@ def run_plan(options: PlanOptions, environ: Mapping[str, str], console: Console)
     if options.trials is not None:
         problem, trials = _try(problem, options.trials)
     effort = Effort(options.gap, options.nodes, options.seconds, options.seed)
+    asked = problem
+    late = any(a.limit_s is not None for a in problem.agents)
+    if options.against is None or late:
+        problem, made = plan_for_agents(asked, effort)
+    said = [text for text in (explain_tightened(asked, problem),) if text]
     if options.against is not None:
         against = options.against
         current = _of(against, lambda: read_current(read_text(against)))
         change = replan(problem, effort, current)
-        made, said = change.plan, [explain_change(change)]
-    else:
-        asked = problem
-        problem, made = plan_for_agents(asked, effort)
-        said = [text for text in (explain_tightened(asked, problem),) if text]
+        made = change.plan
+        said.append(explain_change(change))
     if not options.dry_run or options.against is None:
         said.insert(0, explain(made, problem))
     for text in options.what_if:

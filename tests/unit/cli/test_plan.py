@@ -147,3 +147,14 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
     for options in (PlanOptions((LAPTOP,), against=other), PlanOptions((LAPTOP,), calibration=other)):
         with pytest.raises(InvalidArgumentError, match=r"other\.json: "):
             said(options)
+
+
+def test_a_change_is_held_to_the_seconds_of_agents_too(tmp_path: Path) -> None:
+    agents, current = LAPTOP.with_name("agents.yaml"), tmp_path / "current.json"
+    status, text = said(PlanOptions((agents,), as_json=True))
+    assert status is Exit.OK
+    assert all(a["kept"] for a in json.loads(text)["status"]["agents"])
+    current.write_text(text)
+    _, text = said(PlanOptions((agents,), against=current, dry_run=True))
+    assert "thinker is held to" in text
+    assert "Keep what runs" in text
