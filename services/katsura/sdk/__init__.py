@@ -18,6 +18,8 @@ from katsura.sdk.experts import ExpertClient
 from katsura.sdk.memory import MemoryClient
 from katsura.sdk.router import RouterClient
 from katsura.sdk.sync import Katsura, SyncTree
+from katsura.sdk.usage import UsageClient
+from katsura.sdk.work import WorkClient
 
 __all__ = [
     "AttentionClient",
@@ -29,5 +31,7 @@ __all__ = [
     "RouterClient",
     "ShardPool",
     "SyncTree",
+    "UsageClient",
+    "WorkClient",
     "connect",
 ]
