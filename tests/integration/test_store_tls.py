@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -140,6 +141,18 @@ async def test_a_renewed_certificate_serves_old_and_new_connections(door: DoorPr
     assert await store.client.get("k") == b"v"  # by the connection that there is
     await store.client.connection_pool.disconnect()
     assert await store.client.get("k") == b"v"  # the same connection, made anew
+    await store.close()
+
+
+async def test_many_connections_at_once_share_what_they_read(
+    door: DoorProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    original = ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", lambda: made.append(1) or original())
+    store = await Store.open(door.url())
+    await asyncio.gather(*(store.client.set(f"k{i}", "v") for i in range(16)))
+    assert made == [1]
     await store.close()
 
 

@@ -7,13 +7,15 @@ an idempotency key may repeat it. A connection that died while idle is noticed a
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib import resources
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
 
 from redis import exceptions as redis_errors
@@ -287,10 +289,22 @@ def _client(url: str, max_connections: int, socket_timeout_s: float | None = 5.0
 
 
 class _RenewedTls(SSLConnection):
-    """Reads its certificates for every handshake: whoever renews the files restarts nobody."""
+    """Reads its certificates again when the files have changed: whoever renews them restarts nobody.
+
+    All connections share a context: making one reads every authority that the machine knows.
+    """
+
+    _made: ClassVar[dict[tuple[object, ...], tuple[tuple[tuple[int, int], ...], ssl.SSLContext]]] = {}
 
     def _connection_arguments(self) -> Mapping[str, Any]:
-        self.ssl_context.context = None
+        said = self.ssl_context
+        paths = [path for path in (said.ca_certs, said.certfile, said.keyfile) if path]
+        stats = tuple((found.st_mtime_ns, found.st_ino) for found in map(os.stat, paths))
+        key = (*paths, said.cert_reqs, said.check_hostname, said.min_version, said.ciphers)
+        before, said.context = self._made.get(key, ((), None))
+        if before != stats or said.context is None:
+            said.context = None
+            self._made[key] = (stats, said.get())
         return super()._connection_arguments()
 
 
