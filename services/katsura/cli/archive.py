@@ -35,7 +35,7 @@ def export_tree(door: MemoryDoor, tree: str, out: Path, console: Console) -> Exi
         raise PermissionDeniedError(f"cannot write {out}: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
-    console.print(f"{tree} is in {out}: {size:,} bytes", soft_wrap=True, highlight=False)
+    console.print(f"{tree} is in {out}: {size:,} bytes", soft_wrap=True, highlight=False, markup=False)
     return Exit.OK
 
 
@@ -54,7 +54,7 @@ def import_tree(door: MemoryDoor, source: Path, name: str, as_json: bool, consol
         console.print_json(json.dumps({"tree": tree.tree_id, "nodes": tree.node_count, "digest": digest}))
     else:
         said = f"{tree.tree_id} has {tree.node_count} nodes and {tree.branch_count} branches; digest {digest}"
-        console.print(said, soft_wrap=True, highlight=False)
+        console.print(said, soft_wrap=True, highlight=False, markup=False)
     return Exit.OK
 
 
@@ -71,7 +71,7 @@ def verify(door: MemoryDoor, tree: str, as_json: bool, console: Console) -> Exit
     erased = f", {found.redacted_count} of them erased" if found.redacted_count else ""
     verdict = f"{len(wrong)} are not what was written" if wrong else "every hash holds"
     said = f"{tree}: {found.node_count} nodes{erased}; {verdict}; digest {found.root_digest.hex()}"
-    console.print(said, soft_wrap=True, highlight=False)
+    console.print(said, soft_wrap=True, highlight=False, markup=False)
     return Exit.FAILED if wrong else Exit.OK
 
 

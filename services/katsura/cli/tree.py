@@ -50,7 +50,7 @@ def show(gateway: Gateway, session: str, last: int, picture: Path | None, as_jso
             picture.write_text(drawn, "utf-8")
         except OSError as error:
             raise PermissionDeniedError(f"cannot write {picture}: {error.strerror}") from error
-        console.print(f"{tree.session} is drawn in {picture}", soft_wrap=True, highlight=False)
+        console.print(f"{tree.session} is drawn in {picture}", soft_wrap=True, highlight=False, markup=False)
     elif as_json:
         console.print_json(json.dumps(tree.raw))
     else:

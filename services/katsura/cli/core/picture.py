@@ -25,6 +25,7 @@ _MARGIN: Final = 18
 _CHAR: Final = 7.3
 """Width of a character of the 12 px monospaced face, in px."""
 _LABEL_CHARS: Final = 18
+_COLOURED: Final = ("user", "assistant")
 _STYLE: Final = """\
 text{font:12px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;fill:#1f2328}
 .dim{fill:#6e7781}.line{stroke:#8c959f;stroke-width:2;fill:none}.left .line{stroke-dasharray:4 4}
@@ -95,11 +96,11 @@ def _draw(canvas: _Canvas, line: Line, lane: int, leaves: tuple[float, float] | 
 
 
 def _mark(canvas: _Canvas, node: TreeNode, x: float, y: float) -> None:
-    kind = escape(node.label.split()[0]) if node.kind == "step" else node.kind
     if node.kind == "step":
-        dot = f'<circle class="dot {kind}" cx="{x}" cy="{y}" r="6"/>'
+        speaker = node.label if node.label in _COLOURED else "step"
+        dot = f'<circle class="dot {speaker}" cx="{x}" cy="{y}" r="6"/>'
     else:
-        dot = f'<rect class="dot {kind}" x="{x - 6}" y="{y - 6}" width="12" height="12" rx="2"/>'
+        dot = f'<rect class="dot {node.kind}" x="{x - 6}" y="{y - 6}" width="12" height="12" rx="2"/>'
     head = f"#{node.node_id} {node.label}"
     room = int((canvas.width - x - 20) / _CHAR) - len(head) - 3
     said = escape(shortened(node.text, max(8, room)))

@@ -10,7 +10,7 @@ from katsura.cli.core.picture import svg
 NODES = (
     TreeNode(1, 0, "step", "user", "Where to? <b> & more"),
     TreeNode(2, 1, "step", "assistant", "Oslo. " * 400),
-    TreeNode(3, 1, "step", "assistant", "Rome."),
+    TreeNode(3, 1, "step", 'a"/><script>', "Rome."),
     TreeNode(4, 2, "summary", "summary of #1 to #2", "Oslo."),
 )
 BRANCHES = (TreeBranch("main", 2, 0, ""), TreeBranch("try-<2>", 3, 1, "main", abandoned=True))
