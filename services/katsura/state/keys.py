@@ -13,6 +13,9 @@ from urllib.parse import quote
 STORE_INCARNATION: Final = "katsura:store:incarnation"
 """STRING, 16 hex digits, owner `state.connect`, no TTL. One life of the store's data: drawn once, survives restarts."""
 
+BARRIER: Final = "katsura:store:barrier"
+"""STRING, empty: written so that WAITAOF has something to wait for."""
+
 
 def quoted(name: str) -> str:
     """`name` with everything but letters, digits and `_.-~` percent-encoded: safe between separators and braces."""
@@ -92,9 +95,6 @@ def program_affinity(tenant_salt: bytes, program_id: str) -> bytes:
 
 TENANTS: Final = "katsura:tenants"
 """SET of tenant ids that have a record."""
-
-BARRIER: Final = "katsura:store:barrier"
-"""STRING, empty: written so that WAITAOF has something to wait for."""
 
 API_KEY_DIGESTS: Final = "katsura:api-keys"
 """HASH key id -> digest of the key: finds a key by the id that people see. Written after the key's own record."""
