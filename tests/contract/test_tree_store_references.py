@@ -130,9 +130,9 @@ async def test_a_step_that_takes_anothers_place_is_seen_on_its_own_paths_only(st
     await grow(store, ref, "book Kyoto")
     hotel = await add(store, ref, "a hotel there", 1)
     await store.fork(ref, "", 0, "side", NO_REQUEST)
-    new = await add(store, ref, "book Nara", relation=Relation.REPLACE, related_node_ids=(1,))
+    new = await add(store, ref, "book Nara", 1, relation=Relation.REPLACE, related_node_ids=(1,))
     mark = (new, 1, "REPLACED")
-    assert await marks(store, ref) == {1: [mark], hotel: [mark]}
+    assert await marks(store, ref) == {1: [mark], hotel: [mark]}, "what takes its place is not stale by it"
     stale = StaleMark(new, 1, StaleReason.REPLACED)  # type: ignore[arg-type]
     main = await snapshot(store, ref)
     assert main.stale == (StaleStep(hotel, stale, 3), StaleStep(1, stale, 3))  # type: ignore[arg-type]
