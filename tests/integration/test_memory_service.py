@@ -31,6 +31,7 @@ from katsura.rpc.context import CallContext
 from katsura.sdk.blocks import BlockClient, of_user
 from katsura.sdk.connection import Connection
 from katsura.sdk.memory import MemoryClient, step
+from katsura.sdk.memory_structure import reference
 from katsura.sdk.usage import UsageClient
 from katsura.testing.process import ServedProcess
 from katsura.testing.store import EmbeddedStore
@@ -361,3 +362,42 @@ async def test_what_a_summary_stands_for_is_recalled_within_its_budget(connectio
     assert [s.content for s in found.segments][:2] == ["Look at hotel H-8.", "It is painted blue."]
     assert len(found.summaries) == 1
     assert found.total_tokens <= 200
+
+
+async def test_sub_agents_references_waits_and_collecting_work_over_the_wire(connection: Connection) -> None:
+    memory = client_of(connection, "structure")
+    await memory.create_tree(tree_id="trip", goal="a trip")
+    await memory.grow("trip", [step("user", "Find a room.")])
+    wait = tree_pb.Wait(kind=tree_pb.WAIT_KIND_APPROVAL, what="450 USD")
+    rests = [reference(1, tree_pb.REFERENCE_KIND_REUSES)]
+    await memory.grow("trip", [step("assistant", "May I?", wait=wait, references=rests)])
+    (waiting,) = await memory.list_waiting("trip")
+    assert (waiting.branch, waiting.node.node_id, waiting.node.step.wait.what) == ("main", 2, "450 USD")
+    resumed = await memory.resume_step("trip", 2, expected_head=2, step=step("user", "Yes."))
+    assert (resumed.node.step.resolves, resumed.node.step.resolution) == (2, tree_pb.RESOLUTION_DONE)
+    made = await memory.fork("trip", new_tree_id="rooms", goal="a room", agent_id="scout")
+    assert (made.tree.origin.tree_id, made.tree.origin.node_id, made.tree.agent_id) == ("trip", 3, "scout")
+    await memory.grow("rooms", [step("assistant", "H-8: 90 USD")])
+    context = await memory.assemble_context("rooms", budget_tokens=500)
+    assert [s.tree_id for s in context.segments] == ["", "trip", "trip", "trip", ""]
+    merged = await memory.merge("trip", "", source_tree_id="rooms")
+    assert [(r.tree_id, r.node_id) for r in merged.steps[0].references] == [("rooms", 1)]
+    with pytest.raises(FailedPreconditionError):
+        await memory.delete_tree("trip")
+    await memory.invalidate("trip", [1])
+    context = await memory.assemble_context("trip", budget_tokens=500)
+    assert [s.node_id for s in context.stale_steps] == [2, 1]
+    assert [n.node_id for n in (await memory.list_dependents("trip", 1)).nodes] == [2]
+    await memory.revalidate("trip", [1, 2])
+    assert (await memory.get_tree("trip")).tree.stale_count == 0
+    await memory.add_references("trip", 3, [reference(1)])
+    assert not (await memory.remove_references("trip", 3, [1])).references
+    await memory.revise("trip", restore_after=1, reason="too dear")
+    await memory.delete_tree("rooms")
+    collected = await memory.collect_garbage("trip", keep_abandoned=0, keep_revisions=1)
+    assert (list(collected.dropped_branches), list(collected.collected_node_ids), collected.done) == (
+        ["main"],
+        [2, 3, 4],
+        True,
+    )
+    await memory.delete_tree("trip")
