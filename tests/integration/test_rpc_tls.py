@@ -124,7 +124,7 @@ async def test_a_channel_goes_on_over_a_renewal_and_running_calls_end_where_they
         assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
         server.set_ready(True)
         assert (await watched.read()).status == health_pb2.HealthCheckResponse.SERVING
-        watched.cancel()
+    assert watched.done(), "closing the channel closes those that it has outlived"
 
 
 async def test_a_channel_made_before_a_renewal_reaches_a_server_that_started_after_it(ours: TlsFiles) -> None:

@@ -75,6 +75,7 @@ class RenewedChannel(grpc.aio.Channel):
         self._signature = files.signature()
         self._pem = files.read()
         self._link = _Link(open_with(self._pem))
+        self._retired: set[_Link] = set()
         self._closing: set[asyncio.Task[None]] = set()
 
     def link(self) -> _Link:
@@ -86,8 +87,9 @@ class RenewedChannel(grpc.aio.Channel):
                 self._signature = signature
                 if pem != self._pem:
                     self._pem = pem
-                    self._link.retire(self._close_later)
-                    self._link = _Link(self._open_with(pem))
+                    before, self._link = self._link, _Link(self._open_with(pem))
+                    self._retired.add(before)
+                    before.retire(self._close_later)
         except OSError:
             pass  # being replaced: the next call looks again
         return self._link
@@ -121,9 +123,9 @@ class RenewedChannel(grpc.aio.Channel):
         await self.link().channel.channel_ready()
 
     async def close(self, grace: float | None = None) -> None:
-        """Close it; retired channels still end by themselves."""
-        await self._link.channel.close(grace)
-        await asyncio.gather(*self._closing)
+        """Close it, with the channels that calls still run over."""
+        links, self._retired = (self._link, *self._retired), set()
+        await asyncio.gather(*self._closing, *(link.channel.close(grace) for link in links))
 
     async def __aenter__(self) -> RenewedChannel:
         """Itself."""
@@ -133,8 +135,11 @@ class RenewedChannel(grpc.aio.Channel):
         """Close."""
         await self.close()
 
-    def _close_later(self, channel: grpc.aio.Channel) -> None:
-        task = asyncio.get_running_loop().create_task(channel.close())
+    def _close_later(self, link: _Link) -> None:
+        if link not in self._retired:
+            return  # `close` has it already
+        self._retired.remove(link)
+        task = asyncio.get_running_loop().create_task(link.channel.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -145,14 +150,14 @@ class _Link:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
         self._running = 0
-        self._close: Callable[[grpc.aio.Channel], None] | None = None
+        self._close: Callable[[_Link], None] | None = None
 
     def begins(self, call: Any) -> None:
         """Count a call until it ends."""
         self._running += 1
         call.add_done_callback(self._ended)
 
-    def retire(self, close: Callable[[grpc.aio.Channel], None]) -> None:
+    def retire(self, close: Callable[[_Link], None]) -> None:
         """Close by `close` when the last call has ended."""
         self._close = close
         self._close_if_idle()
@@ -163,7 +168,7 @@ class _Link:
 
     def _close_if_idle(self) -> None:
         if self._close is not None and not self._running:
-            self._close(self.channel)
+            self._close(self)
 
 
 class _Method:
