@@ -93,6 +93,7 @@ end
 -- Work on the queue until about `looks` nodes were looked at; whether nothing is left.
 settle = function(t, looks)
   local item = redis.call('LPOP', t.stale_queue)
+  if not item then return true end
   while item do
     local n = {}
     for word in string.gmatch(item, '%d+') do n[#n + 1] = tonumber(word) end

@@ -47,6 +47,9 @@ end
 
 -- nil where the new steps resolve what waits, and not too many wait, else the answer.
 local function check_waiting(t, found)
+  local asked = false
+  for _, i in ipairs(found.fresh) do asked = asked or found.steps[i].waits or found.steps[i].resolves ~= 0 end
+  if not asked then return end
   local open, count = {}, 0
   for _, id in ipairs(waiting_at(t, link(t, found.base))) do open[id], count = true, count + 1 end
   for _, i in ipairs(found.fresh) do
