@@ -21,7 +21,7 @@ from typing import TypeVar
 import pytest
 import trustme
 
-from katsura.domain.errors import OutOfRangeError, ResourceExhaustedError
+from katsura.domain.errors import InternalError, OutOfRangeError, ResourceExhaustedError
 from katsura.wire import inproc, tcp, tls
 from katsura.wire.server import Server
 from katsura.wire.transport import Channel, ChannelRetiredError, ChannelTimeoutError, Limits
@@ -263,6 +263,28 @@ def test_polling_reports_every_answer_once(house: House) -> None:
     seen = {channel.poll(PATIENCE_S), channel.poll(PATIENCE_S)}
     assert seen == set(slots)
     assert channel.poll(0.0) is None
+
+
+def test_an_answered_slot_is_posted_again_and_no_other_is(house: House) -> None:
+    house.serve_echo()
+    channel = house.connect()
+    slot, other = channel.reserve(8), channel.reserve(8)
+    for size in (8, 8, 5, 8, 8):
+        for each in (slot, other):
+            each.request[:size] = random.Random(size + each.index).randbytes(size)
+            channel.post(each, size, PATIENCE_S)
+            with pytest.raises(InternalError, match="POSTED"):
+                channel.post(each, size, PATIENCE_S)
+        # In either order: the answer to the other one comes in first, and waits until it is asked for.
+        assert channel.wait(other, PATIENCE_S) == other.request[:size]
+        assert channel.wait(slot, PATIENCE_S) == slot.request[:size]
+        assert channel.credits == LIMITS.credits - 2
+    channel.release(slot)
+    with pytest.raises(InternalError, match="FREE"):
+        channel.post(slot, 8, PATIENCE_S)
+    with pytest.raises(InternalError, match="FREE"):
+        channel.reply(slot)
+    assert channel.credits == LIMITS.credits - 1
 
 
 def test_no_credit_is_an_error_and_releasing_brings_it_back(house: House) -> None:

@@ -63,7 +63,6 @@ def half_an_answer(request: Request) -> None:
 
 def bad_doorbell(request: Request) -> None:
     request.slot = 1 - request.slot  # type: ignore[attr-defined]
-    request._peer._held.add(request.slot)  # type: ignore[attr-defined]
     request.answer(64)
 
 

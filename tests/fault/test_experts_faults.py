@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from katsura.attention.config import ShardConfig
+from katsura.attention.lane import Lane
 from katsura.attention.link import Link
 from katsura.attention.pool import Pool, make_pool
 from katsura.attention.runner import Model
@@ -119,36 +120,40 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("way", ["lane", "long"])
 @pytest.mark.parametrize("moment", ["before a layer", "after the post", "before the answer is read"])
 def test_a_member_killed_in_the_middle_of_a_step_changes_no_bit(
-    pair: tuple[House, MemberProcess, MemberProcess], moment: str, monkeypatch: pytest.MonkeyPatch
+    pair: tuple[House, MemberProcess, MemberProcess], moment: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house, a, _ = pair
+    if way == "long":
+        monkeypatch.setattr(Link, "lane", lambda link, *form: None)
     assert all(house.agrees(0, layer) for layer in range(LAYERS))
     killed: list[str] = []
 
-    def kill_once(link: Link) -> None:
+    def kill_once(on_way: Lane | Link) -> None:
+        link = on_way.link if isinstance(on_way, Lane) else on_way
         if link.assignment.member_id == "a" and not killed:
             killed.append(moment)
             a.kill()
 
-    post, answer = Link.post, Link.answer
+    post, answer = (Lane.post, Lane.take) if way == "lane" else (Link.post, Link.answer)
 
-    def posting(link: Link, *args: object) -> object:
+    def posting(on_way: Lane | Link, *args: object) -> object:
         if moment == "before a layer":
-            kill_once(link)
-        ask = post(link, *args)  # type: ignore[arg-type]
+            kill_once(on_way)
+        ask = post(on_way, *args)  # type: ignore[arg-type]
         if moment == "after the post":
-            kill_once(link)
+            kill_once(on_way)
         return ask
 
-    def answering(link: Link, *args: object) -> object:
+    def answering(on_way: Lane | Link, *args: object) -> object:
         if moment == "before the answer is read":
-            kill_once(link)
-        return answer(link, *args)  # type: ignore[arg-type]
+            kill_once(on_way)
+        return answer(on_way, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Link, "post", posting)
-    monkeypatch.setattr(Link, "answer", answering)
+    monkeypatch.setattr(Lane if way == "lane" else Link, post.__name__, posting)
+    monkeypatch.setattr(Lane if way == "lane" else Link, answer.__name__, answering)
     for step in range(1, 4):
         for layer in range(LAYERS):
             assert house.agrees(step, layer)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from katsura.attention.core.dispatch import suspicion_s
+from katsura.attention.lane import FormCost, Lane
 from katsura.domain.cost import FrameCost
 from katsura.domain.errors import InternalError, KatsuraError
 from katsura.domain.tables import Assignment
 from katsura.wire.connect import connect
 from katsura.wire.frame import TRACE_BYTES, FrameId, GroupSums, Routes, decode_partial, dispatch_bytes, encode_dispatch
-from katsura.wire.header import BadFrameError, Kind, NackReason, read_control, read_header
-from katsura.wire.repeat import DispatchWriter, PartialReader
+from katsura.wire.header import BadFrameError, Header, Kind, NackReason, read_control, read_header
 from katsura.wire.tls import Contexts
 from katsura.wire.transport import Channel, Limits, Slot
 
@@ -24,6 +24,8 @@ _PAUSE_FIRST_S = 0.05
 _PAUSE_MOST_S = 5.0
 """A member that could not be reached is left alone for this long; doubled each time."""
 _DRAINING_S = 1.0
+LANES = 2
+"""Slots of a channel that are kept for lanes: as many sets of groups may one member have over the layers."""
 
 
 class LostError(Exception):
@@ -71,25 +73,6 @@ class Ask:
     member_s: float = 0.0
 
 
-@dataclass(slots=True)
-class _Ends:
-    """What repeats in one slot: requests that we write, replies that we read."""
-
-    request: DispatchWriter
-    reply: PartialReader
-
-
-@dataclass(slots=True)
-class _FormCost:
-    """What all frames of one form cost: groups, rows, columns, dtype, routes and whether a trace goes with it."""
-
-    key: tuple[object, ...]
-    nbytes: int
-    units: int
-    token_units: int
-    predicted_s: float
-
-
 class Link:
     """One life of one member. Belongs to the compute thread."""
 
@@ -106,8 +89,7 @@ class Link:
         self._paused_until_s = 0.0
         self._barred = False
         self._held: list[Slot] = []
-        self._ends: dict[int, _Ends] = {}
-        self._form = _FormCost((), 0, 0, 0, 0.0)
+        self._lanes: dict[tuple[int, ...], Lane] = {}
 
     @property
     def is_open(self) -> bool:
@@ -137,14 +119,43 @@ class Link:
         self._channel = channel
         self._cost = FrameCost(float(welcome.get("unit_cost_s", 0.0)), float(welcome.get("token_cost_s", 0.0)))
         self._pause_s = _PAUSE_FIRST_S
-        self._held = []
-        self._ends = {}
-        self._form = _FormCost((), 0, 0, 0, 0.0)
+        self._held, self._lanes = [], {}
 
     def close(self, why: str) -> None:
         """Let go of the member."""
         if self._channel is not None:
             self._channel.retire(why)
+
+    def lane(self, groups: tuple[int, ...], hidden: Tensor, traced: bool) -> Lane | None:
+        """The lane for `groups`; None if the member cannot be reached now, or has as many lanes as it may.
+
+        All lanes are for frames of one form: `leave_lanes` before another one.
+        """
+        channel, lane = self._channel, self._lanes.get(groups)
+        if channel is None or channel.retired is not None:
+            return None
+        if lane is None and len(self._lanes) < LANES:
+            slot = channel.reserve(
+                dispatch_bytes(hidden.shape[0], hidden.shape[1], hidden.dtype, len(groups), 0, traced)
+            )
+            cost = self._cost_of(groups, len(hidden), 0)
+            lane = Lane(self, channel, slot, groups, hidden.shape, self._settings.weights_digest, cost)
+            self._lanes[groups] = lane
+            self.begin()
+        return lane
+
+    def leave_lanes(self) -> None:
+        """Give their slots back."""
+        for lane in self._lanes.values():
+            lane.leave()
+        self._lanes = {}
+
+    def begin(self) -> None:
+        """A step begins: be as patient with each lane as its last answer asks for."""
+        for lane in self._lanes.values():
+            if lane.member_us:
+                self._strikes, self._queue_s = 0, max(0.0, lane.member_us / 1e6 - lane.cost.predicted_s)
+            lane.patience_s = self._patience_s(lane.cost)
 
     def post(
         self,
@@ -162,31 +173,24 @@ class Link:
             self.open()
         channel = self._channel
         assert channel is not None
-        form = self._form_of(groups, hidden, 0 if routes is None else len(routes.rows), len(trace) > 0)
+        n_tokens, width = hidden.shape
+        n_routes = 0 if routes is None else len(routes.rows)
+        cost = self._cost_of(groups, n_tokens, n_routes)
         now_s = time.monotonic()
         left_s = max(0.001, deadline_s - now_s)
-        patience_s = min(left_s, self._patience_s(form))
-        deadline_us = int(left_s * 1e6)
+        patience_s = min(left_s, self._patience_s(cost))
         try:
-            slot = channel.reserve(form.nbytes)
-            ends = self._ends.get(slot.index)
-            if ends is None:
-                ends = self._ends[slot.index] = _Ends(DispatchWriter(slot.request), PartialReader())
-            digest, trace = self._settings.weights_digest, trace[:TRACE_BYTES]
-            if routes is None and not replay:
-                nbytes = ends.request.write(
-                    id, groups, hidden, digest=digest, epoch=epoch, deadline_us=deadline_us, trace=trace
-                )
-            else:
-                ends.request.forget()
-                nbytes = encode_dispatch(
-                    slot.request, id, groups, hidden, routes,
-                    digest=digest, epoch=epoch, deadline_us=deadline_us, trace=trace, replay=replay,
-                )  # fmt: skip
+            slot = channel.reserve(
+                dispatch_bytes(n_tokens, width, hidden.dtype, len(groups), n_routes, traced=len(trace) > 0)
+            )
+            nbytes = encode_dispatch(
+                slot.request, id, groups, hidden, routes, digest=self._settings.weights_digest, epoch=epoch,
+                deadline_us=int(left_s * 1e6), trace=trace[:TRACE_BYTES], replay=replay,
+            )  # fmt: skip
             channel.post(slot, nbytes, patience_s)
         except KatsuraError as error:
-            raise self._lost(error) from error
-        return Ask(id, groups, hidden.shape, slot, patience_s, form.predicted_s, now_s)
+            raise self.lost(error, channel) from error
+        return Ask(id, groups, hidden.shape, slot, patience_s, cost.predicted_s, now_s)
 
     def answer(self, ask: Ask) -> tuple[GroupSums, ...]:
         """Wait for a frame's partial sums: views that hold until `release`. Raises LostError."""
@@ -194,53 +198,33 @@ class Link:
         assert channel is not None
         try:
             reply = channel.wait(ask.slot, ask.patience_s)
-            ask.answered_s = time.monotonic()
-            again = self._ends[ask.slot.index].reply
-            numbers = again.read(reply)
-            if numbers is None:
-                parts, time_us = self._read(channel, ask, reply)
-            else:
-                layer, ubatch, incarnation, step, _, time_us = numbers
-                parts = again.parts
-                if (incarnation, step, layer, ubatch) != ask.id or again.asked != (ask.groups, ask.shape):
-                    raise BadFrameError("the answer is to another question")
+            header = read_header(reply)
+            if header.kind is Kind.NACK:
+                channel.release(ask.slot)
+                raise self.refusal(reply, header)
+            if header.kind is not Kind.PARTIAL:
+                raise BadFrameError(f"a member answers by PARTIAL or NACK, not {header.kind.name}")
+            partial = decode_partial(reply, header)
+            if (partial.id, partial.groups, header.n_tokens, header.width) != (ask.id, ask.groups, *ask.shape):
+                raise BadFrameError("the answer is to another question")
         except KatsuraError as error:
+            raise self.lost(error, channel) from error
+        finally:
             ask.answered_s = time.monotonic()
-            raise self._lost(error) from error
         self._held.append(ask.slot)
         self._strikes = 0
-        ask.member_s = time_us / 1e6
+        ask.member_s = header.time_us / 1e6
         self._queue_s = max(0.0, ask.member_s - ask.predicted_s)
-        return parts
+        return partial.parts
 
-    def _read(self, channel: Channel, ask: Ask, reply: memoryview) -> tuple[tuple[GroupSums, ...], int]:
-        """The sums in a reply of a new form, and how long the member had the frame in us."""
-        header = read_header(reply)
-        if header.kind is Kind.NACK:
-            refusal = read_control(reply, header)
-            channel.release(ask.slot)
-            raise self._refused(refusal)
-        if header.kind is not Kind.PARTIAL:
-            raise BadFrameError(f"a member answers by PARTIAL or NACK, not {header.kind.name}")
-        partial = decode_partial(reply, header)
-        if (partial.id, partial.groups, header.n_tokens, header.width) != (ask.id, ask.groups, *ask.shape):
-            raise BadFrameError("the answer is to another question")
-        self._ends[ask.slot.index].reply.learn(reply, partial)
-        return partial.parts, header.time_us
+    def _cost_of(self, groups: tuple[int, ...], n_tokens: int, n_routes: int) -> FormCost:
+        units = len(groups) * self._settings.units_per_group
+        token_units = n_routes or units * n_tokens
+        return FormCost(units, token_units, self._cost.predict_s(units, token_units))
 
-    def _form_of(self, groups: tuple[int, ...], hidden: Tensor, n_routes: int, traced: bool) -> _FormCost:
-        key = (groups, hidden.shape, hidden.dtype, n_routes, traced)
-        if self._form.key != key:
-            n_tokens, width = hidden.shape
-            units = len(groups) * self._settings.units_per_group
-            token_units = n_routes or units * n_tokens
-            nbytes = dispatch_bytes(n_tokens, width, hidden.dtype, len(groups), n_routes, traced)
-            self._form = _FormCost(key, nbytes, units, token_units, self._cost.predict_s(units, token_units))
-        return self._form
-
-    def _patience_s(self, form: _FormCost) -> float:
+    def _patience_s(self, cost: FormCost) -> float:
         most_s = self._settings.frame_timeout_s
-        return suspicion_s(self._cost, form.units, form.token_units, self._queue_s, self._strikes, most_s)
+        return suspicion_s(self._cost, cost.units, cost.token_units, self._queue_s, self._strikes, most_s)
 
     def release(self) -> None:
         """Give back the slots of all answers read so far."""
@@ -249,7 +233,9 @@ class Link:
                 self._channel.release(slot)
         self._held = []
 
-    def _refused(self, refusal: dict[str, object]) -> LostError:
+    def refusal(self, reply: memoryview, header: Header) -> LostError:
+        """What a NACK says of the member. InternalError if it cannot read our frame."""
+        refusal = read_control(reply, header)
         reason, text = refusal.get("reason"), str(refusal.get("message", ""))
         if reason == NackReason.MALFORMED:
             raise InternalError(f"member {self.assignment.member_id} cannot read our frame: {text}")
@@ -260,13 +246,14 @@ class Link:
             self.close("the member drains")
         return LostError(f"{reason}: {text}")
 
-    def _lost(self, error: KatsuraError) -> LostError:
+    def lost(self, error: KatsuraError, channel: Channel) -> LostError:
+        """Give `channel` up for `error`, which is raised itself if it is a bug of ours."""
         if isinstance(error, InternalError):
             raise error
-        assert self._channel is not None
-        self._channel.retire(error.message)
-        self._strikes = min(self._strikes + 1, 8)
-        self._held = []
+        channel.retire(error.message)
+        if channel is self._channel:
+            self._strikes = min(self._strikes + 1, 8)
+            self._held, self._lanes = [], {}
         return LostError(error.message)
 
     def _pause(self) -> None:

@@ -11,9 +11,9 @@ the step is given up by a TemporaryError; the compute loop runs it again until a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import monotonic
 
 import torch
 from torch import Tensor
@@ -21,9 +21,10 @@ from torch import Tensor
 from katsura.attention import messages
 from katsura.attention.config import ShardConfig
 from katsura.attention.core.dispatch import Holders
-from katsura.attention.link import Ask, Link, LinkSettings, LostError
+from katsura.attention.lane import Lane
+from katsura.attention.link import LANES, Ask, Link, LinkSettings, LostError
 from katsura.attention.runner import Model
-from katsura.domain.errors import InvalidArgumentError, Reason, UnavailableError
+from katsura.domain.errors import InternalError, InvalidArgumentError, Reason, UnavailableError
 from katsura.domain.ids import Incarnation
 from katsura.domain.leases import NO_EPOCH, revision_id
 from katsura.domain.shape import FfnLayout
@@ -35,12 +36,14 @@ from katsura.model.linear import TORCH_DTYPE
 from katsura.telemetry import log
 from katsura.weights.manifest import weights_digest
 from katsura.wire import tls
-from katsura.wire.frame import FrameId, GroupSums, Routes, dispatch_bytes, partial_bytes
+from katsura.wire.frame import TRACE_BYTES, FrameId, GroupSums, Routes, dispatch_bytes, partial_bytes
 from katsura.wire.header import WIRE_VERSION
+from katsura.wire.repeat import Place
 from katsura.wire.transport import Limits
 
 _LOG = log.get(__name__)
-_CREDITS = 2
+_CREDITS = LANES + 2
+"""Two for the long way, where a member may be asked again for what another one lost."""
 _REPLY_BYTES_MAX = 64 * MIB
 """A longer answer is asked for in several frames."""
 
@@ -69,6 +72,20 @@ class _Batch:
     replay: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """The lanes to all members of a layer, and in which of them the sums of its groups, ascending, are."""
+
+    lanes: tuple[Lane, ...]
+    backwards: tuple[Lane, ...]
+    sums: tuple[tuple[Lane, int], ...]
+
+    @classmethod
+    def of(cls, lanes: Sequence[Lane]) -> _Round:
+        places = sorted((group, at, i) for at, lane in enumerate(lanes) for i, group in enumerate(lane.groups))
+        return cls(tuple(lanes), tuple(reversed(lanes)), tuple((lanes[at], i) for _, at, i in places))
+
+
 class Pool:
     """See the module. Belongs to the compute thread."""
 
@@ -77,7 +94,9 @@ class Pool:
         self._settings, self._layout, self._layer_count, self._width = settings, layout, layer_count, width
         self._rows_max = rows_max
         self._holders: Holders | None = None
-        self._all: list[list[tuple[Link, tuple[int, ...]]]] = []
+        self._all: list[list[tuple[Link, tuple[int, ...]]]] = [[] for _ in range(layer_count)]
+        self._rounds: list[_Round | None] = [None] * layer_count
+        self._form = torch.Size(), False
         self._groups = range(layout.group_count)
         self._epoch = NO_EPOCH
         self._links: dict[int, Link] = {}
@@ -94,7 +113,9 @@ class Pool:
     def begin(self, incarnation: Incarnation, step: int, deadline_s: float, trace: str) -> None:
         """Name the step that the next frames belong to; nothing is waited for beyond `deadline_s` (monotonic)."""
         self._incarnation, self._step, self._deadline_s = incarnation, step, deadline_s
-        self._trace = trace.encode("ascii", "replace")[:64]
+        self._trace = trace.encode("ascii", "replace")[:TRACE_BYTES]
+        for link in self._links.values():
+            link.begin()
 
     def turn_to(self, table: ExpertTable | None) -> None:
         """Use this table from the next frame on; None keeps the last one."""
@@ -127,6 +148,7 @@ class Pool:
                 link.close("the table no longer names this member")
         self._holders = Holders(table, self._fingerprint)
         self._epoch, self._all = table.epoch, []
+        self._leave_lanes()
         for layer in range(self._layer_count):
             sending = self._holders.send(layer, self._groups, self._links)
             self._all.append([(self._links[rank], groups) for rank, groups in sending.by_rank.items()])
@@ -151,53 +173,96 @@ class Pool:
     def apply(self, layer: int, inputs: FfnInput) -> Tensor:
         """The FFN output of `layer`: f32 `[tokens, width]`. UnavailableError (NO_EXPERT_COPY) gives the step up."""
         hidden, routing = inputs.hidden, inputs.routing
+        failed: set[int] = set()
+        if routing is None:
+            form = hidden.shape, len(self._trace) > 0
+            round = self._rounds[layer] if form == self._form else None
+            if round is None:
+                round = self._round(layer, hidden, form)
+            if round is not None:
+                total = self._at_once(layer, hidden, round, failed)
+                if total is not None:
+                    return total
         if hidden.shape[0] <= self._rows_max:
-            return self._apply(layer, 0, hidden, routing)
+            return self._apply(layer, 0, hidden, routing, failed)
         outputs = []
         for ubatch, start in enumerate(range(0, hidden.shape[0], self._rows_max)):
             rows = slice(start, start + self._rows_max)
             of_rows = None if routing is None else Routing(routing.ids[rows], routing.weights[rows])
-            outputs.append(self._apply(layer, ubatch, hidden[rows], of_rows))
+            outputs.append(self._apply(layer, ubatch, hidden[rows], of_rows, failed))
         return torch.cat(outputs)
 
-    def _at_once(self, id: FrameId, hidden: Tensor) -> Tensor | set[int]:
-        """The way of a dense decode loop: a frame to every member, and their sum; ranks that failed where one did."""
-        asked: list[tuple[Link, Ask]] = []
-        parts: dict[int, Tensor] = {}
-        failed: set[int] = set()
-        for link, groups in self._all[id.layer]:
-            try:
-                ask = link.post(id, groups, hidden, None, self._epoch, self._deadline_s, self._trace, False)
-                asked.append((link, ask))
-            except LostError as lost:
-                _note_lost(link, lost, failed)
-        try:
-            # The last one first: on a shared core the others answer meanwhile, without waking us each time.
-            for link, ask in reversed(asked):
-                try:
-                    parts |= {part.group: part.sums for part in link.answer(ask)}
-                except LostError as lost:
-                    _note_lost(link, lost, failed)
-            total = _own_sum(parts) if not failed else None
-        finally:
-            for link, _ in asked:
-                link.release()
-        if total is None:
-            return failed
-        slowest_s = max([ask.member_s for _, ask in asked])
-        self.transport_s[id.layer] += max(0.0, asked[0][1].answered_s - asked[0][1].posted_s - slowest_s)
-        return total
+    def _round(self, layer: int, hidden: Tensor, form: tuple[torch.Size, bool]) -> _Round | None:
+        """A lane of this form to every member of the layer; None if one cannot be reached, or rows are too many."""
+        if form != self._form:
+            self._leave_lanes()
+            self._form = form
+        if len(hidden) > self._rows_max or not self._all[layer]:
+            return None
+        lanes = [link.lane(groups, hidden, form[1]) for link, groups in self._all[layer]]
+        open_lanes = [lane for lane in lanes if lane is not None]
+        if len(open_lanes) < len(lanes):
+            return None
+        known = next((each for each in self._rounds if each is not None and each.lanes == tuple(open_lanes)), None)
+        self._rounds[layer] = known or _Round.of(open_lanes)
+        return self._rounds[layer]
 
-    def _apply(self, layer: int, ubatch: int, hidden: Tensor, routing: Routing | None) -> Tensor:
+    def _at_once(self, layer: int, hidden: Tensor, round: _Round, failed: set[int]) -> Tensor | None:
+        """The way of a decode loop: a frame to every member, and their sum. None where one `failed`, noted by rank."""
+        place = layer, 0, self._incarnation, self._step
+        begin_s = monotonic()
+        left_s = self._deadline_s - begin_s
+        if left_s <= 0:
+            return None
+        left_us = int(left_s * 1e6)
+        lane = round.lanes[0]
+        try:
+            for lane in round.lanes:
+                lane.post(place, hidden, self._epoch, left_us, self._trace)
+            # The last one first: on a shared core the others answer meanwhile, without waking us each time.
+            for lane in round.backwards:
+                lane.take(place, left_s)
+        except (LostError, InternalError) as error:
+            self._settle(round, lane, place, left_s, failed)
+            if isinstance(error, InternalError):
+                raise
+            self._note_lost(lane.link, error, failed)
+            return None
+        slowest_us = 0
+        total: Tensor | None = None
+        for lane, index in round.sums:
+            part = lane.sums(index)
+            total = part if total is None else total + part
+            slowest_us = max(slowest_us, lane.member_us)
+        assert total is not None, "a table names groups"
+        self.transport_s[layer] += max(0.0, monotonic() - begin_s - slowest_us / 1e6)
+        return total.clone() if len(round.sums) == 1 else total
+
+    def _settle(self, round: _Round, lane: Lane, place: Place, left_s: float, failed: set[int]) -> None:
+        """After `lane` has failed: wait for what the others have under way, so that their slots are free again."""
+        for other in round.lanes:
+            if other is not lane and other.under_way:
+                try:
+                    other.take(place, left_s)
+                except LostError as lost:
+                    self._note_lost(other.link, lost, failed)
+                except InternalError:
+                    continue  # whoever asks again hears it again
+
+    def _leave_lanes(self) -> None:
+        self._rounds = [None] * self._layer_count
+        for link in self._links.values():
+            link.leave_lanes()
+
+    def _note_lost(self, link: Link, lost: LostError, failed: set[int]) -> None:
+        failed.add(link.assignment.rank)
+        self._rounds = [None] * self._layer_count
+        _LOG.warning("a member did not serve a frame", member=link.assignment.member_id, why=lost.why)
+
+    def _apply(self, layer: int, ubatch: int, hidden: Tensor, routing: Routing | None, skipped: set[int]) -> Tensor:
         id = FrameId(self._incarnation, self._step, layer, ubatch)
-        failed: set[int] = set()
-        if routing is None and self._all_open(layer) and time.monotonic() < self._deadline_s:
-            total = self._at_once(id, hidden)
-            if isinstance(total, Tensor):
-                return total
-            failed = total
         group_of = None if routing is None else routing.ids // self._layout.units_per_group
-        batch = _Batch(id, hidden, routing, group_of, failed, replay=bool(failed))
+        batch = _Batch(id, hidden, routing, group_of, skipped, replay=bool(skipped))
         partials = self._unused(batch)
         missing = [group for group in self._groups if group not in partials]
         held: list[Link] = []
@@ -239,13 +304,13 @@ class Pool:
                         batch.replay,
                     )  # fmt: skip
                 except LostError as lost:
-                    _note_lost(link, lost, batch.skipped)
+                    self._note_lost(link, lost, batch.skipped)
                     continue
                 asked.append((link, ask, share))
         return asked
 
     def _holders_of(self, batch: _Batch, groups: Sequence[int]) -> Sequence[tuple[Link, tuple[int, ...]]]:
-        now_s, layer = time.monotonic(), batch.id.layer
+        now_s, layer = monotonic(), batch.id.layer
         if self._holders is None:
             raise _no_copy(self._mismatch or "there is no expert table yet")
         if now_s >= self._deadline_s:
@@ -264,14 +329,14 @@ class Pool:
         return [(self._links[rank], of_rank) for rank, of_rank in sending.by_rank.items()]
 
     def _all_open(self, layer: int) -> bool:
-        links = self._all[layer] if self._all else ()
+        links = self._all[layer]
         return bool(links) and all(link.is_open for link, _ in links)
 
     def _answer(self, link: Link, ask: Ask, batch: _Batch) -> tuple[GroupSums, ...] | None:
         try:
             return link.answer(ask)
         except LostError as lost:
-            _note_lost(link, lost, batch.skipped)
+            self._note_lost(link, lost, batch.skipped)
             return None
 
     def _share(self, groups: Sequence[int], batch: _Batch) -> _Share:
@@ -323,18 +388,13 @@ class Pool:
         )
 
     def _mend(self) -> None:
-        now_s = time.monotonic()
+        now_s = monotonic()
         for link in self._links.values():
             if not link.is_open and link.usable(now_s):
                 try:
                     link.open()
                 except LostError as lost:
                     _LOG.warning("cannot reach a member", member=link.assignment.member_id, why=lost.why)
-
-
-def _note_lost(link: Link, lost: LostError, failed: set[int]) -> None:
-    failed.add(link.assignment.rank)
-    _LOG.warning("a member did not serve a frame", member=link.assignment.member_id, why=lost.why)
 
 
 def _own_sum(partials: dict[int, Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from katsura.experts import messages
 from katsura.experts.core.residency import LastFrame
 from katsura.experts.core.window import Waiting, arrange
 from katsura.experts.groups import Groups
+from katsura.model.ffn import GroupSet
 from katsura.model.linear import TORCH_DTYPE
 from katsura.wire.frame import Dispatch, GroupSums, decode_dispatch, encode_partial, partial_bytes
 from katsura.wire.header import DIGEST_BYTES, BadFrameError, Header, Kind, NackReason, read_header, write_control
@@ -48,10 +49,12 @@ class _NackError(Exception):
 
 @dataclass(slots=True)
 class _Slot:
-    """Of one slot of one client: what came in, what went out."""
+    """Of one slot of one client: what came in, what went out, by which sets of groups."""
 
+    client: LastFrame
+    reply: PartialWriter
     request: DispatchReader = field(default_factory=DispatchReader)
-    reply: PartialWriter = field(default_factory=PartialWriter)
+    held: Mapping[int, GroupSet] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -124,35 +127,36 @@ class Frames:
         """Answer a frame of the form that its slot carried last; False where it must go the long way."""
         begin_s = self._now()
         slot = self._slots.get((request.client, request.slot))
-        if slot is None or not slot.reply.ready or self.draining:
+        if slot is None or not slot.reply.nbytes or self.draining:
             return False
         numbers = slot.request.read(request.frame)
         if numbers is None:
             return False
-        held = self._groups.ready(numbers.layer, slot.request.groups)
+        held = slot.held.get(numbers[0])
         if held is None:
             return False
-        trace = slot.request.trace(request.frame)
+        trace = slot.request.trace(request.frame) if slot.request.traced else b""
         begin_ns = time.time_ns() if trace else 0
         hidden = slot.request.hidden
         held.write_partials(hidden, slot.reply.sums)
         end_s = self._now()
-        self.clients[request.client] = LastFrame(numbers.epoch, begin_s)
+        slot.client.epoch, slot.client.at_s = numbers[4], begin_s
         self._seconds += end_s - begin_s
         self._answered += 1
         if trace:
-            self._trace(trace, numbers.step, begin_ns, hidden.shape[0])
-        request.answer(slot.reply.write(numbers, int((end_s - begin_s) * 1e6)))
+            self._trace(trace, numbers[3], begin_ns, hidden.shape[0])
+        slot.reply.write(numbers[:4], numbers[4], int((end_s - begin_s) * 1e6))
+        request.answer(slot.reply.nbytes)
         return True
 
     def _read(self, request: Request) -> _Arrived | None:
         header = None
         try:
             header = read_header(request.frame)
-            key = request.client, request.slot
-            slot = self._slots.get(key) or self._slots.setdefault(key, _Slot())
             frame = self._checked(request, header)
+            slot = self._slot(request)
             slot.request.learn(request.frame, frame)
+            slot.held = self._groups.ready(frame.groups) if frame.routes is None else {}
         except BadFrameError as error:
             self._give_back(request, header, NackReason.MALFORMED, error.message)
             return None
@@ -160,8 +164,15 @@ class Frames:
             self._give_back(request, header, nack.why, nack.message)
             return None
         now_s = self._now()
-        self.clients[request.client] = LastFrame(header.epoch, now_s)
+        slot.client.epoch, slot.client.at_s = header.epoch, now_s
         return _Arrived(request, frame, slot, now_s, time.time_ns() if frame.trace else 0)
+
+    def _slot(self, request: Request) -> _Slot:
+        key = request.client, request.slot
+        if key not in self._slots:
+            client = self.clients.setdefault(request.client, LastFrame(0, 0.0))
+            self._slots[key] = _Slot(client, PartialWriter(request.reply_buffer))
+        return self._slots[key]
 
     def _checked(self, request: Request, header: Header) -> Dispatch:
         """A frame that can be computed. Raises BadFrameError or _NackError."""

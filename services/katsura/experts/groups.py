@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class Groups:
         self._keys: set[Key] = set()
         self._singles: dict[Key, GroupWeights] = {}
         self._sets: dict[int, list[tuple[tuple[int, ...], GroupSet]]] = {}
-        self._ready: dict[tuple[int, tuple[int, ...]], GroupSet] = {}
+        self._ready: dict[tuple[int, ...], dict[int, GroupSet]] = {}
         self._group_bytes = group_bytes(holdings.config.shape, holdings.layout, holdings.kernels)
         self._fuses = holdings.kernels.fuse_groups and not holdings.config.shape.is_moe
 
@@ -99,7 +99,7 @@ class Groups:
     def free(self, key: Key) -> None:
         """Let go of one group."""
         self._keys.discard(key)
-        self._ready.clear()
+        self._forget_ready()
         if self._singles.pop(key, None) is not None:
             return
         layer, group = key
@@ -116,11 +116,14 @@ class Groups:
             with torch.inference_mode():
                 fused_set = GroupSet([self._singles.pop((layer, group)) for group in wanted], self.holdings.kernels)
             self._sets.setdefault(layer, []).append((wanted, fused_set))
-            self._ready.clear()
+            self._forget_ready()
 
-    def ready(self, layer: int, groups: tuple[int, ...]) -> GroupSet | None:
-        """Exactly these dense groups as one set; None where they are not loaded, or not held together."""
-        return self._ready.get((layer, groups))
+    def ready(self, groups: tuple[int, ...]) -> Mapping[int, GroupSet]:
+        """By layer, exactly these dense groups as one set; no layer where they are not loaded, or not held together.
+
+        The mapping is live: it follows what is fused, freed and computed.
+        """
+        return self._ready.setdefault(groups, {})
 
     def compute(self, frames: Sequence[Dispatch]) -> list[list[GroupSums]]:
         """Partial sums of every frame, which are of one layer; groups that several ask for read their weights once."""
@@ -161,14 +164,18 @@ class Groups:
             if not set(groups).isdisjoint(of):
                 found |= fused.partials(hidden, None)
                 if of == groups:
-                    self._ready[layer, groups] = fused
+                    self._ready.setdefault(groups, {})[layer] = fused
         for group in groups:
             if group not in found:
                 single = GroupSet([self._singles[layer, group]], self.holdings.kernels)
                 found |= single.partials(hidden, None)
                 if groups == (group,):
-                    self._ready[layer, groups] = single
+                    self._ready.setdefault(groups, {})[layer] = single
         return found
+
+    def _forget_ready(self) -> None:
+        for by_layer in self._ready.values():
+            by_layer.clear()
 
     def _take_apart(self, layer: int, fused: tuple[tuple[int, ...], GroupSet]) -> None:
         """Read what is still ours of a set anew; if that fails, the set stays."""
@@ -176,7 +183,7 @@ class Groups:
             if (layer, group) in self._keys:
                 self._read((layer, group))
         self._sets[layer].remove(fused)
-        self._ready.clear()
+        self._forget_ready()
 
     def _read(self, key: Key) -> None:
         h = self.holdings

@@ -6,7 +6,7 @@ depends on who computed which group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +59,7 @@ def swiglu(block: FfnBlock, hidden: Tensor) -> Tensor:
 
 def _activated(gate_up: Tensor) -> Tensor:
     gate, up = gate_up.chunk(2, 1)
-    return functional.silu(gate).mul_(up)
+    return _silu(gate).mul_(up)
 
 
 def sum_groups(partials: Mapping[int, Tensor]) -> Tensor:
@@ -69,6 +69,9 @@ def sum_groups(partials: Mapping[int, Tensor]) -> Tensor:
     for group in rest:
         total = total + partials[group]
     return total
+
+
+_silu: Callable[[Tensor], Tensor] = getattr(torch._C._nn, "silu", functional.silu)  # without a Python frame
 
 
 class GroupSet:
@@ -110,6 +113,10 @@ class GroupSet:
     def write_partials(self, hidden: Tensor, sums: Sequence[Tensor]) -> None:
         """The partials of dense groups by ascending group id, into f32 `[tokens, width]` each."""
         assert self._gate_up is not None, "an expert's partials need its routes"
+        if len(self._downs) == 1:  # flat: see `wire.repeat`
+            gate, up = self._gate_up(hidden).chunk(2, 1)
+            sums[0].copy_(self._downs[0][1](_silu(gate).mul_(up)))
+            return
         for (_, down), piece, into in zip(self._downs, self._pieces(self._gate_up, hidden), sums, strict=True):
             into.copy_(down(piece))
 

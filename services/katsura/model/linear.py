@@ -33,20 +33,21 @@ def packed_works(dtype: DType) -> bool:
 
 def backend_function(backend: LinearBackend, weight: Tensor) -> Callable[[Tensor], Tensor]:
     """The bare product `x -> x @ weight.T` of one backend, without any care for row counts."""
-    return _prepared(backend, weight)[1]
+    stored, operator, rest = _prepared(backend, weight)
+    return lambda x: operator(x, stored, *rest)
 
 
 class PackedLinear:
     """`x @ weight.T` by one kernel of the plan. `weight` is `[out, in]`; the caller may drop it afterwards."""
 
-    __slots__ = ("_product", "_rows_max", "_rows_min", "_stored", "in_width", "out_width", "size_bytes")
+    __slots__ = ("_operator", "_rest", "_rows_max", "_rows_min", "_stored", "in_width", "out_width", "size_bytes")
 
     def __init__(self, weight: Tensor, kernel: LinearKernel) -> None:
         self.out_width, self.in_width = weight.shape
         self.size_bytes = weight.numel() * weight.element_size()
         self._rows_min = kernel.rows_min
         self._rows_max = kernel.rows_max or 1 << 62
-        self._stored, self._product = _prepared(kernel.backend, weight.contiguous())
+        self._stored, self._operator, self._rest = _prepared(kernel.backend, weight.contiguous())
 
     def dense(self) -> Tensor:
         """The weight `[out, in]` as it was given."""
@@ -56,17 +57,17 @@ class PackedLinear:
         """`[rows, in]` to `[rows, out]`."""
         rows = x.shape[0]
         if self._rows_min <= rows <= self._rows_max:
-            return self._product(x)
+            return self._operator(x, self._stored, *self._rest)
         if rows < self._rows_min:
-            return self._product(functional.pad(x, (0, 0, 0, self._rows_min - rows)))[:rows]
+            return self(functional.pad(x, (0, 0, 0, self._rows_min - rows)))[:rows]
         return torch.cat([self(piece) for piece in torch.split(x, self._rows_max)])
 
 
-def _prepared(backend: LinearBackend, weight: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The weight as the backend keeps it, and the product with it."""
+def _prepared(backend: LinearBackend, weight: Tensor) -> tuple[Tensor, Callable[..., Tensor], tuple[object, ...]]:
+    """The weight as the backend keeps it, and the operator with what it takes after x and the weight."""
     if backend is LinearBackend.PLAIN:
-        return weight, lambda x: functional.linear(x, weight)
+        return weight, functional.linear, ()
     packed = torch.ops.mkldnn._reorder_linear_weight.default(weight.contiguous(), None)
     overload = torch.ops.mkldnn._linear_pointwise.default
-    product: Callable[..., Tensor] = getattr(overload, "_op", overload)  # without a Python frame around each product
-    return packed, lambda x: product(x, packed, None, "none", [], "")
+    # `_op`: without a Python frame around each product.
+    return packed, getattr(overload, "_op", overload), (None, "none", [], "")

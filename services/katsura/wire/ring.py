@@ -24,7 +24,7 @@ from typing import Any
 from katsura.domain.errors import KatsuraError
 from katsura.wire.header import BadFrameError
 from katsura.wire.server import Server
-from katsura.wire.transport import Limits, SlotChannel, slot_view
+from katsura.wire.transport import Limits, Slot, SlotChannel, SlotState, slot_view
 
 DOORBELL = struct.Struct("<II")
 _DOORBELL_READ = DOORBELL.size + 1
@@ -49,6 +49,7 @@ class RingChannel(SlotChannel):
     ) -> None:
         super().__init__(transport, limits, welcome, requests, replies)
         self._socket = sock
+        self._early: bytes | None = None  # heard while waiting for another slot, not looked at yet
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(0, int(_SLICE_S * 1e6)))
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
@@ -57,7 +58,21 @@ class RingChannel(SlotChannel):
         """The doorbell socket."""
         return self._socket.fileno()
 
-    def _ring(self, index: int, nbytes: int, deadline_s: float) -> bool:
+    def wait(self, slot: Slot, timeout_s: float) -> memoryview:
+        """The answer to that very slot. The next to come, of the length of its last: the way of a decode loop."""
+        if slot.state is SlotState.POSTED and timeout_s > _SLICE_S:
+            try:
+                message = self._socket.recv(_DOORBELL_READ)
+            except OSError:  # not yet, or never: the long way tells
+                timeout_s -= _SLICE_S
+            else:
+                if message == DOORBELL.pack(slot.index, len(slot.reply)):
+                    slot.state = SlotState.ANSWERED
+                    return slot.reply
+                self._early = message
+        return super().wait(slot, timeout_s)
+
+    def _ring(self, index: int, nbytes: int, timeout_s: float) -> bool:
         # Credits bound the messages under way far below the socket's buffer, so a full buffer is a broken peer.
         try:
             self._socket.send(DOORBELL.pack(index, nbytes), socket.MSG_DONTWAIT)
@@ -65,17 +80,19 @@ class RingChannel(SlotChannel):
             return False
         return True
 
-    def _heard(self, deadline_s: float) -> tuple[int, int] | None:
-        while (left_s := deadline_s - time.monotonic()) > _SLICE_S:
+    def _heard(self, timeout_s: float) -> tuple[int, int] | None:
+        message, self._early = self._early, None
+        deadline_s = time.monotonic() + timeout_s
+        while message is None:
             try:
-                message = self._socket.recv(_DOORBELL_READ)  # one system call for the common case
-                break
+                if (left_s := deadline_s - time.monotonic()) > _SLICE_S:
+                    message = self._socket.recv(_DOORBELL_READ)  # one system call for the common case
+                elif self._readable.poll(max(0.0, left_s) * 1000):
+                    message = self._socket.recv(_DOORBELL_READ, socket.MSG_DONTWAIT)
+                else:
+                    return None
             except BlockingIOError:
                 continue
-        else:
-            if not self._readable.poll(max(0.0, left_s) * 1000):
-                return None
-            message = self._socket.recv(_DOORBELL_READ, socket.MSG_DONTWAIT)
         if not message:
             raise EOFError
         if len(message) != DOORBELL.size:
@@ -145,15 +162,13 @@ class RingGreeting(ABC):
 
 
 class RingRequest:
-    """A posted slot, on the server."""
+    """One slot of a client, on the server; `held` from its doorbell to its answer. `frame` is what was posted last."""
 
-    __slots__ = ("_peer", "client", "frame", "reply_buffer", "reply_bytes", "slot")
+    __slots__ = ("_peer", "client", "frame", "held", "reply_buffer", "reply_bytes", "slot")
 
     def __init__(self, peer: RingPeer, index: int, frame: memoryview, reply_buffer: memoryview) -> None:
-        self._peer = peer
-        self.slot = index
-        self.client = peer.client
-        self.reply_bytes = peer.limits.reply_bytes
+        self._peer, self.slot, self.held = peer, index, False
+        self.client, self.reply_bytes = peer.client, len(reply_buffer)
         self.frame, self.reply_buffer = frame, reply_buffer
 
     @property
@@ -162,12 +177,19 @@ class RingRequest:
         return self._peer.alive
 
     def answer(self, nbytes: int) -> None:
-        """Ring back."""
-        self._peer.answer(self.slot, nbytes)
+        """Ring the client."""
+        peer = self._peer
+        if not peer.alive:
+            return
+        self.held = False
+        try:
+            peer.socket.send(DOORBELL.pack(self.slot, nbytes), socket.MSG_DONTWAIT)
+        except OSError as error:
+            peer.drop(f"it does not take its answer: {error}")
 
 
 class RingPeer:
-    """One greeted client, on the server: turns doorbells into requests."""
+    """A greeted client, on the server."""
 
     def __init__(
         self,
@@ -179,20 +201,19 @@ class RingPeer:
         replies: memoryview,
     ) -> None:
         self.client = client
-        self.limits = limits
-        self._slots = [
-            (slot_view(requests, index, limits.request_bytes), slot_view(replies, index, limits.reply_bytes))
-            for index in range(limits.credits)
-        ]
+        self.socket = sock
         self.alive = True
         self._server = server
-        self._socket = sock
-        self._held: set[int] = set()
+        self._buffers = [slot_view(requests, index, limits.request_bytes) for index in range(limits.credits)]
+        self._slots = [
+            RingRequest(self, index, buffer, slot_view(replies, index, limits.reply_bytes))
+            for index, buffer in enumerate(self._buffers)
+        ]
 
     def on_event(self, events: int) -> None:
         """A doorbell, or the end."""
         try:
-            message = self._socket.recv(_DOORBELL_READ, socket.MSG_DONTWAIT)
+            message = self.socket.recv(_DOORBELL_READ, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError as error:
@@ -201,23 +222,15 @@ class RingPeer:
         if not message:
             self.drop("it closed")
             return
-        index, nbytes = DOORBELL.unpack(message) if len(message) == DOORBELL.size else (self.limits.credits, 0)
-        if index >= self.limits.credits or index in self._held or nbytes > self.limits.request_bytes:
+        index, nbytes = DOORBELL.unpack(message) if len(message) == DOORBELL.size else (len(self._slots), 0)
+        if index >= len(self._slots) or self._slots[index].held or nbytes > len(self._buffers[index]):
             self.drop(f"it rang for slot {index} with {nbytes} bytes, which it may not")
             return
-        self._held.add(index)
-        request, reply = self._slots[index]
-        self._server.arrived(RingRequest(self, index, request[:nbytes], reply))
-
-    def answer(self, index: int, nbytes: int) -> None:
-        """Ring the client for a slot that the server held."""
-        if not self.alive:
-            return
-        self._held.remove(index)
-        try:
-            self._socket.send(DOORBELL.pack(index, nbytes), socket.MSG_DONTWAIT)
-        except OSError as error:
-            self.drop(f"it does not take its answer: {error}")
+        request = self._slots[index]
+        request.held = True
+        if len(request.frame) != nbytes:
+            request.frame = self._buffers[index][:nbytes]
+        self._server.arrived(request)
 
     def drop(self, why: str) -> None:
         """End this client; its slots are never used again."""
@@ -225,6 +238,6 @@ class RingPeer:
             self.alive = False
             _log.info("data-plane client %d left: %s", self.client, why)
             with contextlib.suppress(OSError):
-                self._server.remove(self._socket.fileno())
-            self._socket.close()
+                self._server.remove(self.socket.fileno())
+            self.socket.close()
             self._server.strike_off(self.client)

@@ -29,6 +29,7 @@ from katsura.wire.transport import (
     ChannelTimeoutError,
     Limits,
     SlotChannel,
+    SlotState,
     private_region,
     read_welcome,
     slot_stride,
@@ -169,15 +170,18 @@ class TcpChannel(SlotChannel):
         """The socket."""
         return self._stream.socket.fileno()
 
-    def _ring(self, index: int, nbytes: int, deadline_s: float) -> bool:
-        return self._stream.send(_message(self._requests, index, self.limits.request_bytes, nbytes), deadline_s)
+    def _ring(self, index: int, nbytes: int, timeout_s: float) -> bool:
+        message = _message(self._requests, index, self.limits.request_bytes, nbytes)
+        return self._stream.send(message, time.monotonic() + timeout_s)
 
-    def _heard(self, deadline_s: float) -> tuple[int, int] | None:
+    def _heard(self, timeout_s: float) -> tuple[int, int] | None:
+        deadline_s = time.monotonic() + timeout_s
         preamble = self._stream.preamble(deadline_s)
         if preamble is None:
             return None
         index, nbytes = preamble
-        if index not in self._posted or nbytes > self.limits.reply_bytes:
+        posted = index < len(self._slots) and self._slots[index].state is SlotState.POSTED
+        if not posted or nbytes > self.limits.reply_bytes:
             raise BadFrameError(f"slot {index} with {nbytes} bytes was not asked for")
         if not self._stream.receive(self._replies[index][:nbytes], deadline_s):
             raise TimeoutError("an answer stopped half-way")

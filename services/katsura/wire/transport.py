@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol
 
 from katsura.domain.errors import (
@@ -90,12 +91,25 @@ class Limits:
         return cls(*values)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+class SlotState(Enum):
+    """free -> reserved -> posted -> arrived -> answered -> free, or posted again. Those of a retired channel stay."""
+
+    FREE = 0
+    RESERVED = 1
+    POSTED = 2
+    ARRIVED = 3
+    """Its answer is here, and nobody has been told."""
+    ANSWERED = 4
+
+
+@dataclass(slots=True, eq=False)
 class Slot:
-    """A credit: memory for one request, held from `reserve` to `release`."""
+    """A credit: memory for one request, held from `reserve` to `release`. `state` and `reply` are the channel's."""
 
     index: int
     request: memoryview
+    reply: memoryview
+    state: SlotState = SlotState.FREE
 
 
 class Channel(Protocol):
@@ -125,7 +139,10 @@ class Channel(Protocol):
         ...
 
     def post(self, slot: Slot, nbytes: int, timeout_s: float) -> None:
-        """Hand the first `nbytes` of the slot over. ChannelRetiredError or ChannelTimeoutError if that fails."""
+        """Hand the first `nbytes` of the slot over. ChannelRetiredError or ChannelTimeoutError if that fails.
+
+        The slot has just been reserved, or answered and read: then its last answer is given up.
+        """
         ...
 
     def poll(self, timeout_s: float) -> Slot | None:
@@ -177,10 +194,7 @@ class Request(Protocol):
 
 
 class SlotChannel(ABC):
-    """The client's bookkeeping of slots, the same for every backend; a backend sends and receives doorbells.
-
-    States of a slot: free -> reserved -> posted -> answered -> free. Slots of a retired channel stay where they are.
-    """
+    """The client's bookkeeping of slots, the same for every backend; a backend sends and receives doorbells."""
 
     def __init__(
         self, transport: str, limits: Limits, welcome: Mapping[str, Any], requests: memoryview, replies: memoryview
@@ -191,12 +205,11 @@ class SlotChannel(ABC):
         self._retired: str | None = None
         self._requests = requests
         self._replies = [slot_view(replies, index, limits.reply_bytes) for index in range(limits.credits)]
-        self._free = [
-            Slot(index, slot_view(requests, index, limits.request_bytes)) for index in reversed(range(limits.credits))
+        self._slots = [
+            Slot(index, slot_view(requests, index, limits.request_bytes), memoryview(b""))
+            for index in range(limits.credits)
         ]
-        self._reserved: dict[int, Slot] = {}
-        self._posted: dict[int, Slot] = {}
-        self._answered: dict[int, memoryview] = {}
+        self._free = self._slots[::-1]
         self._unreported: deque[Slot] = deque()
 
     @property
@@ -214,12 +227,12 @@ class SlotChannel(ABC):
         """Readable when `poll` has something to say."""
 
     @abstractmethod
-    def _ring(self, index: int, nbytes: int, deadline_s: float) -> bool:
-        """Hand a request over; False if the peer did not take it before `deadline_s`. OSError if it is dead."""
+    def _ring(self, index: int, nbytes: int, timeout_s: float) -> bool:
+        """Hand a request over; False if the peer did not take it in time. OSError if it is dead."""
 
     @abstractmethod
-    def _heard(self, deadline_s: float) -> tuple[int, int] | None:
-        """The next (slot, length) answered, None at the deadline. OSError or EOFError if the peer is dead."""
+    def _heard(self, timeout_s: float) -> tuple[int, int] | None:
+        """The next (slot, length) answered, None if there was none in time. OSError or EOFError if the peer is dead."""
 
     @abstractmethod
     def _close(self) -> None:
@@ -235,17 +248,18 @@ class SlotChannel(ABC):
         if not self._free:
             raise ResourceExhaustedError(f"all {self.limits.credits} credits of this channel are in flight")
         slot = self._free.pop()
-        self._reserved[slot.index] = slot
+        slot.state = SlotState.RESERVED
         return slot
 
     def post(self, slot: Slot, nbytes: int, timeout_s: float) -> None:
         """Hand the first `nbytes` of the slot over."""
-        self._must_work()
-        if self._reserved.pop(slot.index, None) is not slot or nbytes > self.limits.request_bytes:
-            raise InternalError(f"slot {slot.index} is not reserved, or shorter than {nbytes} bytes")
-        self._posted[slot.index] = slot
+        if self._retired is not None:
+            self._must_work()
+        if slot.state not in _POSTABLE or nbytes > len(slot.request):
+            raise InternalError(f"slot {slot.index} is {slot.state.name}, or shorter than {nbytes} bytes")
+        slot.state = _POSTED
         try:
-            taken = self._ring(slot.index, nbytes, time.monotonic() + timeout_s)
+            taken = self._ring(slot.index, nbytes, timeout_s)
         except OSError as error:
             raise self._gone(f"the peer died: {error}") from error
         if not taken:
@@ -253,35 +267,40 @@ class SlotChannel(ABC):
 
     def poll(self, timeout_s: float) -> Slot | None:
         """A slot that has been answered, or None."""
-        if self._unreported:
-            return self._unreported.popleft()
-        return self._receive(time.monotonic() + timeout_s)
+        self._must_work()
+        slot = self._unreported.popleft() if self._unreported else self._receive(timeout_s)
+        if slot is not None:
+            slot.state = _ANSWERED
+        return slot
 
     def wait(self, slot: Slot, timeout_s: float) -> memoryview:
         """The answer to that very slot."""
-        if slot.index not in self._answered:
+        if slot.state is _POSTED:
             deadline_s = time.monotonic() + timeout_s
-            while (heard := self._receive(deadline_s)) is not slot:
+            while (heard := self._receive(deadline_s - time.monotonic())) is not slot:
                 if heard is None:
                     raise self._late(f"no answer within {timeout_s:.3f} s")
                 self._unreported.append(heard)
-        elif slot in self._unreported:
+            slot.state = _ANSWERED
+        elif slot.state is SlotState.ARRIVED:
             self._unreported.remove(slot)
+            slot.state = _ANSWERED
         return self.reply(slot)
 
     def reply(self, slot: Slot) -> memoryview:
         """The answer's bytes."""
         self._must_work()
-        return self._answered[slot.index]
+        if slot.state is not _ANSWERED:
+            raise InternalError(f"slot {slot.index} is {slot.state.name}: it has no answer to read")
+        return slot.reply
 
     def release(self, slot: Slot) -> None:
         """Give the credit back."""
         if self._retired:
             return
-        if slot.index not in self._answered and slot.index not in self._reserved:
-            raise InternalError(f"slot {slot.index} is in flight or free: it cannot be released")
-        self._answered.pop(slot.index, None)
-        self._reserved.pop(slot.index, None)
+        if slot.state not in _POSTABLE:
+            raise InternalError(f"slot {slot.index} is {slot.state.name}: it cannot be released")
+        slot.state = SlotState.FREE
         self._free.append(slot)
 
     def retire(self, why: str) -> None:
@@ -290,23 +309,26 @@ class SlotChannel(ABC):
             self._retired = why
             self._close()
 
-    def _receive(self, deadline_s: float) -> Slot | None:
+    def _receive(self, timeout_s: float) -> Slot | None:
+        """A slot whose answer came in: ARRIVED."""
         self._must_work()
         try:
-            heard = self._heard(deadline_s)
+            heard = self._heard(timeout_s)
         except TimeoutError as error:
             raise self._late(str(error)) from error
         except (OSError, EOFError) as error:
             raise self._gone(f"the peer died: {error or 'end of file'}") from error
         except BadFrameError as error:
             raise self._gone(f"the peer sent garbage: {error.message}") from error
-        if heard is None:
-            return None
-        index, nbytes = heard
-        slot = self._posted.pop(index, None)
-        if slot is None or nbytes > self.limits.reply_bytes:
+        return None if heard is None else self._arrived(*heard)
+
+    def _arrived(self, index: int, nbytes: int) -> Slot:
+        slot = self._slots[index] if index < len(self._slots) else None
+        if slot is None or slot.state is not _POSTED or nbytes > self.limits.reply_bytes:
             raise self._gone(f"the peer answered slot {index} with {nbytes} bytes, which it could not have been asked")
-        self._answered[index] = self._replies[index][:nbytes]
+        if len(slot.reply) != nbytes:
+            slot.reply = self._replies[index][:nbytes]
+        slot.state = SlotState.ARRIVED
         return slot
 
     def _must_work(self) -> None:
@@ -321,6 +343,10 @@ class SlotChannel(ABC):
         self.retire(why)
         return ChannelTimeoutError(f"the channel is retired: {why}")
 
+
+_POSTED, _ANSWERED = SlotState.POSTED, SlotState.ANSWERED
+_POSTABLE = (_ANSWERED, SlotState.RESERVED)
+"""States in which a slot is its holder's."""
 
 LEAD_BYTES = 64
 """Room before each slot where a transport may keep a preamble, so that both leave in one write."""

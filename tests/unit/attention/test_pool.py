@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from katsura.attention.config import ShardConfig
+from katsura.attention.link import LANES, LostError
 from katsura.attention.pool import Pool, make_pool
 from katsura.attention.runner import Model
 from katsura.domain.errors import InternalError, Reason, UnavailableError
@@ -373,3 +374,40 @@ def test_an_answer_for_the_groups_of_the_last_table_is_not_believed(
     monkeypatch.setattr(a.frames, "_reply", behind)
     assert house.agrees(0, 2, 3)
     assert [link.is_open for link in house.pool._links.values()] == [False, True]
+
+
+def test_a_member_with_other_groups_in_every_layer_has_lanes_for_some_and_serves_all(
+    open_house: Callable[[str], House],
+) -> None:
+    house = open_house("llama")
+    a, b = house.member(), house.member()
+    a_has = [GroupRange(layer, layer + 1, (layer,)) for layer in range(LAYERS)]
+    b_has = [
+        GroupRange(layer, layer + 1, tuple(group for group in range(4) if group != layer)) for layer in range(LAYERS)
+    ]
+    house.turn_to(a.assignment(0, a_has), b.assignment(1, b_has))
+    for rows in (1, 1, 5, 1):
+        assert all(house.agrees(layer, rows, seed=layer) for layer in range(LAYERS))
+    assert LANES < LAYERS
+    assert {len(link._lanes) for link in house.pool._links.values()} == {LANES}
+
+
+def test_what_an_old_lane_meets_does_not_end_the_channel_that_came_after_it(
+    pair: tuple[House, InlineMember, InlineMember],
+) -> None:
+    house, a, _ = pair
+    if house.family != "llama":
+        return
+    assert house.agrees(0, 1)
+    link = house.pool._links[0]
+    (old,) = link._lanes.values()
+    a.stop()
+    assert house.agrees(0, 1)
+    a.start()
+    limit = time.monotonic() + 30
+    while not link.is_open:
+        assert time.monotonic() < limit
+        house.agrees(0, 1)
+    with torch.inference_mode(), pytest.raises(LostError):
+        old.post((0, 0, 3, 1), house.inputs(1).hidden, 1, 1000, b"")
+    assert link.is_open

@@ -48,6 +48,6 @@ def test_a_product_that_is_missing_or_wrong_is_not_called_working(monkeypatch):
     monkeypatch.setattr("katsura.model.linear._prepared", missing)
     assert not packed_works(DType.F32)
     monkeypatch.setattr(
-        "katsura.model.linear._prepared", lambda backend, weight: (weight, lambda x: x.new_zeros(3, 32))
+        "katsura.model.linear._prepared", lambda backend, weight: (weight, lambda x, weight: x.new_zeros(3, 32), ())
     )
     assert not packed_works(DType.F32)

@@ -16,7 +16,7 @@ from katsura.wire.frame import (
     encode_partial,
 )
 from katsura.wire.header import read_header
-from katsura.wire.repeat import DispatchReader, DispatchWriter, Numbers, PartialReader, PartialWriter
+from katsura.wire.repeat import DispatchReader, DispatchWriter, Numbers, PartialReader, PartialWriter, Place
 
 ID = FrameId(incarnation=2**63 - 1, step=2**40, layer=29, ubatch=3)
 DIGEST = bytes(range(32))
@@ -24,33 +24,43 @@ TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 class Slot:
-    """One slot with its four ends, used as a link and a member use it."""
+    """One slot with its four ends, used as a lane, a link and a member use it."""
 
     def __init__(self) -> None:
         self.request, self.reply = memoryview(bytearray(8192)), memoryview(bytearray(8192))
-        self.asks, self.hears = DispatchWriter(self.request), PartialReader()
-        self.reads, self.answers = DispatchReader(), PartialWriter()
+        self.asks: DispatchWriter | None = None
+        self.form: tuple[object, ...] = ()
+        self.length = 0
+        self.hears = PartialReader()
+        self.reads, self.answers = DispatchReader(), PartialWriter(self.reply)
         self.short_ways = 0
 
     def ask(self, step: int, groups: tuple[int, ...], hidden: torch.Tensor, trace: bytes, routes: Routes | None) -> int:
-        id = ID._replace(step=step)
-        if routes is None:
-            return self.asks.write(id, groups, hidden, digest=DIGEST, epoch=step, deadline_us=step, trace=trace)
-        self.asks.forget()
-        return encode_dispatch(
-            self.request, id, groups, hidden, routes, digest=DIGEST, epoch=step, deadline_us=step, trace=trace
-        )
+        if routes is not None:
+            self.asks = None
+            return encode_dispatch(
+                self.request, ID._replace(step=step), groups, hidden, routes,
+                digest=DIGEST, epoch=step, deadline_us=step, trace=trace,
+            )  # fmt: skip
+        form = groups, hidden.shape, bool(trace)
+        if self.asks is None or self.form != form:
+            self.asks, self.form = DispatchWriter(self.request, groups, DIGEST), form
+            self.length = self.asks.begin(place_of(step), hidden, step, step, trace)
+        else:
+            self.asks.write(place_of(step), hidden, step, step, trace)
+        return self.length
 
     def serve(self, nbytes: int, value: float) -> tuple[int, torch.Tensor, bytes, Numbers | None]:
         """Answer `value + group / 8` everywhere; the reply's length, and what was read of the request."""
         frame = self.request[:nbytes]
         numbers = self.reads.read(frame)
-        if numbers is not None and self.answers.ready:
+        if numbers is not None and self.answers.nbytes:
             self.short_ways += 1
             for group, into in zip(self.reads.groups, self.answers.sums, strict=True):
                 into.fill_(value + group / 8)
-            length = self.answers.write(numbers, 7)
-            return length, self.reads.hidden.clone(), self.reads.trace(frame), numbers
+            self.answers.write(numbers[:4], numbers[4], 7)
+            trace = self.reads.trace(frame) if self.reads.traced else b""
+            return self.answers.nbytes, self.reads.hidden.clone(), trace, numbers
         asked = decode_dispatch(frame, read_header(frame))
         self.reads.learn(frame, asked)
         rows = None if asked.routes is None else torch.zeros(1).int()
@@ -64,10 +74,15 @@ class Slot:
         frame = self.reply[:nbytes]
         numbers = self.hears.read(frame)
         if numbers is not None:
-            return numbers.step, self.hears.parts
+            assert numbers[5] == 7
+            return numbers[3], self.hears.parts
         partial = decode_partial(frame, read_header(frame))
         self.hears.learn(frame, partial)
         return partial.id.step, partial.parts
+
+
+def place_of(step: int) -> Place:
+    return ID.layer, ID.ubatch, ID.incarnation, step
 
 
 @settings(max_examples=60, deadline=None)
@@ -89,7 +104,7 @@ def test_a_slot_carries_any_sequence_of_frames(frames: list[tuple[tuple[int, ...
         length, read, seen_trace, numbers = slot.serve(slot.ask(step, groups, hidden, trace, routes), float(step))
         assert torch.equal(read, hidden)
         assert seen_trace == trace
-        assert numbers is None or numbers == Numbers(29, 3, ID.incarnation, step, step, step)
+        assert numbers is None or numbers[:6] == (29, 3, ID.incarnation, step, step, step)
         answered, parts = slot.hear(length)
         assert answered == step
         assert [part.group for part in parts] == list(groups)

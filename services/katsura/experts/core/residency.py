@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from katsura.domain.ids import Epoch, Incarnation, InstanceId
 from katsura.domain.leases import NO_EPOCH, GroupRange
@@ -78,7 +77,8 @@ def ranges_of(keys: Iterable[Key]) -> tuple[GroupRange, ...]:
     return tuple(ranges)
 
 
-class LastFrame(NamedTuple):
+@dataclass(slots=True)
+class LastFrame:
     """The newest epoch that a client has sent by, and when (monotonic seconds)."""
 
     epoch: int
