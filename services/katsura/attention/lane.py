@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Size, Tensor
 
 from katsura.domain.errors import KatsuraError
-from katsura.wire.frame import decode_partial
-from katsura.wire.header import BadFrameError, Kind, read_header
+from katsura.wire.header import BadFrameError
 from katsura.wire.repeat import DispatchWriter, Numbers, PartialReader, Place
 from katsura.wire.transport import Channel, Slot, SlotState
 
@@ -99,14 +98,8 @@ class Lane:
         self._channel.release(self._slot)
 
     def _learn(self, reply: memoryview) -> Numbers:
-        header = read_header(reply)
-        if header.kind is Kind.NACK:
-            raise self.link.refusal(reply, header)
-        if header.kind is not Kind.PARTIAL:
-            raise BadFrameError(f"a member answers by PARTIAL or NACK, not {header.kind.name}")
-        partial = decode_partial(reply, header)
-        if (partial.groups, header.n_tokens, header.width) != (self.groups, *self._shape):
-            raise BadFrameError("the answer is to another question")
+        partial = self.link.read(reply, self.groups, self._shape)
         self._reader.learn(reply, partial)
+        header = partial.header
         place = header.layer, header.ubatch, header.incarnation, header.step
         return (*place, header.epoch, header.time_us, 0)

@@ -14,8 +14,17 @@ from katsura.domain.cost import FrameCost
 from katsura.domain.errors import InternalError, KatsuraError
 from katsura.domain.tables import Assignment
 from katsura.wire.connect import connect
-from katsura.wire.frame import TRACE_BYTES, FrameId, GroupSums, Routes, decode_partial, dispatch_bytes, encode_dispatch
-from katsura.wire.header import BadFrameError, Header, Kind, NackReason, read_control, read_header
+from katsura.wire.frame import (
+    TRACE_BYTES,
+    FrameId,
+    GroupSums,
+    Partial,
+    Routes,
+    decode_partial,
+    dispatch_bytes,
+    encode_dispatch,
+)
+from katsura.wire.header import BadFrameError, Kind, NackReason, read_control, read_header
 from katsura.wire.tls import Contexts
 from katsura.wire.transport import Channel, Limits, Slot
 
@@ -197,23 +206,19 @@ class Link:
         channel = self._channel
         assert channel is not None
         try:
-            reply = channel.wait(ask.slot, ask.patience_s)
-            header = read_header(reply)
-            if header.kind is Kind.NACK:
-                channel.release(ask.slot)
-                raise self.refusal(reply, header)
-            if header.kind is not Kind.PARTIAL:
-                raise BadFrameError(f"a member answers by PARTIAL or NACK, not {header.kind.name}")
-            partial = decode_partial(reply, header)
-            if (partial.id, partial.groups, header.n_tokens, header.width) != (ask.id, ask.groups, *ask.shape):
+            partial = self.read(channel.wait(ask.slot, ask.patience_s), ask.groups, ask.shape)
+            if partial.id != ask.id:
                 raise BadFrameError("the answer is to another question")
+        except (LostError, InternalError):
+            channel.release(ask.slot)
+            raise
         except KatsuraError as error:
             raise self.lost(error, channel) from error
         finally:
             ask.answered_s = time.monotonic()
         self._held.append(ask.slot)
         self._strikes = 0
-        ask.member_s = header.time_us / 1e6
+        ask.member_s = partial.header.time_us / 1e6
         self._queue_s = max(0.0, ask.member_s - ask.predicted_s)
         return partial.parts
 
@@ -233,9 +238,19 @@ class Link:
                 self._channel.release(slot)
         self._held = []
 
-    def refusal(self, reply: memoryview, header: Header) -> LostError:
-        """What a NACK says of the member. InternalError if it cannot read our frame."""
-        refusal = read_control(reply, header)
+    def read(self, reply: memoryview, groups: tuple[int, ...], shape: torch.Size) -> Partial:
+        """The sums of `groups` for rows of `shape`. LostError if the member refused, BadFrameError, InternalError."""
+        header = read_header(reply)
+        if header.kind is Kind.NACK:
+            raise self._refused(read_control(reply, header))
+        if header.kind is not Kind.PARTIAL:
+            raise BadFrameError(f"a member answers by PARTIAL or NACK, not {header.kind.name}")
+        partial = decode_partial(reply, header)
+        if (partial.groups, header.n_tokens, header.width) != (groups, *shape):
+            raise BadFrameError("the answer is to another question")
+        return partial
+
+    def _refused(self, refusal: dict[str, object]) -> LostError:
         reason, text = refusal.get("reason"), str(refusal.get("message", ""))
         if reason == NackReason.MALFORMED:
             raise InternalError(f"member {self.assignment.member_id} cannot read our frame: {text}")
