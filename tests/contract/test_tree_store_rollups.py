@@ -114,6 +114,21 @@ async def test_a_branch_that_goes_back_into_a_roll_up_has_its_summaries_one_by_o
     assert await chain(store, ref, "whole") == [rolled.node_id]
 
 
+async def test_a_summary_under_a_valid_roll_up_is_not_rolled_up_again_from_another_branch(
+    store: TreeStore, ref: TreeRef
+) -> None:
+    made = await subgoals(store, ref, 2)
+    rolled = (await roll(store, ref, made)).node
+    await revise(store, ref, _last(made[0]))
+    beside = (await subgoals(store, ref, 1))[0]
+    assert await chain(store, ref) == [beside.node_id, made[0].node_id]
+    await refused(FailedPreconditionError, Reason.BAD_BOUNDARY, roll(store, ref, [made[0], beside]))
+    await store.judge(ref, "", made[0], FAILED, NO_REQUEST)
+    (found,) = await store.nodes(ref, [rolled.node_id], BIG)
+    assert found.judgement is not None
+    assert found.judgement.status is SummaryStatus.FAILED
+
+
 def _last(node: Node) -> int:
     assert isinstance(node.body, Summary)
     return node.body.last_covered

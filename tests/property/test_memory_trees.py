@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from katsura.domain.errors import KatsuraError, NotFoundError, OutOfRangeError, UnavailableError
@@ -54,7 +54,7 @@ NAMES = ["main", "b2", "b3", "b4", "b5"]
 branches = st.sampled_from(NAMES)
 small = st.integers(0, 6)
 often = ["grow", "grow", "effect", "compress", "lie", "revise", "fork", "assemble"] * 6
-seldom = ["attach", "redact", "search", "switch", "slot", "rollback"]
+seldom = ["attach", "redact", "search", "switch", "slot", "rollback", "subgoals", "merge"]
 structural = ["rest", "rest", "replace", "invalidate", "revalidate", "wait", "resume", "collect"]
 operations = st.tuples(st.sampled_from(often + seldom + structural), branches, small, st.booleans())
 lives = st.lists(operations, max_size=30)
@@ -259,13 +259,15 @@ class Life:
 
     async def _check_rolled(self, branch: str, path: tuple[Node, ...]) -> None:
         """I5 and I6 with roll-ups: what a context would show covers the compressed prefix once, in few pieces."""
-        shown = [node for node, _ in await self.memory.trees.summaries(self.ref, branch, 500)]
+        found = await self.memory.trees.summaries(self.ref, branch, 500)
+        shown = [node for node, _ in found]
         ends = [node.depth for node in reversed(shown)]
         assert ends == sorted(set(ends)), "each ends further on than the one before"
         if all(n.judgement is not None and n.judgement.status is SummaryStatus.VALID for n in shown):
-            levels = [node.body.level for node in shown if isinstance(node.body, Summary)]
-            assert levels == sorted(levels)
-            assert all(levels.count(level) <= 3 for level in levels), "fewer than twice the fanout of each level"
+            levels = [(node.body.level, covered) for node, covered in found if isinstance(node.body, Summary)]
+            runs = [(covered, len(list(run))) for (_, covered), run in itertools.groupby(levels)]
+            assert all(covered or n <= 3 for covered, n in runs), "fewer than twice the fanout of each level in a row"
+            assert levels == sorted(levels) or any(covered for covered, _ in runs), "unless it turned inside a roll-up"
         for node in shown:
             assert isinstance(node.body, Summary)
             parts = await self.memory.get_nodes(self.ref, node.body.parts)
@@ -352,16 +354,14 @@ class Life:
             if isinstance(node.body, Step):
                 self.redacted.add(node.node_id)
             if isinstance(node.body, Summary):
-                assert node.judgement is not None
-                assert node.judgement.status is SummaryStatus.FAILED, "I7: a redacted summary is not trusted"
+                assert getattr(node.judgement, "status", None) is SummaryStatus.FAILED, "I7: nobody trusts it"
             assert node.redacted
             self.beside.pop(node.node_id, None)
         return ids, revision
 
     async def _search(self, branch: str, amount: int, flag: bool) -> object:
         word = f"does {amount % 3}"
-        scope = Scope.PATH if flag else Scope.TREE
-        hits, end = await self.memory.search(self.ref, scope, branch, word, 0, 500, True)
+        hits, end = await self.memory.search(self.ref, Scope.PATH if flag else Scope.TREE, branch, word, 0, 500, True)
         assert end == 0
         path = (await self.memory.get_path(self.ref, branch, 0, 500)).nodes
         wanted = {
@@ -402,8 +402,7 @@ class Life:
         write = Write(f"c{number}", self.ref, branch, None, True)
         written = await self.memory.compress(write, 0, body, "", (), proceed and body is None)
         if body is not None and not proceed:
-            assert written.node.judgement is not None
-            assert written.node.judgement.status is SummaryStatus.FAILED
+            assert getattr(written.node.judgement, "status", None) is SummaryStatus.FAILED
         return written
 
     async def _merge(self, number: int, branch: str, amount: int, flag: bool) -> object:
@@ -426,11 +425,10 @@ class Life:
                 self._note(branch, node.body.key, [*self._values(branch, node.body.key), node.body.value])
         return merged
 
-    async def _subgoals(self, number: int, branch: str, amount: int) -> object:
+    async def _subgoals(self, number: int, branch: str, amount: int) -> None:
         for i in range(amount):
             await self._grow(number * 100 + i, branch, 1, False, Effect.NONE)
             await self._compress(number * 100 + i, branch, None, False)
-        return None
 
     async def _revise(self, number: int, branch: str, amount: int) -> object:
         path = (await self.memory.get_path(self.ref, branch, 0, 500)).nodes
@@ -463,8 +461,7 @@ class Life:
         for segment in assembly.segments:
             if segment.kind is SegmentKind.SUMMARY:
                 (node,) = await self.memory.get_nodes(self.ref, [segment.node_id])
-                assert node.judgement is not None
-                assert node.judgement.status is SummaryStatus.VALID, "I7"
+                assert getattr(node.judgement, "status", None) is SummaryStatus.VALID, "I7"
         again = await self.memory.assemble_context(self.ref, branch, room, 0, "", False)
         assert again.assembly == assembly, "I4: the same revision and request give the same bytes"
         await self._check_prefix(branch, room, assembled)
@@ -478,7 +475,8 @@ class Life:
             after = await self.memory.assemble_context(self.ref, branch, room, 0, "", False)
         except KatsuraError:
             return
-        if not after.cut_moved:
+        lost, was = [{d.node_id for d in a.assembly.dropped if d.kind is SegmentKind.SUMMARY} for a in (after, before)]
+        if not after.cut_moved and lost <= was:  # the newest step takes the room of summaries where both do not fit
             old, now = [
                 [s.content for s in a.assembly.segments if s.kind not in (SegmentKind.HINT, SegmentKind.STALE)]
                 for a in (before, after)
@@ -507,6 +505,8 @@ async def live(
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(lives)
+@example([("subgoals", "main", 4, False), ("revise", "main", 2, False), ("subgoals", "b2", 4, False)])
+@example([("grow", "main", 0, False), ("compress", "main", 0, False), ("assemble", "main", 0, False)])
 def test_a_random_life_keeps_the_invariants(operations: list[tuple[str, str, int, bool]]) -> None:
     asyncio.run(live(TwinTreeStore(Limits()), operations))
 

@@ -16,6 +16,7 @@ from katsura.domain.trees import (
     Request,
     Summary,
     SummaryBody,
+    SummaryStatus,
     TreePolicy,
     Verdict,
     cover_digest,
@@ -213,7 +214,10 @@ class Summaries(Operations):
             return await self._trees.judge(ref, branch, node, judgement, request)
 
         with committing("maintain"):
-            return await self._until_it_holds(Write(request_id, ref, branch, None, True), attempt)
+            written = await self._until_it_holds(Write(request_id, ref, branch, None, True), attempt)
+        if written.node.judgement is not None and written.node.judgement.status is SummaryStatus.VALID:
+            await self._roll_up_due(ref, written.branch.name, await self._policy(ref, branch))
+        return written
 
     async def _policy(self, ref: TreeRef, branch: str) -> TreePolicy:
         return (await self._trees.snapshot(ref, branch, 0, 0, "", False)).tree.policy

@@ -273,8 +273,8 @@ class TreeStore(
     async def roll_up(
         self, ref: TreeRef, branch: str, cover: Sequence[Node], summary: Summary, judgement: Judgement, request: Request
     ) -> Written:
-        """Write a roll-up over summaries that are VALID and follow each other (else BAD_BOUNDARY). It stands for them
-        on every branch that has them all."""
+        """Write a roll-up over summaries that are VALID, follow each other and have no VALID roll-up over them on any
+        branch (else BAD_BOUNDARY). It stands for them on every branch that has them all."""
         ...
 
     async def retreat(self, ref: TreeRef, branch: str, expected_head: int | None, restore_after: int) -> Retreat:

@@ -242,7 +242,8 @@ class TwinTreeStore(
             for child in cover:
                 at = state.nodes[child.node_id]
                 follows = before is None or state.rolled(at.parent_id) == before
-                if not state.valid(at.node_id) or not follows or state.rolled(at.node_id) != at.node_id:
+                over = state.rollups.get(at.node_id)
+                if not state.valid(at.node_id) or not follows or (over is not None and state.valid(over)):
                     raise refusal(ref, "BAD_BOUNDARY", str(at.node_id))
                 before = at.node_id
             parent, depth = state.nodes[cover[0].node_id].parent_id, state.nodes[cover[-1].node_id].depth

@@ -46,6 +46,16 @@ async def test_a_context_is_bounded_in_subgoals() -> None:
     assert (await memory.trees.snapshot(REF, "", 100_000, 3, "", False)).steps == ()
 
 
+async def test_a_context_is_bounded_in_subgoals_that_are_validated_late() -> None:
+    memory = await memory_of(2)
+    write = Write("", REF, "", None, True)
+    for i in range(8):
+        await memory.grow(write, [Step(f"Found room H-{100 + i}.")], True)
+        await memory.compress(write, 0, None, "", (), True)
+        await memory.close()
+    assert await levels(memory) == [0, 0, 1, 1, 1]
+
+
 async def test_a_roll_up_tells_which_summaries_it_covers_and_keeps_their_facts() -> None:
     memory = await memory_of(2)
     await subgoals(memory, 4)

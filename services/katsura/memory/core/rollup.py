@@ -2,6 +2,9 @@
 
 Of `fanout * 2` summaries of one level in a row the oldest `fanout` become one of the next level. A branch of n subgoals
 then shows fewer than `fanout * 2` summaries of each of log(n) levels.
+
+A summary has one roll-up over it. A branch that turned off in the middle of one shows what it has of that cover one by
+one from then on: up to `fanout - 1` summaries for each level and each such turn.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ def due(newest_first: Sequence[tuple[Node, bool]], fanout: int) -> tuple[Node, .
     """The summaries to roll up next, oldest first; none where nothing is due.
 
     Args:
-        newest_first: the branch's summaries, and whether each has a roll-up over it already (one that failed).
+        newest_first: the branch's summaries, and whether each has a roll-up over it already: one that failed, or that
+            reaches past where this branch turned off.
     """
     if fanout <= NEVER:
         return ()

@@ -142,7 +142,10 @@ register('roll_up', function(keys, args)
     if redis.call('HEXISTS', t.verdicts, id) == 0 then return {'NODE_NOT_FOUND', id, i - 11} end
     local at, before = link(t, id), children[#children]
     local follows = not before or rolled(t, link(t, at.parent)).id == before.id
-    if verdict(t, id) ~= VALID or not follows or rolled(t, at).id ~= id then return {'BAD_BOUNDARY', id} end
+    -- One VALID roll-up over each, on whatever branch: `rollups` names one, and a failure must find it.
+    local over = redis.call('HGET', t.rollups, id)
+    local taken = over and verdict(t, over) == VALID
+    if verdict(t, id) ~= VALID or not follows or taken then return {'BAD_BOUNDARY', id} end
     children[#children + 1] = at
   end
   local now, first, last = now_ms(t), children[1], children[#children]

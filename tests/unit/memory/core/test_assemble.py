@@ -10,7 +10,7 @@ import pytest
 from katsura.domain.errors import OutOfRangeError, Reason
 from katsura.domain.ids import NodeId
 from katsura.domain.trees import Rest, Step, SummaryBody, SummaryStatus
-from katsura.memory.core.assemble import Assembly, Dropped, SegmentKind, assemble
+from katsura.memory.core.assemble import OVER_BUDGET, Assembly, Dropped, SegmentKind, assemble
 from katsura.testing.trees import hint_node, snapshot_of, step_nodes, summary_node
 
 STEP_TOKENS = 14
@@ -124,6 +124,16 @@ def test_old_summaries_make_way_before_new_ones() -> None:
     assembly = assemble(snapshot_of(path[4:], summaries), 200, tokenizer=False)
     assert ids(assembly) == [12, 13, 5]
     assert {d.node_id for d in assembly.dropped if d.reason == "over-budget"} == {10, 11}
+
+
+def test_the_newest_step_takes_the_room_of_a_summary_only_where_both_do_not_fit() -> None:
+    path = step_nodes(TEXT, TEXT)
+    snapshot = snapshot_of(path[1:], [summary_node(10, path[:1], SummaryBody("s" * 60))])
+    both = assemble(snapshot, 300, tokenizer=False)
+    assert assemble(snapshot, both.total_tokens, tokenizer=False) == both
+    step = assemble(snapshot, both.total_tokens - 1, tokenizer=False)
+    assert ids(step) == [n for n in ids(both) if n != 10]
+    assert [(d.node_id, d.reason) for d in step.dropped if d.kind is SegmentKind.SUMMARY] == [(10, OVER_BUDGET)]
 
 
 def test_hints_are_capped_by_count_and_by_share() -> None:

@@ -1285,7 +1285,9 @@ class AssembleContextResponse(_message.Message):
     total_tokens: _builtins.int
     """Sum of their counts; never more than budget less reserve."""
     cut_moved: _builtins.bool
-    """Whether the cut moved with this assembly, so that its prefix is not the last one's."""
+    """Whether the cut moved with this assembly, so that its prefix is not the last one's. It changes as
+    well where the newest step takes the room of a summary that is then in `dropped`.
+    """
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
         """In order."""

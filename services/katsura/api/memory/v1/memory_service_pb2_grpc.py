@@ -330,8 +330,8 @@ class MemoryServiceServicer(object):
     def RollUp(self, request, context):
         """Rolls up the oldest summaries of a level into one of the next level. Compress does it by itself where it is due; this
         takes the words of an agent, or of a model outside.
-        Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, or they do not follow each other); NOT_FOUND /
-        NODE_NOT_FOUND.
+        Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, they do not follow each other, or one has a VALID
+        roll-up over it, on whatever branch); NOT_FOUND / NODE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

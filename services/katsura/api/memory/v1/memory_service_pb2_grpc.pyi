@@ -83,8 +83,8 @@ class MemoryServiceStub:
     RollUp: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.RollUpRequest, _memory_service_pb2.RollUpResponse]
     """Rolls up the oldest summaries of a level into one of the next level. Compress does it by itself where it is due; this
     takes the words of an agent, or of a model outside.
-    Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, or they do not follow each other); NOT_FOUND /
-    NODE_NOT_FOUND.
+    Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, they do not follow each other, or one has a VALID
+    roll-up over it, on whatever branch); NOT_FOUND / NODE_NOT_FOUND.
     """
     Revise: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ReviseRequest, _memory_service_pb2.ReviseResponse]
     """Goes back to a boundary on a new branch; the old one is abandoned and leaves a hint.
@@ -254,8 +254,8 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     RollUp: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.RollUpRequest, _memory_service_pb2.RollUpResponse]  # type: ignore[assignment]
     """Rolls up the oldest summaries of a level into one of the next level. Compress does it by itself where it is due; this
     takes the words of an agent, or of a model outside.
-    Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, or they do not follow each other); NOT_FOUND /
-    NODE_NOT_FOUND.
+    Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, they do not follow each other, or one has a VALID
+    roll-up over it, on whatever branch); NOT_FOUND / NODE_NOT_FOUND.
     """
     Revise: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ReviseRequest, _memory_service_pb2.ReviseResponse]  # type: ignore[assignment]
     """Goes back to a boundary on a new branch; the old one is abandoned and leaves a hint.
@@ -476,8 +476,8 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_memory_service_pb2.RollUpResponse, _abc.Awaitable[_memory_service_pb2.RollUpResponse]]:
         """Rolls up the oldest summaries of a level into one of the next level. Compress does it by itself where it is due; this
         takes the words of an agent, or of a model outside.
-        Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, or they do not follow each other); NOT_FOUND /
-        NODE_NOT_FOUND.
+        Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, they do not follow each other, or one has a VALID
+        roll-up over it, on whatever branch); NOT_FOUND / NODE_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
