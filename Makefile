@@ -35,6 +35,9 @@ test: $(VENV)/.dev  ## install and run the whole suite
 soak: $(VENV)/.dev  ## run the long suites in full: all kills, all matrices, all seeds
 	$(call step,soaking,$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup)
 
+test-redis: $(VENV)/.dev  ## the suites of the store on this machine's redis-server instead of Valkey (apt install redis-server)
+	$(call step,testing on Redis,redis-server --version; KATSURA_TESTING_SERVER=redis-server $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m "not soak" tests/contract tests/property/test_memory_trees.py tests/property/test_memory_blocks.py tests/fault/test_memory_faults.py tests/integration/test_memory_service.py -k "not transport and not twin")
+
 check: lint types imports protos-check test  ## everything that CI checks
 
 setup: $(VENV)/.dev  ## make the development environment

