@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -73,9 +72,3 @@ async def _ask_gateway(url: str) -> Health:
     except httpx.HTTPError as error:
         return Health("unreachable", f"{type(error).__name__}: {error}")
     return Health("serving") if answer.status_code == 200 else Health("not-serving", answer.text.strip()[:300])
-
-
-def unhealthy(record: RunRecord, healths: Sequence[Health]) -> list[str]:
-    """One sentence for each process that is not well."""
-    pairs = zip(record.processes, healths, strict=True)
-    return [f"{process.name} is {health.state}: {health.why}" for process, health in pairs if not health.good]

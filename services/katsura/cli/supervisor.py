@@ -25,7 +25,6 @@ from katsura.cli.core.fleet import (
     Event,
     Fleet,
     Kill,
-    Phase,
     Say,
     Start,
     Started,
@@ -227,10 +226,6 @@ class Supervisor:
         for task in list(self._watchers):
             task.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
-
-    def phase_of(self, name: str) -> Phase:
-        """Where a process stands."""
-        return self.fleet.children[name].phase
 
 
 async def answers_ping(socket_path: str, timeout_s: float = 1.0) -> bool:

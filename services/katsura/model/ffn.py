@@ -98,11 +98,6 @@ class GroupSet:
         self._downs = [(held.group, held.blocks[0].down) for held in self._groups]
         self._groups = []
 
-    @property
-    def is_dense(self) -> bool:
-        """Whether `write_partials` may be called."""
-        return self._gate_up is not None
-
     def partials(self, hidden: Tensor, routing: Routing | None) -> dict[int, Tensor]:
         """f32 `[tokens, width]` by group id."""
         if self._gate_up is None:

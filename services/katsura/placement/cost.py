@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Final
 
 from katsura.domain.errors import OutOfRangeError, Reason
-from katsura.placement.card import AttentionKind, Block, ModelCard
+from katsura.placement.card import Block, ModelCard
 from katsura.placement.catalogue import Device
 
 
@@ -281,8 +281,3 @@ def batch_limit(card: ModelCard, device: Device, precision: Precision, layout: L
     """Sequences whose KV fits beside the weights; 0 or less where the weights alone do not."""
     free = device.usable_bytes - weights_bytes(card, precision, layout)
     return layout.data * free / sequence_bytes(card, precision, layout, load)
-
-
-def is_latent(card: ModelCard) -> bool:
-    """Whether any layer keeps compressed KV that tensor parallelism copies instead of cutting."""
-    return any(b.attention.kind is AttentionKind.LATENT for b in card.blocks)

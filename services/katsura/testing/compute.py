@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +27,7 @@ from katsura.domain.tables import ExpertTable
 from katsura.engine.worker import load_experts
 from katsura.model.kv import KvArena
 from katsura.weights.load import read_config
-from katsura.wire.pipe import Pipe, spawn
+from katsura.wire.pipe import Pipe
 
 OWNER = Owner("t", page_namespace(b"", DType.F32, Numerics.INVARIANT, 16, b"salt"))
 
@@ -183,21 +180,3 @@ class InlineShard(Driver):
             self._pool.close()
         self.pipe.close()
         self._theirs.close()
-
-
-@contextmanager
-def compute_process(module: str, folder: Path, **variables: object) -> Iterator[tuple[Driver, subprocess.Popen[bytes]]]:
-    """A real compute process that has greeted; it is dead after the block."""
-    child, sock = spawn(module, {**os.environ, **environment(folder, **variables)})
-    pipe = Pipe(sock)
-    try:
-        greeting = pipe.receive(60.0)
-        assert greeting is not None, "the compute process did not greet"
-        messages.read_hello(greeting)
-        driver = Driver(pipe)
-        driver.tell(messages.Start(1))
-        yield driver, child
-    finally:
-        pipe.close()
-        child.kill()
-        child.wait()
