@@ -23,7 +23,13 @@ _POLL_S: Final = 0.005
 
 def server_binary() -> str:
     """The server that tests run on."""
-    return os.environ.get(SERVER_VARIABLE) or str(get_binary_path())
+    named = os.environ.get(SERVER_VARIABLE)
+    if not named:
+        return str(get_binary_path())
+    found = shutil.which(named)
+    if found is None:
+        raise RuntimeError(f"{SERVER_VARIABLE}={named}: there is no such program; install it, or unset the variable")
+    return found
 
 
 class EmbeddedStore:
