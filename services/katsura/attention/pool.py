@@ -73,7 +73,7 @@ class _Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class _Round:
+class _FanOut:
     """The lanes to all members of a layer, and in which of them the sums of its groups, ascending, are."""
 
     lanes: tuple[Lane, ...]
@@ -81,7 +81,7 @@ class _Round:
     sums: tuple[tuple[Lane, int], ...]
 
     @classmethod
-    def of(cls, lanes: Sequence[Lane]) -> _Round:
+    def of(cls, lanes: Sequence[Lane]) -> _FanOut:
         places = sorted((group, at, i) for at, lane in enumerate(lanes) for i, group in enumerate(lane.groups))
         return cls(tuple(lanes), tuple(reversed(lanes)), tuple((lanes[at], i) for _, at, i in places))
 
@@ -95,7 +95,7 @@ class Pool:
         self._rows_max = rows_max
         self._holders: Holders | None = None
         self._all: list[list[tuple[Link, tuple[int, ...]]]] = [[] for _ in range(layer_count)]
-        self._rounds: list[_Round | None] = [None] * layer_count
+        self._fans: list[_FanOut | None] = [None] * layer_count
         self._form = torch.Size(), False
         self._groups = range(layout.group_count)
         self._epoch = NO_EPOCH
@@ -176,11 +176,11 @@ class Pool:
         failed: set[int] = set()
         if routing is None:
             form = hidden.shape, len(self._trace) > 0
-            round = self._rounds[layer] if form == self._form else None
-            if round is None:
-                round = self._round(layer, hidden, form)
-            if round is not None:
-                total = self._at_once(layer, hidden, round, failed)
+            fan = self._fans[layer] if form == self._form else None
+            if fan is None:
+                fan = self._fan_out(layer, hidden, form)
+            if fan is not None:
+                total = self._at_once(layer, hidden, fan, failed)
                 if total is not None:
                     return total
         if hidden.shape[0] <= self._rows_max:
@@ -192,7 +192,7 @@ class Pool:
             outputs.append(self._apply(layer, ubatch, hidden[rows], of_rows, failed))
         return torch.cat(outputs)
 
-    def _round(self, layer: int, hidden: Tensor, form: tuple[torch.Size, bool]) -> _Round | None:
+    def _fan_out(self, layer: int, hidden: Tensor, form: tuple[torch.Size, bool]) -> _FanOut | None:
         """A lane of this form to every member of the layer; None if one cannot be reached, or rows are too many."""
         if form != self._form:
             self._leave_lanes()
@@ -203,11 +203,11 @@ class Pool:
         open_lanes = [lane for lane in lanes if lane is not None]
         if len(open_lanes) < len(lanes):
             return None
-        known = next((each for each in self._rounds if each is not None and each.lanes == tuple(open_lanes)), None)
-        self._rounds[layer] = known or _Round.of(open_lanes)
-        return self._rounds[layer]
+        known = next((each for each in self._fans if each is not None and each.lanes == tuple(open_lanes)), None)
+        self._fans[layer] = known or _FanOut.of(open_lanes)
+        return self._fans[layer]
 
-    def _at_once(self, layer: int, hidden: Tensor, round: _Round, failed: set[int]) -> Tensor | None:
+    def _at_once(self, layer: int, hidden: Tensor, fan: _FanOut, failed: set[int]) -> Tensor | None:
         """The way of a decode loop: a frame to every member, and their sum. None where one `failed`, noted by rank."""
         place = layer, 0, self._incarnation, self._step
         begin_s = monotonic()
@@ -215,32 +215,32 @@ class Pool:
         if left_s <= 0:
             return None
         left_us = int(left_s * 1e6)
-        lane = round.lanes[0]
+        lane = fan.lanes[0]
         try:
-            for lane in round.lanes:
+            for lane in fan.lanes:
                 lane.post(place, hidden, self._epoch, left_us, self._trace)
             # The last one first: on a shared core the others answer meanwhile, without waking us each time.
-            for lane in round.backwards:
+            for lane in fan.backwards:
                 lane.take(place, left_s)
         except (LostError, InternalError) as error:
-            self._settle(round, lane, place, left_s, failed)
+            self._settle(fan, lane, place, left_s, failed)
             if isinstance(error, InternalError):
                 raise
             self._note_lost(lane.link, error, failed)
             return None
         slowest_us = 0
         total: Tensor | None = None
-        for lane, index in round.sums:
+        for lane, index in fan.sums:
             part = lane.sums(index)
             total = part if total is None else total + part
             slowest_us = max(slowest_us, lane.member_us)
         assert total is not None, "a table names groups"
         self.transport_s[layer] += max(0.0, monotonic() - begin_s - slowest_us / 1e6)
-        return total.clone() if len(round.sums) == 1 else total
+        return total.clone() if len(fan.sums) == 1 else total
 
-    def _settle(self, round: _Round, lane: Lane, place: Place, left_s: float, failed: set[int]) -> None:
+    def _settle(self, fan: _FanOut, lane: Lane, place: Place, left_s: float, failed: set[int]) -> None:
         """After `lane` has failed: wait for what the others have under way, so that their slots are free again."""
-        for other in round.lanes:
+        for other in fan.lanes:
             if other is not lane and other.under_way:
                 try:
                     other.take(place, left_s)
@@ -250,13 +250,13 @@ class Pool:
                     continue  # whoever asks again hears it again
 
     def _leave_lanes(self) -> None:
-        self._rounds = [None] * self._layer_count
+        self._fans = [None] * self._layer_count
         for link in self._links.values():
             link.leave_lanes()
 
     def _note_lost(self, link: Link, lost: LostError, failed: set[int]) -> None:
         failed.add(link.assignment.rank)
-        self._rounds = [None] * self._layer_count
+        self._fans = [None] * self._layer_count
         _LOG.warning("a member did not serve a frame", member=link.assignment.member_id, why=lost.why)
 
     def _apply(self, layer: int, ubatch: int, hidden: Tensor, routing: Routing | None, skipped: set[int]) -> Tensor:

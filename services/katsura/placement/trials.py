@@ -47,8 +47,8 @@ def beliefs(candidates: Sequence[Candidate], tried: Mapping[int, float]) -> list
         alike[candidate.prior].append(i)
     found: dict[int, Belief] = {}
     for prior, mine in alike.items():
-        ran = (i for i in tried if i in set(mine))
-        seen = [Point(candidates[i].terms, tried[i], candidates[i].sequences, 1.0) for i in ran]
+        own = set(mine)
+        seen = [Point(candidates[i].terms, s, candidates[i].sequences, 1.0) for i, s in tried.items() if i in own]
         thought = believe(seen, prior, [candidates[i].terms for i in mine])
         found |= dict(zip(mine, thought, strict=True))
     return [found[i] for i in range(len(candidates))]

@@ -87,9 +87,9 @@ class House:
         weights, ids = torch.topk(torch.softmax(torch.randn(rows, 4, generator=noise), -1), 2, dim=-1)
         return FfnInput(hidden, Routing(ids, weights))
 
-    def agrees(self, layer: int, rows: int, seed: int = 0, deadline_s: float = 60.0) -> bool:
+    def agrees(self, layer: int, rows: int, seed: int = 0, deadline_s: float = 60.0, trace: str = TRACE) -> bool:
         inputs = self.inputs(rows, seed)
-        self.pool.begin(Incarnation(3), seed, time.monotonic() + deadline_s, TRACE)
+        self.pool.begin(Incarnation(3), seed, time.monotonic() + deadline_s, trace)
         with torch.inference_mode():
             return torch.equal(self.pool.apply(layer, inputs), self.local.apply(layer, inputs))
 
@@ -390,6 +390,24 @@ def test_a_member_with_other_groups_in_every_layer_has_lanes_for_some_and_serves
         assert all(house.agrees(layer, rows, seed=layer) for layer in range(LAYERS))
     assert LANES < LAYERS
     assert {len(link._lanes) for link in house.pool._links.values()} == {LANES}
+
+
+def test_steps_with_and_without_a_trace_follow_each_other(pair: tuple[House, InlineMember, InlineMember]) -> None:
+    house, a, _ = pair
+    for seed, trace in enumerate(["", TRACE, "", "", TRACE, TRACE]):
+        assert all(house.agrees(layer, 2, seed, trace=trace) for layer in range(LAYERS))
+        report = a.frames.tally(1)
+        assert report is not None
+        assert (report.nacks, [step.trace for step in report.steps]) == (0, [trace] if trace else [])
+
+
+def test_every_table_has_lanes_for_its_own_groups_only(open_house: Callable[[str], House]) -> None:
+    house = open_house("llama")
+    a, b = house.member(), house.member()
+    for first, second in (((0, 2), (1, 3)), ((0, 1), (2, 3)), ((0,), (1, 2, 3)), ((3,), (0, 1, 2))):
+        house.turn_to(a.assignment(0, over(*first)), b.assignment(1, over(*second)))
+        assert house.agrees(0, 2)
+        assert [list(link._lanes) for link in house.pool._links.values()] == [[first], [second]]
 
 
 def test_what_an_old_lane_meets_does_not_end_the_channel_that_came_after_it(
