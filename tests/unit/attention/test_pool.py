@@ -401,6 +401,38 @@ def test_steps_with_and_without_a_trace_follow_each_other(pair: tuple[House, Inl
         assert (report.nacks, [step.trace for step in report.steps]) == (0, [trace] if trace else [])
 
 
+@pytest.fixture
+def alone(open_house: Callable[[str], House], monkeypatch: pytest.MonkeyPatch) -> tuple[House, InlineMember]:
+    """One member with the one group that there is: after its first frames it takes the short way."""
+    monkeypatch.setitem(SIZES, "FFN_GROUPS", 1)
+    house = open_house("llama")
+    member = InlineMember(house.folder, "m0", house.sockets, groups=1).start()
+    house.members.append(member)
+    return house, member
+
+
+def test_a_member_hears_the_epoch_of_frames_that_take_its_short_way_too(alone: tuple[House, InlineMember]) -> None:
+    house, member = alone
+    for epoch in (1, 2, 3):
+        house.turn_to(member.assignment(0, over(0)))
+        assert all(house.agrees(layer, 2) for layer in range(LAYERS))
+        assert [last.epoch for last in member.frames.clients.values()] == [epoch]
+
+
+def test_an_output_of_one_group_is_no_view_of_a_slot_that_the_next_frame_writes(
+    alone: tuple[House, InlineMember],
+) -> None:
+    house, member = alone
+    house.turn_to(member.assignment(0, over(0)))
+    assert all(house.agrees(0, 1, seed) for seed in range(2))
+    house.pool.begin(Incarnation(3), 3, time.monotonic() + 60, TRACE)
+    with torch.inference_mode():
+        first = house.pool.apply(0, house.inputs(1, 3))
+        kept = first.clone()
+        house.pool.apply(0, house.inputs(1, 4))
+    assert torch.equal(first, kept)
+
+
 def test_every_table_has_lanes_for_its_own_groups_only(open_house: Callable[[str], House]) -> None:
     house = open_house("llama")
     a, b = house.member(), house.member()
