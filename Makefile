@@ -21,7 +21,11 @@ export HF_HUB_OFFLINE := 1
 # $(call step,what it does,command): say it, do it, say how long it took.
 step = @start=$$(date +%s); echo "==> $(1)"; $(2); echo "    $(1): $$(( $$(date +%s) - start )) s"
 
-.PHONY: help run test soak check setup fmt lint types imports protos protos-check bench demo-cluster chart clean
+store_suites := tests/contract tests/property/test_memory_trees.py tests/property/test_memory_blocks.py
+on_redis = KATSURA_TESTING_SERVER=redis-server $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m "not soak" -k "not transport and not twin"
+redis_too = if command -v redis-server >/dev/null; then $(on_redis) $(store_suites); elif [ "$${CI:-}" = true ]; then echo "no redis-server: apt install redis-server" >&2; exit 1; else echo "    left out: there is no redis-server (apt install redis-server)"; fi
+
+.PHONY: help run test test-redis soak check setup fmt lint types imports protos protos-check bench demo-cluster chart clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -29,14 +33,15 @@ help:  ## show this list
 run: $(VENV)/.run  ## install, start everything, hold a short conversation and go on serving (ONCE=1, PORT=0, DATA=folder)
 	$(call step,running (Ctrl-C stops everything),$(BIN)/katsura demo --port $(PORT) $(if $(DATA),--data $(DATA)) $(if $(ONCE),--once))
 
-test: $(VENV)/.dev  ## install and run the whole suite
+test: $(VENV)/.dev  ## install and run the whole suite; that of the stores on redis-server too, where there is one
 	$(call step,testing,$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m "not soak")
+	$(call step,testing the stores on Redis,$(redis_too))
 
 soak: $(VENV)/.dev  ## run the long suites in full: all kills, all matrices, all seeds
 	$(call step,soaking,$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup)
 
 test-redis: $(VENV)/.dev  ## the suites of the store on this machine's redis-server instead of Valkey (apt install redis-server)
-	$(call step,testing on Redis,redis-server --version; KATSURA_TESTING_SERVER=redis-server $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m "not soak" tests/contract tests/property/test_memory_trees.py tests/property/test_memory_blocks.py tests/fault/test_memory_faults.py tests/integration/test_memory_service.py -k "not transport and not twin")
+	$(call step,testing on Redis,redis-server --version; $(on_redis) $(store_suites) tests/fault/test_memory_faults.py tests/integration/test_memory_service.py)
 
 check: lint types imports protos-check test  ## everything that CI checks
 
