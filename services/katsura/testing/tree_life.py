@@ -484,7 +484,7 @@ def immutable(node: Node) -> Node:
 async def live(
     store: TreeStore, operations: list[Operation], halfway: Callable[[], None] | None = None
 ) -> list[object]:
-    """One life on `store`, all invariants checked at its end; `halfway` strikes in the middle. The log of what was done."""
+    """The log of one life on `store`, all invariants checked at its end; `halfway` strikes in the middle."""
     life = Life(store)
     await life.begin()
     for number, operation in enumerate(operations):
