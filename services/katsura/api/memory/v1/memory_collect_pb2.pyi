@@ -31,9 +31,11 @@ class CollectGarbageRequest(_message.Message):
     tree_id: _builtins.str
     """The tree."""
     keep_abandoned: _builtins.int
-    """Abandoned branches that stay, newest first; absent keeps 8. What they hold stays too."""
+    """Abandoned branches that stay, newest first; absent: as the tree's retention says, or 8. What they hold stays too."""
     keep_revisions: _builtins.int
-    """Newest revisions whose nodes and events stay; absent keeps 1,000. Watch begins no further back than these."""
+    """Newest revisions whose nodes and events stay; absent: as the tree's retention says, or 1,000. Watch begins no further
+    back than these.
+    """
     page_size: _builtins.int
     """Most nodes looked at; 0 lets the server choose."""
     def __init__(

@@ -82,6 +82,8 @@ class UpdateTreeRequest(_message.Message):
     SET_LABELS_FIELD_NUMBER: _builtins.int
     REMOVE_LABELS_FIELD_NUMBER: _builtins.int
     DEFAULT_BRANCH_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
+    TTL_S_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repeated call answer the same result."""
     tree_id: _builtins.str
@@ -90,6 +92,8 @@ class UpdateTreeRequest(_message.Message):
     """New goal; absent keeps it."""
     default_branch: _builtins.str
     """Branch that calls without a branch mean from now on (switch); empty keeps it. It must be ACTIVE."""
+    ttl_s: _builtins.int
+    """Time to live from this commit on, in seconds (policy.ttl_s); 0 keeps the tree for ever, absent keeps what was said."""
     @_builtins.property
     def add_pins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Pins to add at the end; one that is there stays where it is."""
@@ -106,6 +110,10 @@ class UpdateTreeRequest(_message.Message):
     def remove_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Labels to remove."""
 
+    @_builtins.property
+    def retention(self) -> _memory_pb2.Retention:
+        """What is kept from now on, instead of what was said before (policy.retention); absent keeps that."""
+
     def __init__(
         self,
         *,
@@ -117,14 +125,21 @@ class UpdateTreeRequest(_message.Message):
         set_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         remove_labels: _abc.Iterable[_builtins.str] | None = ...,
         default_branch: _builtins.str = ...,
+        retention: _memory_pb2.Retention | None = ...,
+        ttl_s: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_goal", b"_goal", "goal", b"goal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_goal", b"_goal", "_ttl_s", b"_ttl_s", "goal", b"goal", "retention", b"retention", "ttl_s", b"ttl_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_goal", b"_goal", "add_pins", b"add_pins", "default_branch", b"default_branch", "goal", b"goal", "remove_labels", b"remove_labels", "remove_pins", b"remove_pins", "request_id", b"request_id", "set_labels", b"set_labels", "tree_id", b"tree_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_goal", b"_goal", "_ttl_s", b"_ttl_s", "add_pins", b"add_pins", "default_branch", b"default_branch", "goal", b"goal", "remove_labels", b"remove_labels", "remove_pins", b"remove_pins", "request_id", b"request_id", "retention", b"retention", "set_labels", b"set_labels", "tree_id", b"tree_id", "ttl_s", b"ttl_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__goal: _TypeAlias = _typing.Literal["goal"]  # noqa: Y015
     _WhichOneofArgType__goal: _TypeAlias = _typing.Literal["_goal", b"_goal"]  # noqa: Y015
+    _WhichOneofReturnType__ttl_s: _TypeAlias = _typing.Literal["ttl_s"]  # noqa: Y015
+    _WhichOneofArgType__ttl_s: _TypeAlias = _typing.Literal["_ttl_s", b"_ttl_s"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__goal) -> _WhichOneofReturnType__goal | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_s) -> _WhichOneofReturnType__ttl_s | None: ...
 
 Global___UpdateTreeRequest: _TypeAlias = UpdateTreeRequest  # noqa: Y015
 

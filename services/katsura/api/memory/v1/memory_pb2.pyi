@@ -537,6 +537,7 @@ class TreePolicy(_message.Message):
     DURABILITY_FIELD_NUMBER: _builtins.int
     TTL_S_FIELD_NUMBER: _builtins.int
     ROLLUP_FANOUT_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
     raw_token_limit: _builtins.int
     """Raw tokens after the last boundary at which Grow says that a compression is due."""
     compressor: _builtins.str
@@ -557,6 +558,12 @@ class TreePolicy(_message.Message):
     def validators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the validators that run before a summary is trusted."""
 
+    @_builtins.property
+    def retention(self) -> Global___Retention:
+        """What stays of what nobody goes on from; the service forgets the rest by itself. Absent leaves it to the service's own
+        settings, which forget nothing unless they say so; CollectGarbage forgets when it is called.
+        """
+
     def __init__(
         self,
         *,
@@ -567,14 +574,49 @@ class TreePolicy(_message.Message):
         durability: Global___Durability.ValueType = ...,
         ttl_s: _builtins.int = ...,
         rollup_fanout: _builtins.int = ...,
+        retention: Global___Retention | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retention", b"retention"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compressor", b"compressor", "durability", b"durability", "hint_limit", b"hint_limit", "raw_token_limit", b"raw_token_limit", "rollup_fanout", b"rollup_fanout", "ttl_s", b"ttl_s", "validators", b"validators"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compressor", b"compressor", "durability", b"durability", "hint_limit", b"hint_limit", "raw_token_limit", b"raw_token_limit", "retention", b"retention", "rollup_fanout", b"rollup_fanout", "ttl_s", b"ttl_s", "validators", b"validators"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TreePolicy: _TypeAlias = TreePolicy  # noqa: Y015
+
+@_typing.final
+class Retention(_message.Message):
+    """What stays although nobody goes on from it. Whatever a branch holds, a reachable step refers to, still waits, or had an
+    effect outside stays in any case.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEEP_ABANDONED_FIELD_NUMBER: _builtins.int
+    KEEP_REVISIONS_FIELD_NUMBER: _builtins.int
+    ABANDONED_TTL_S_FIELD_NUMBER: _builtins.int
+    keep_abandoned: _builtins.int
+    """Abandoned branches that stay, newest first; absent keeps 8."""
+    keep_revisions: _builtins.int
+    """Newest revisions whose nodes and events stay; 0 keeps 1,000. Watch begins no further back than these."""
+    abandoned_ttl_s: _builtins.int
+    """An abandoned branch goes this long after it was left, however few there are, in seconds; 0 sets no age."""
+    def __init__(
+        self,
+        *,
+        keep_abandoned: _builtins.int | None = ...,
+        keep_revisions: _builtins.int = ...,
+        abandoned_ttl_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_abandoned", b"_keep_abandoned", "keep_abandoned", b"keep_abandoned"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_abandoned", b"_keep_abandoned", "abandoned_ttl_s", b"abandoned_ttl_s", "keep_abandoned", b"keep_abandoned", "keep_revisions", b"keep_revisions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__keep_abandoned: _TypeAlias = _typing.Literal["keep_abandoned"]  # noqa: Y015
+    _WhichOneofArgType__keep_abandoned: _TypeAlias = _typing.Literal["_keep_abandoned", b"_keep_abandoned"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_abandoned) -> _WhichOneofReturnType__keep_abandoned | None: ...
+
+Global___Retention: _TypeAlias = Retention  # noqa: Y015
 
 @_typing.final
 class Branch(_message.Message):
@@ -596,6 +638,7 @@ class Branch(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     AGENT_ID_FIELD_NUMBER: _builtins.int
     HELD_BY_TREE_FIELD_NUMBER: _builtins.int
+    ABANDON_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name within the tree."""
     state: Global___BranchState.ValueType
@@ -626,6 +669,10 @@ class Branch(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Made."""
 
+    @_builtins.property
+    def abandon_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was left behind; absent where it was not, or by a version of the service that did not say."""
+
     def __init__(
         self,
         *,
@@ -643,10 +690,11 @@ class Branch(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         agent_id: _builtins.str = ...,
         held_by_tree: _builtins.str = ...,
+        abandon_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon_time", b"abandon_time", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "boundary", b"boundary", "create_time", b"create_time", "cut", b"cut", "depth", b"depth", "fork_node", b"fork_node", "head", b"head", "held_by_tree", b"held_by_tree", "hint", b"hint", "name", b"name", "parent_branch", b"parent_branch", "raw_tokens", b"raw_tokens", "state", b"state", "summary_head", b"summary_head"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon_time", b"abandon_time", "agent_id", b"agent_id", "boundary", b"boundary", "create_time", b"create_time", "cut", b"cut", "depth", b"depth", "fork_node", b"fork_node", "head", b"head", "held_by_tree", b"held_by_tree", "hint", b"hint", "name", b"name", "parent_branch", b"parent_branch", "raw_tokens", b"raw_tokens", "state", b"state", "summary_head", b"summary_head"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

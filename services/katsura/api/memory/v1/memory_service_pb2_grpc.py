@@ -283,7 +283,7 @@ class MemoryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateTree(self, request, context):
-        """Changes goal, pins, labels or the default branch of a tree.
+        """Changes goal, pins, labels, the default branch, retention or time to live of a tree.
         Errors: RESOURCE_EXHAUSTED / QUEUE_FULL (too many pins or labels); FAILED_PRECONDITION / BRANCH_NOT_WRITABLE (an
         abandoned branch as default).
         """
@@ -462,7 +462,8 @@ class MemoryServiceServicer(object):
 
     def CollectGarbage(self, request, context):
         """Drops old abandoned branches and destroys the content of what nobody can reach any more: no branch holds it, nothing
-        that is held refers to it, it had no effect outside. Bounded work per call; call it until it is done.
+        that is held refers to it, it had no effect outside. Bounded work per call; call it until it is done. Where the tree has
+        a retention, the service does so by itself.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

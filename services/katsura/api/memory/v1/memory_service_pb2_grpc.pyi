@@ -56,7 +56,7 @@ class MemoryServiceStub:
     ListTrees: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ListTreesRequest, _memory_service_pb2.ListTreesResponse]
     """Lists trees, newest first. The index is a repairable hint: a tree may appear a moment late."""
     UpdateTree: _grpc.UnaryUnaryMultiCallable[_memory_contents_pb2.UpdateTreeRequest, _memory_contents_pb2.UpdateTreeResponse]
-    """Changes goal, pins, labels or the default branch of a tree.
+    """Changes goal, pins, labels, the default branch, retention or time to live of a tree.
     Errors: RESOURCE_EXHAUSTED / QUEUE_FULL (too many pins or labels); FAILED_PRECONDITION / BRANCH_NOT_WRITABLE (an
     abandoned branch as default).
     """
@@ -147,7 +147,8 @@ class MemoryServiceStub:
     """
     CollectGarbage: _grpc.UnaryUnaryMultiCallable[_memory_collect_pb2.CollectGarbageRequest, _memory_collect_pb2.CollectGarbageResponse]
     """Drops old abandoned branches and destroys the content of what nobody can reach any more: no branch holds it, nothing
-    that is held refers to it, it had no effect outside. Bounded work per call; call it until it is done.
+    that is held refers to it, it had no effect outside. Bounded work per call; call it until it is done. Where the tree has
+    a retention, the service does so by itself.
     """
     ResumeStep: _grpc.UnaryUnaryMultiCallable[_memory_waits_pb2.ResumeStepRequest, _memory_waits_pb2.ResumeStepResponse]
     """Resolves a step that waits for a tool or an approval, once on each path.
@@ -227,7 +228,7 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     ListTrees: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListTreesRequest, _memory_service_pb2.ListTreesResponse]  # type: ignore[assignment]
     """Lists trees, newest first. The index is a repairable hint: a tree may appear a moment late."""
     UpdateTree: _aio.UnaryUnaryMultiCallable[_memory_contents_pb2.UpdateTreeRequest, _memory_contents_pb2.UpdateTreeResponse]  # type: ignore[assignment]
-    """Changes goal, pins, labels or the default branch of a tree.
+    """Changes goal, pins, labels, the default branch, retention or time to live of a tree.
     Errors: RESOURCE_EXHAUSTED / QUEUE_FULL (too many pins or labels); FAILED_PRECONDITION / BRANCH_NOT_WRITABLE (an
     abandoned branch as default).
     """
@@ -318,7 +319,8 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """
     CollectGarbage: _aio.UnaryUnaryMultiCallable[_memory_collect_pb2.CollectGarbageRequest, _memory_collect_pb2.CollectGarbageResponse]  # type: ignore[assignment]
     """Drops old abandoned branches and destroys the content of what nobody can reach any more: no branch holds it, nothing
-    that is held refers to it, it had no effect outside. Bounded work per call; call it until it is done.
+    that is held refers to it, it had no effect outside. Bounded work per call; call it until it is done. Where the tree has
+    a retention, the service does so by itself.
     """
     ResumeStep: _aio.UnaryUnaryMultiCallable[_memory_waits_pb2.ResumeStepRequest, _memory_waits_pb2.ResumeStepResponse]  # type: ignore[assignment]
     """Resolves a step that waits for a tool or an approval, once on each path.
@@ -419,7 +421,7 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_contents_pb2.UpdateTreeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_contents_pb2.UpdateTreeResponse, _abc.Awaitable[_memory_contents_pb2.UpdateTreeResponse]]:
-        """Changes goal, pins, labels or the default branch of a tree.
+        """Changes goal, pins, labels, the default branch, retention or time to live of a tree.
         Errors: RESOURCE_EXHAUSTED / QUEUE_FULL (too many pins or labels); FAILED_PRECONDITION / BRANCH_NOT_WRITABLE (an
         abandoned branch as default).
         """
@@ -636,7 +638,8 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_memory_collect_pb2.CollectGarbageResponse, _abc.Awaitable[_memory_collect_pb2.CollectGarbageResponse]]:
         """Drops old abandoned branches and destroys the content of what nobody can reach any more: no branch holds it, nothing
-        that is held refers to it, it had no effect outside. Bounded work per call; call it until it is done.
+        that is held refers to it, it had no effect outside. Bounded work per call; call it until it is done. Where the tree has
+        a retention, the service does so by itself.
         """
 
     @_abc_1.abstractmethod
