@@ -27,12 +27,13 @@ from katsura_operator.kube import connect
 from katsura_operator.leader import Leader
 from katsura_operator.loop import Loop
 from katsura_operator.reconcile import Reconciler
+from katsura_operator.solver import Solver
 from katsura_operator.watch import Watch
 
 _LOG = log.get(__name__)
 _LEADS = metrics.gauge(names.OPERATOR_LEADS, "Whether this process may write.")
 _SILENT_S: Final = 300.0
-"""A loop without a pass for so long is dead; a solve takes 10 s."""
+"""A loop without a pass for so long, and for two decisions, is dead."""
 
 
 async def operate(config: OperatorConfig) -> None:
@@ -53,14 +54,16 @@ async def operate(config: OperatorConfig) -> None:
             given = config.certificates is Certificates.GIVEN
             authority = Authority(door, config.settings.namespace, Path(folder), given=given)
             executor = Executor(door, drainer, GRPC)
-            reconciler = Reconciler(door, executor, authority, config.settings, config.namespaces)
+            solver = Solver(config.settings, config.solve_limit_s)
+            reconciler = Reconciler(door, executor, authority, solver, config.settings, config.namespaces)
             passes = Loop(reconciler.run, config.resync_s)
             nodes = config.settings.nodes_observed
             watch = Watch(config.namespaces, passes.ask, config.identity, nodes=nodes)
 
             def alive() -> str:
                 silent_s = time.monotonic() - passes.beat_s
-                return f"no pass for {silent_s:.0f} s" if leader.leads and silent_s > _SILENT_S else ""
+                dead = leader.leads and silent_s > _SILENT_S + 2 * config.solve_limit_s
+                return f"no pass for {silent_s:.0f} s" if dead else ""
 
             def ready() -> str:
                 _LEADS.set(leader.leads)
@@ -73,6 +76,7 @@ async def operate(config: OperatorConfig) -> None:
                     passes.beat_s = time.monotonic()
                     await _first(stop.wait(), leader.hold(), watch.run(), passes.run())
                 finally:
+                    await solver.close()
                     await drainer.close()
                     await leader.give_back()
 

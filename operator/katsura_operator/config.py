@@ -41,7 +41,7 @@ class OperatorConfig:
         listen: `host:port` of health and metrics.
         kubeconfig: how to reach the API server; empty in a pod.
         internal_token: lets it tell pods to drain; without it SIGTERM alone does.
-        resync_s: longest time between two passes.
+        resync_s: longest time between two passes. solve_limit_s: for one decision, its solve included.
     """
 
     settings: Settings
@@ -52,6 +52,7 @@ class OperatorConfig:
     kubeconfig: str
     internal_token: str = field(repr=False)
     resync_s: float
+    solve_limit_s: float
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> OperatorConfig:
@@ -83,6 +84,7 @@ class OperatorConfig:
             kubeconfig=environ.get("KUBECONFIG", ""),
             internal_token=env.text("KATSURA_INTERNAL_TOKEN", ""),
             resync_s=env.real("KATSURA_OPERATOR_RESYNC_S", 60.0, low=1.0),
+            solve_limit_s=env.real("KATSURA_OPERATOR_SOLVE_LIMIT_S", 600.0, low=1.0),
         )
         env.finish()
         if not made.listen.rpartition(":")[2].isdigit():

@@ -1,4 +1,4 @@
-"""Carries out a `Desired`, in its order, writing only what differs.
+"""Carries out a `Desired`, in its order (`core.decision` left in it only what differs).
 
 One refusal never stops the rest: a conflict means that somebody wrote since we looked (the next pass looks again),
 other refusals are told. Only what says that nothing can be written now (no answer, too many requests, no leadership)
@@ -22,7 +22,6 @@ from katsura.domain.errors import (
 )
 from katsura.telemetry import log
 from katsura_operator.core.desire import Desired
-from katsura_operator.core.difference import is_current, stamped
 from katsura_operator.core.objects import (
     DELETION_COST,
     DRAINING,
@@ -38,7 +37,6 @@ from katsura_operator.core.objects import (
     namespace_of,
 )
 from katsura_operator.core.snapshot import Snapshot
-from katsura_operator.core.status import is_reported
 from katsura_operator.kube import Kube
 
 _LOG = log.get(__name__)
@@ -70,7 +68,7 @@ class Executor:
         self._done = Outcome()
 
     async def run(self, desired: Desired, seen: Snapshot) -> Outcome:
-        """Write what differs.
+        """Write all of it.
 
         Raises:
             UnavailableError, ResourceExhaustedError: nothing can be written now; the next pass goes on.
@@ -92,8 +90,7 @@ class Executor:
         for body in desired.events:
             await self._try(body, self._kube.create(body))
         for obj, body in desired.statuses:
-            if not is_reported(obj, body):
-                await self._try(obj, self._kube.apply(body, subresource="status"))
+            await self._try(obj, self._kube.apply(body, subresource="status"))
         self._done.writes = self._kube.writes - start
         return self._done
 
@@ -105,11 +102,8 @@ class Executor:
         body = {key: plan[key] for key in ("apiVersion", "kind", "metadata", "status")}
         await self._try(plan, self._kube.apply(_without_nulls(body), subresource="status"))
 
-    async def _keep(self, body: Any, seen: Snapshot) -> None:
-        wanted = stamped(body)
+    async def _keep(self, wanted: Any, seen: Snapshot) -> None:
         found = seen.get(kind_of(wanted), namespace_of(wanted), name_of(wanted))
-        if is_current(found, wanted):
-            return
         if found is not None and controller_of(found) not in ("", controller_of(wanted)):
             # Of an owner that was deleted and made anew: the garbage collector has not come by yet.
             self._done.conflicts += 1

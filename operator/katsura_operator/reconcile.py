@@ -1,23 +1,19 @@
 """One pass: read everything afresh, decide, write what differs.
 
 There is no cache to be stale: lists are consistent reads, and what changes between reading and writing is caught by
-uid and resourceVersion. The solve runs in a thread, since it may take seconds and the lease must be renewed meanwhile.
+uid and resourceVersion. What takes long is decided elsewhere (`solver`), since the lease must be renewed meanwhile.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Protocol
 
 from katsura.domain.errors import NotFoundError, PermissionDeniedError
-from katsura.manifests.decision import Situation, decide
-from katsura.placement.problem import Effort
 from katsura.telemetry import log
 from katsura_operator.authority import Authority
-from katsura_operator.core import affinity
-from katsura_operator.core.desire import Desired, desire
+from katsura_operator.core.desire import Desired
 from katsura_operator.core.objects import (
     CHILDREN,
     MANAGED_BY,
@@ -29,17 +25,22 @@ from katsura_operator.core.objects import (
     PROFILE,
     SLICE,
     Kind,
-    labels_of,
-    name_of,
 )
-from katsura_operator.core.placing import Placement, Reading, classes_of, place, read
 from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Snapshot
 from katsura_operator.execute import Executor, Outcome
 from katsura_operator.kube import Kube
+from katsura_operator.solver import SolverFailedError
 
 _LOG = log.get(__name__)
-_EFFORT: Final = Effort(gap=0.005, seconds=10.0)
+
+
+class Mind(Protocol):
+    """Decides (`solver.Solver`)."""
+
+    async def decide(self, seen: Snapshot, trouble: str = "") -> Desired:
+        """What is to be written; with `trouble` nothing is solved. Raises SolverFailedError."""
+        ...
 
 
 def utc_now() -> str:
@@ -55,11 +56,12 @@ class Reconciler:
         kube: Kube,
         executor: Executor,
         authority: Authority,
+        mind: Mind,
         settings: Settings,
         namespaces: tuple[str, ...],
         now: Callable[[], str] = utc_now,
     ) -> None:
-        self._kube, self._executor, self._authority = kube, executor, authority
+        self._kube, self._executor, self._authority, self._mind = kube, executor, authority, mind
         self._settings, self._namespaces, self._now = settings, namespaces, now
         self._unreadable: set[str] = set()
         self.passes = 0
@@ -69,11 +71,16 @@ class Reconciler:
 
         Raises:
             UnavailableError, ResourceExhaustedError: the API server; nothing is lost, the next pass goes on.
+            SolverFailedError: told in conditions; the next pass asks again.
         """
         seen = await self.observe()
         served = {o["metadata"]["namespace"] for kind in OURS[:2] for o in seen.of(kind)}
         await self._authority.keep(sorted(served), seen.now)
-        desired = await asyncio.to_thread(self._decide, seen)
+        try:
+            desired = await self._mind.decide(seen)
+        except SolverFailedError as error:
+            await self._executor.run(await self._mind.decide(seen, error.message), seen)
+            raise
         outcome = await self._executor.run(desired, seen)
         self.passes += 1
         return outcome
@@ -112,19 +119,3 @@ class Reconciler:
                 self._unreadable.add(kind.name)
                 _LOG.warning("goes on without them", kind=kind.name, why=error.message)
             return ()
-
-    def _decide(self, seen: Snapshot) -> Desired:
-        reading = read(seen)
-        placement = place(reading, seen, self._settings, _solve)
-        return desire(seen, reading, placement, self._settings, self._affinities(reading, placement, seen))
-
-    def _affinities(self, reading: Reading, placement: Placement, seen: Snapshot) -> dict[str, affinity.Expressions]:
-        selectors = {p.metadata.name: p.spec.node_selector for p in reading.profiles}
-        if self._settings.nodes_observed:
-            nodes = {name_of(n): labels_of(n) for n in seen.of(NODE)}
-            return affinity.expressions(placement.classes, nodes, selectors.values())
-        return {c.name: affinity.selected(selectors.get(classes_of(c, selectors), {})) for c in placement.classes}
-
-
-def _solve(situation: Situation) -> Any:
-    return decide(situation, _EFFORT)

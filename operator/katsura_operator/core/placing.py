@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from katsura.domain.errors import KatsuraError
+from katsura.domain.errors import KatsuraError, UnavailableError
 from katsura.domain.units import GIB
 from katsura.manifests.bundle import Bundle, read_documents
 from katsura.manifests.conditions import Why
@@ -95,7 +95,7 @@ class Placement:
         plan: the PlacementPlan in force, as an object with its name; None where nothing can be planned.
         is_new: it is not stored yet.
         parts: per deployment or store (`namespace/name`). awaiting: deployments whose plan waits for approval.
-        trouble: why nothing can be planned at all; left_out: why a deployment is not in the plan.
+        trouble: why nothing can be planned at all, its reason `why`; left_out: why a deployment is not in the plan.
         classes: of nodes that the plan knows.
     """
 
@@ -104,6 +104,7 @@ class Placement:
     parts: Mapping[str, tuple[PoolPart, ...]] = field(default_factory=lambda: MappingProxyType({}))
     awaiting: frozenset[str] = frozenset()
     trouble: str = ""
+    why: Why = Why.PLAN_INFEASIBLE
     left_out: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     classes: tuple[NodeClass, ...] = ()
 
@@ -247,6 +248,7 @@ def place(
     stored = plans(snapshot, settings)
     solved = [p for p in stored if (p.get("status") or {}).get("assignments") is not None]
     last = solved[-1] if solved else None
+    trouble, why = "", Why.PLAN_INFEASIBLE
     try:
         problem, left_out = state(asked, Options())
         if last is not None and last["spec"].get("inputsHash") == inputs_hash(problem):
@@ -255,11 +257,17 @@ def place(
             decision = solve(replace(asked, current=None if last is None else standing(current_of(last), problem)))
             problem, left_out = decision.problem, decision.left_out
             made, is_new = _named(decision.document, stored, settings), True
+    except UnavailableError as error:  # of `solve`: what stands goes on
+        trouble, why = error.message, Why.PLANNER_FAILED
+        if last is None:
+            return Placement(trouble=trouble, why=why)
+        made, is_new = last, False
     except KatsuraError as error:
         return Placement(trouble=error.message)
     parts = _parts(current_of(made), problem)
     awaiting = _follow_approved(reading, stored, name_of(made), problem, parts)
-    return Placement(made, is_new, {k: tuple(v) for k, v in parts.items()}, awaiting, "", left_out, problem.classes)
+    given = {k: tuple(v) for k, v in parts.items()}
+    return Placement(made, is_new, given, awaiting, trouble, why, left_out, problem.classes)
 
 
 def standing(current: Current, problem: PlacementProblem) -> Current:

@@ -149,7 +149,7 @@ def _planned(wanted: Wanted, placement: Placement, *, idle: bool) -> Said:
         what = f"set spec.approvedPlan: {placement.plan_name} to follow it (kubectl describe kplan)"
         return Said(kind, False, Why.AWAITING_APPROVAL, what)
     if placement.trouble or name in placement.left_out:
-        return Said(kind, False, Why.PLAN_INFEASIBLE, placement.left_out.get(name) or placement.trouble)
+        return Said(kind, False, placement.why, placement.left_out.get(name) or placement.trouble)
     if placement.plan is None:
         return Said(kind, False, Why.NOT_PLANNED)
     service = _service_of(name, placement)

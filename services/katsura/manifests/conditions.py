@@ -42,6 +42,7 @@ class Why(StrEnum):
     INVALID_CONFIGURATION = "InvalidConfiguration"
     PLANNED = "PlanInForce"
     PLAN_INFEASIBLE = "PlanInfeasible"
+    PLANNER_FAILED = "PlannerFailed"
     INSUFFICIENT_CAPACITY = "InsufficientCapacity"
     AWAITING_APPROVAL = "AwaitingApproval"
     NOT_PLANNED = "NotPlanned"
@@ -68,6 +69,7 @@ MEANING: Final[Mapping[Why, str]] = {
     Why.INVALID_CONFIGURATION: "its fields contradict each other; the message says which and what to change",
     Why.PLANNED: "the plan that status.plan names gives every role its nodes",
     Why.PLAN_INFEASIBLE: "no plan can be made; the message says why (no node at all, sizes of the model not known)",
+    Why.PLANNER_FAILED: "the planner ended or took too long; what runs stays as it is, and the planner is asked again",
     Why.INSUFFICIENT_CAPACITY: "the nodes cannot carry the demand; the plan lists what would help",
     Why.AWAITING_APPROVAL: "advisory: set spec.approvedPlan to the plan that the message names",
     Why.NOT_PLANNED: "no plan was made for it yet",

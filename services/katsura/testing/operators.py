@@ -13,9 +13,12 @@ from katsura.manifests.kinds import API_VERSION
 from katsura.testing.apiserver import ApiServer, TwinKube
 from katsura.testing.kube import OPERATOR, ControlPlane
 from katsura_operator.authority import Authority
+from katsura_operator.core.decision import decide
+from katsura_operator.core.desire import Desired
 from katsura_operator.core.objects import ALL, POD, WORKLOAD, Kind, labels_of, name_of
 from katsura_operator.core.pods import GRPC
 from katsura_operator.core.settings import Settings
+from katsura_operator.core.snapshot import Snapshot
 from katsura_operator.execute import Executor, Outcome
 from katsura_operator.kube import Kube
 from katsura_operator.reconcile import Reconciler
@@ -95,7 +98,11 @@ class World:
         door = kube or self.kube
         authority = Authority(door, self.settings.namespace)
         executor = Executor(door, self, GRPC)
-        return Reconciler(door, executor, authority, self.settings, (self.namespace,), lambda: self.now)
+        return Reconciler(door, executor, authority, self, self.settings, (self.namespace,), lambda: self.now)
+
+    async def decide(self, seen: Snapshot, trouble: str = "") -> Desired:
+        """In this process, for thousands of passes (`reconcile.Mind`)."""
+        return decide(seen, self.settings, trouble)
 
     async def settle(self, *, kubelet: bool = True) -> list[Outcome]:
         """Passes, and a kubelet's answers between them, until a pass writes nothing."""

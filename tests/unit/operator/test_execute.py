@@ -9,6 +9,7 @@ import pytest
 
 from katsura.domain.errors import KatsuraError, ResourceExhaustedError, UnavailableError
 from katsura.testing.apiserver import ApiServer, TwinKube
+from katsura_operator.core.decision import outstanding
 from katsura_operator.core.desire import Desired
 from katsura_operator.core.objects import MANAGER, PLAN, POD, ROLE, SERVICE, WORKLOAD, make
 from katsura_operator.core.snapshot import Snapshot
@@ -45,7 +46,7 @@ class House:
         for obj in self.server.objects.values():
             kinds.setdefault(obj["kind"], []).append(obj)
         seen = Snapshot({k: tuple(v) for k, v in kinds.items()}, NOW)
-        return await Executor(TwinKube(self.server), self, 9000).run(desired, seen)
+        return await Executor(TwinKube(self.server), self, 9000).run(outstanding(desired, seen), seen)
 
     def children(self) -> list[str]:
         return [kind for kind, _, _ in self.server.objects if kind != "modeldeployments"]

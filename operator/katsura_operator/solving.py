@@ -1,0 +1,63 @@
+"""The solver's process: decides what it is asked, and holds nothing but what it was told.
+
+    python -m katsura_operator.solving < questions > answers        (`solver.Solver` starts it)
+
+One thread listens, so that the end of the input, which is the end of the operator, ends this process in the middle of
+a solve too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from queue import SimpleQueue
+from typing import BinaryIO, Final
+
+from katsura_operator.core.decision import decide
+from katsura_operator.core.messages import Key, Question, snapshot_of, write_answers
+from katsura_operator.core.objects import Object, key_of
+
+_NICE: Final = 5
+"""Where cores are short, whoever renews the lease goes first."""
+
+
+def serve(lines: SimpleQueue[bytes], answers: BinaryIO) -> None:
+    """Answer for ever."""
+    known: dict[Key, Object] = {}
+    while True:
+        question = Question.read(lines.get())
+        for key in question.gone:
+            known.pop(key, None)
+        for _ in range(question.fresh):
+            obj = json.loads(lines.get())
+            known[key_of(obj)] = obj
+        desired = decide(snapshot_of(known.values(), question.now), question.settings, question.trouble)
+        for line in write_answers(desired):
+            answers.write(line.encode() + b"\n")
+        answers.write(b"\n")
+        answers.flush()
+
+
+def listen(questions: BinaryIO, lines: SimpleQueue[bytes]) -> None:
+    """Hand on line by line; end the process at the end of the input."""
+    for line in questions:
+        lines.put(line)
+    os._exit(0)
+
+
+def main() -> None:
+    """Answer until the input ends. What libraries print goes to stderr."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(_NICE)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    lines: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=listen, args=(sys.stdin.buffer, lines), daemon=True).start()
+    serve(lines, answers)
+
+
+if __name__ == "__main__":
+    main()
