@@ -45,6 +45,14 @@ class Supervised:
             assert "lease" in last, f"the operator ended:\n{self.log.read_text()}"
             self.process = self._start()
 
+    def solvers(self) -> list[int]:
+        """Its children."""
+        pid = self.process.pid
+        try:
+            return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        except OSError:
+            return []
+
 
 @contextmanager
 def operator(world: World, identity: str, log: Path, **more: str) -> Iterator[Supervised]:
@@ -52,6 +60,8 @@ def operator(world: World, identity: str, log: Path, **more: str) -> Iterator[Su
     try:
         yield made
     finally:
+        for child in made.solvers():  # a stopped one would not see its input end
+            os.kill(child, signal.SIGKILL)
         made.process.kill()
         made.process.wait()
 
@@ -99,6 +109,36 @@ async def test_a_second_operator_waits_and_takes_over_when_the_first_ends(world:
             until("the second leads", lambda: holder(world) == "second", second)
             world.apply("ModelDeployment", "chat", MODEL)
             until("it works", lambda: reason(world) == "PodsNotReady", second)
+
+
+async def test_a_solve_that_takes_for_ever_costs_no_lease_and_its_end_is_told_and_mended(
+    world: World, tmp_path: Path
+) -> None:
+    renewed: dict[int, set[str]] = {}
+
+    def six_renewals_while_it_stands_still() -> bool:
+        solvers = running.solvers()
+        for child in solvers:
+            os.kill(child, signal.SIGSTOP)
+        spec = next(lease["spec"] for lease in world.all("Lease") if lease["metadata"]["name"] == "katsura-operator")
+        seen = renewed.setdefault(running.process.pid, set())
+        seen |= {spec["renewTime"]} if solvers and spec.get("holderIdentity") == "one" else set()
+        return len(seen) > 6  # longer than a lease
+
+    with operator(world, "one", tmp_path / "operator.log") as running:
+        world.apply("ModelDeployment", "chat", MODEL)
+        until("pods are wanted", lambda: reason(world) == "PodsNotReady", running)
+        until("it has a solver", lambda: bool(running.solvers()), running)
+        for child in running.solvers():
+            os.kill(child, signal.SIGSTOP)
+        world.apply("ModelDeployment", "chat", {**MODEL, "roles": {"experts": {"replicas": 3}}})
+        until("the lease is kept", six_renewals_while_it_stands_still, running)
+        assert world.get("RolePool", "chat-experts")["spec"]["replicas"] != 3
+        for child in running.solvers():
+            os.kill(child, signal.SIGKILL)
+        until("it is told", lambda: any("status -9" in e.get("note", "") for e in world.all("Event")), running)
+        until("it is mended", lambda: world.get("RolePool", "chat-experts")["spec"]["replicas"] == 3, running)
+        until("and planned", lambda: planned(world) == "PlanInForce", running)
 
 
 def node(world: World, name: str, cores: str) -> Iterator[None]:
