@@ -16,10 +16,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations_with_replacement, permutations, product
 from pathlib import Path
 
 import highspy
+from placing.bound import bound
 
 from katsura.placement.highs import Program, solve
 from katsura.placement.problem import Effort
@@ -45,8 +47,8 @@ class Instance:
 
     Attributes:
         rates: by node, tokens/s with 1, 2, ... layers. partition: of each node.
-        slow: the slowest link between partitions, tokens/s; fast: the slowest within one.
-        found: Helix's throughput.
+        slow: the slowest link between partitions that Helix's search kept, tokens/s; fast: the slowest within one.
+        found: Helix's throughput. crossing: the fastest of all links between partitions.
     """
 
     layers: int
@@ -55,24 +57,28 @@ class Instance:
     slow: float
     fast: float
     found: float
+    crossing: float = float("inf")
+
+    @cached_property
+    def bound(self) -> float:
+        """No placement of layers, of whatever form, lets more through."""
+        return bound(self.layers, self.rates, self.partition, self.crossing)
 
 
-def read(text: str, solution: str) -> Instance:
-    """An instance from Gurobi's LP text of Helix's program and its solution."""
-    whole = text.replace("\n  ", " ")
+def read(text: str, solution: str, whole: str | None = None) -> Instance:
+    """An instance from Gurobi's LP text of Helix's program and its solution; `whole`: the program with all links."""
+    rows = text.replace("\n  ", " ")
     rates: dict[int, dict[int, float]] = defaultdict(dict)
-    for row in re.findall(r"node_throughput_constraint_\d+: (.*)", whole):
+    for row in re.findall(r"node_throughput_constraint_\d+: (.*)", rows):
         for rate, node, held in re.findall(r"- ([\d.e+]+) hold_(\d+)_(\d+)", row):
             rates[int(node)][int(held)] = float(rate)
-    layers = max(int(n) for n in re.findall(r"end_constraint_\d+: .* <= (\d+)", whole))
-    links: dict[tuple[int, int], float] = {}
-    for row in re.findall(r"edge_flow_constr_\d+_\d+: (.*)", whole):
-        for rate, first, second in re.findall(r"- ([\d.e+]+) switch_(\d+)_(\d+)", row):
-            links[int(first), int(second)] = float(rate)
+    layers = max(int(n) for n in re.findall(r"end_constraint_\d+: .* <= (\d+)", rows))
+    links = _links(rows)
     found = re.search(r"# Objective value = ([\d.e+]+)", solution)
     assert found is not None
     partition = _partitions(sorted(rates), links)
     across = [v for (a, b), v in links.items() if partition[a] != partition[b]]
+    every = _links(whole.replace("\n  ", " ")) if whole is not None else links
     within = [v for (a, b), v in links.items() if partition[a] == partition[b]]
     return Instance(
         layers,
@@ -81,7 +87,13 @@ def read(text: str, solution: str) -> Instance:
         min(across, default=float("inf")),
         min(within),
         float(found[1]),
+        max((v for (a, b), v in every.items() if partition[a] != partition[b]), default=float("inf")),
     )
+
+
+def _links(rows: str) -> dict[tuple[int, int], float]:
+    found = re.findall(r"edge_flow_constr_\d+_\d+: .*?- ([\d.e+]+) switch_(\d+)_(\d+)", rows)
+    return {(int(first), int(second)): float(rate) for rate, first, second in found}
 
 
 def _partitions(nodes: Sequence[int], links: Mapping[tuple[int, int], float]) -> tuple[int, ...]:
@@ -94,20 +106,6 @@ def _partitions(nodes: Sequence[int], links: Mapping[tuple[int, int], float]) ->
             number = {n: new if at == old else at for n, at in number.items()}
     names = sorted(set(number.values()))
     return tuple(names.index(number[n]) for n in nodes)
-
-
-def bound(instance: Instance) -> float:
-    """No placement of layers, of whatever form, lets more through (links not counted).
-
-    Every layer must have nodes for the whole flow T. A node with k layers gives each of them at most the part
-    min(1, rate(k) / T) of it, so that the sum over nodes of max_k k min(1, rate(k) / T) is at least the layers.
-    """
-    low, high = 0.0, sum(max(r) for r in instance.rates)
-    for _ in range(60):
-        middle = (low + high) / 2
-        parts = (max(k * min(1.0, rate / middle) for k, rate in enumerate(r, 1)) for r in instance.rates)
-        low, high = (middle, high) if sum(parts) >= instance.layers else (low, middle)
-    return high
 
 
 @dataclass(frozen=True)
@@ -228,7 +226,7 @@ def best(instance: Instance) -> float:
     told = {sum(many) for n in range(1, TOGETHER + 1) for r in kinds for many in ([rate] * n for rate in r)}
     told |= {a + b for one in kinds for two in kinds for a, b in zip(one, two, strict=False)}
     told |= {n * instance.slow for n in range(1, TOGETHER**2 + 1) if instance.slow < float("inf")}
-    rates = sorted(t for t in told if t <= bound(instance) + 1e-6)
+    rates = sorted(t for t in told if t <= instance.bound + 1e-6)
     low, high = 0, len(rates)
     while low < high:
         middle = (low + high) // 2
@@ -252,12 +250,12 @@ class Result:
 def result(folder: Path, name: str) -> tuple[Instance, Result]:
     """One of `FOLDERS` in a clone of the artefact (a bare one too)."""
     text, solution = (_show(folder, f"{FOLDERS[name]}/{file}") for file in ("ilp_model.lp", "ilp_solution.sol"))
-    instance = read(text, solution)
+    whole = _show(folder, f"{UNPRUNED[name]}/ilp_model.lp") if name in UNPRUNED else text
+    instance = read(text, solution, whole)
     began = time.perf_counter()
-    ours, most = best(instance), bound(instance)
+    ours, most = best(instance), instance.bound
     seconds = time.perf_counter() - began
     chosen = pipeline(instance, ours)
-    whole = _show(folder, f"{UNPRUNED[name]}/ilp_model.lp") if name in UNPRUNED else text
     checked = flow(whole, instance, placed(instance, chosen)) if chosen else 0.0
     return instance, Result(ours, checked, most, seconds)
 

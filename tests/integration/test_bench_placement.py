@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ from katsura.testing.clusters import cards, model_service, node_class, problem_o
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "bench")
     import placing.artefact
+    import placing.bound
     import placing.helix
     import placing.points
     import placing.rivals
@@ -136,7 +138,7 @@ def test_an_instance_of_helix_is_read_and_our_placement_is_checked_by_its_own_pr
     assert sorted(held for _, held in nodes.values()) == [1, 2]
     wide = PROGRAM.replace("45 switch_0_1", "1000 switch_0_1")
     assert bench.artefact.flow(wide, single, nodes) == pytest.approx(ours)
-    assert bench.artefact.bound(single) >= ours
+    assert single.bound >= ours
 
 
 def test_links_between_partitions_limit_a_pipeline_unless_wide_groups_meet_there(bench: ModuleType) -> None:
@@ -145,3 +147,38 @@ def test_links_between_partitions_limit_a_pipeline_unless_wide_groups_meet_there
     assert bench.artefact.best(apart) == 60.0  # two layers on the first; one on both others, over two links of 30
     assert bench.artefact.best(replace(apart, slow=20.0)) == 40.0
     assert bench.artefact.best(replace(apart, partition=(0, 0, 0), slow=float("inf"))) == 60.0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_placement_lets_more_through_than_the_bound_says(bench: ModuleType, seed: int) -> None:
+    """Made-up nodes whose optimum Helix's own program proves: within one partition, and each node in its own."""
+    draw = random.Random(seed)
+    layers, nodes = draw.choice((3, 4, 5)), 4
+    rates = []
+    for _ in range(nodes):
+        first = draw.uniform(50, 100)
+        rates.append(tuple(first / k ** draw.uniform(0.7, 1.3) for k in range(1, draw.choice((2, 3)) + 1)))
+    for link, partition in ((1e9, [0] * nodes), (draw.uniform(10, 50), list(range(nodes)))):
+        helix = bench.helix.Helix([bench.helix.Stage(str(i), r, link) for i, r in enumerate(rates)], layers)
+        most = -helix.solve(60.0).bound * helix.unit
+        best = -helix.solve(60.0).objective * helix.unit
+        assert bench.bound.bound(layers, rates, partition, link) >= best - 1e-3
+        assert most <= best * 1.02  # it was solved
+
+
+def test_a_slow_link_makes_nodes_share_a_layer(bench: ModuleType) -> None:
+    """Two nodes of one layer each: 90 tokens/s side by side, and over a link of 20 no more than that."""
+    rates = [(90.0,), (90.0,)]
+    assert bench.bound.bound(2, rates, (0, 0)) == pytest.approx(90.0, rel=1e-4)
+    assert bench.bound.bound(2, rates, (0, 1), 100.0) == pytest.approx(90.0, rel=1e-4)
+    assert bench.bound.bound(2, rates, (0, 1), 20.0) == pytest.approx(20.0, rel=1e-4)
+    # One shared layer is enough to get across: four layers, over two links of 30 the fifth, and on.
+    long = (100.0, 90.0, 80.0, 60.0)
+    assert bench.bound.bound(8, [long, long, (100.0,)], (0, 1, 1), 30.0) == pytest.approx(60.0, rel=1e-4)
+    assert bench.bound.bound(9, [long, long, (100.0,)], (0, 1, 1), 30.0) == pytest.approx(30.0, rel=1e-4)
+
+
+def test_a_node_that_nearly_does_it_alone_needs_a_whole_one_beside_it(bench: ModuleType) -> None:
+    """Of four layers 100 tokens/s: the first nodes do 99 of them alone, which is no 99 hundredths of a layer."""
+    rates = [(200.0, 99.0), (200.0, 99.0), (60.0,)]
+    assert bench.bound.bound(4, rates, (0, 0, 0)) == pytest.approx(99.0, rel=1e-4)
