@@ -24,7 +24,7 @@ from katsura.placement.configurations import explain_trials, read_trials, standi
 from katsura.placement.document import document, read_current, schema
 from katsura.placement.explain import explain, explain_change, explain_tightened, explain_what_if
 from katsura.placement.picture import draw
-from katsura.placement.planner import plan, plan_for_agents
+from katsura.placement.planner import hold_agents, plan, plan_for_agents
 from katsura.placement.problem import Effort, Objective, Problem
 from katsura.placement.replan import replan
 from katsura.placement.whatif import changed
@@ -76,30 +76,26 @@ def run_plan(options: PlanOptions, environ: Mapping[str, str], console: Console)
     if options.trials is not None:
         problem, trials = _try(problem, options.trials)
     effort = Effort(options.gap, options.nodes, options.seconds, options.seed)
-    asked = problem
-    late = any(a.limit_s is not None for a in problem.agents)
-    if options.against is None or late:
-        problem, made = plan_for_agents(asked, effort)
-    said = [text for text in (explain_tightened(asked, problem),) if text]
-    if options.against is not None:
+    if options.against is None:
+        solved, made = plan_for_agents(problem, effort)
+        said = [explain(made, solved), explain_tightened(problem, solved)]
+    else:
         against = options.against
         current = _of(against, lambda: read_current(read_text(against)))
-        change = replan(problem, effort, current)
+        solved, change = hold_agents(problem, lambda asked: replan(asked, effort, current), lambda c: c.plan)
         made = change.plan
-        said.append(explain_change(change))
-    if not options.dry_run or options.against is None:
-        said.insert(0, explain(made, problem))
+        whole = "" if options.dry_run else explain(made, solved)
+        said = [whole, explain_tightened(problem, solved), explain_change(change)]
     for text in options.what_if:
-        other = plan(changed(problem, text), effort, explain=False)
+        other = plan(changed(solved, text), effort, explain=False)
         said.append(explain_what_if(text, made, other))
-    if trials:
-        said.append(trials)
+    said.append(trials)
     if options.svg is not None:
-        _write(options.svg, draw(made, problem), "svg")
+        _write(options.svg, draw(made, solved), "svg")
     if options.as_json:
         console.print_json(json.dumps(document(made, problem)))
     else:
-        console.print(Text("\n\n".join(said)), soft_wrap=True)
+        console.print(Text("\n\n".join(filter(None, said))), soft_wrap=True)
     return Exit.OK if made.kept else Exit.UNHEALTHY
 
 

@@ -28,7 +28,7 @@ from katsura.placement.calibration import Calibration
 from katsura.placement.card import published, read_card
 from katsura.placement.document import Current, current_of, document, running
 from katsura.placement.plan import Place
-from katsura.placement.planner import plan
+from katsura.placement.planner import hold_agents, plan
 from katsura.placement.problem import Effort, HelperService, Problem
 from katsura.placement.replan import Policy, Replan, replan, steps
 
@@ -84,7 +84,7 @@ class PoolPart:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do. `left_out`: deployments that could not be planned, by name, with why."""
+    """What to do. `problem`: as it was asked. `left_out`: deployments that could not be planned, by name, with why."""
 
     problem: Problem
     change: Replan
@@ -102,8 +102,11 @@ def decide(
 ) -> Decision:
     """Plan everything of `situation` in one solve, and say how to get there from what stands.
 
+    Where an agent would be late, up to four more solves with tighter times for its models; the document's inputs are
+    those of `state` all the same.
+
     Args:
-        effort: how long to search (default: 10 s or a gap of 0.5 %). policy: when a change pays.
+        effort: how long each solve searches (default: 10 s or a gap of 0.5 %). policy: when a change pays.
         known: measured coefficients; default: those that ship.
 
     Raises:
@@ -114,7 +117,11 @@ def decide(
     current = situation.current
     standing = current if isinstance(current, Current) else _NOTHING if current is None else current_of(current)
     effort = effort or Effort()
-    change = replan(problem, effort, standing, policy) if standing.instances else _first(problem, effort)
+
+    def solve(asked: Problem) -> Replan:
+        return replan(asked, effort, standing, policy) if standing.instances else _first(asked, effort)
+
+    _, change = hold_agents(problem, solve, lambda made: made.plan)
     return Decision(problem, change, pools(running(change.plan), problem), document(change.plan, problem), left_out)
 
 

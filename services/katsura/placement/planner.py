@@ -6,9 +6,9 @@ cheapest change that would meet it; where time runs out the best plan so far is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 from katsura.placement.pack import Held, Packed, nodes_needed, pack
 from katsura.placement.patterns import Column, Patterns, enumerate_patterns, margin_of
@@ -19,6 +19,7 @@ from katsura.placement.search import search
 from katsura.placement.tally import tally
 from katsura.placement.variations import Variations
 
+T = TypeVar("T")
 _REPACKS: Final = 3
 """How often a class is made smaller because its cores or memory could not be filled as the program counted."""
 _TIGHTENED_MAX: Final = 4
@@ -63,19 +64,24 @@ def plan(
 
 
 def plan_for_agents(problem: Problem, effort: Effort) -> tuple[Problem, Plan]:
+    """Solve `problem` so that agents keep their limits (`hold_agents`)."""
+    return hold_agents(problem, lambda asked: plan(asked, effort), lambda made: made)
+
+
+def hold_agents(problem: Problem, solve: Callable[[Problem], T], plan_of: Callable[[T], Plan]) -> tuple[Problem, T]:
     """Solve `problem`; where an agent's longest path is too slow, again with tighter times for the models it asks.
 
-    Returns the problem that the plan answers: `problem` itself where its plan keeps every limit or none of the tighter
-    ones does.
+    Returns the problem that is answered, with the answer: `problem` itself where that keeps every limit or none of the
+    tighter ones does.
     """
-    made = first = plan(problem, effort)
+    made = first = solve(problem)
     tighter = problem
     for _ in range(_TIGHTENED_MAX):
-        if made.kept or not made.feasible:
+        if plan_of(made).kept or not plan_of(made).feasible:
             break
-        tighter = _tighter(tighter, made)
-        made = plan(tighter, effort)
-    return (tighter, made) if made.kept else (problem, first)
+        tighter = _tighter(tighter, plan_of(made))
+        made = solve(tighter)
+    return (tighter, made) if plan_of(made).kept else (problem, first)
 
 
 def _tighter(problem: Problem, made: Plan) -> Problem:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from katsura.domain.errors import FailedPreconditionError
 from katsura.manifests.bundle import read_manifests
 from katsura.manifests.cluster import ROLE_LABEL
-from katsura.manifests.decision import Decision, Situation, decide
+from katsura.manifests.decision import Decision, Situation, decide, state
+from katsura.placement.document import inputs_hash
 from katsura.placement.problem import Effort
 
 HEAD = "apiVersion: katsura.dev/v1alpha1\n"
@@ -63,6 +66,28 @@ def test_what_stands_is_kept_where_nothing_changed() -> None:
     assert again.change.kept
     assert again.change.steps == ()
     assert again.pools == first.pools
+
+
+def test_models_of_a_late_agent_are_held_to_shorter_times_and_stay_so() -> None:
+    head = HEAD + "kind: Agent\nmetadata: {name: a}\nspec:\n  modelRef: {name: chat}\n  flow:\n"
+    flow = "    runsPerSecond: 1\n    calls: [{name: ask, outputTokens: 400}]\n"
+    free = situation(CHAT + head + flow)
+    path_s = decided(free).document["status"]["agents"][0]["longestPathSeconds"]
+    limit = int(0.9 * path_s)
+    asked = situation(CHAT + head + flow + f"    seconds: {limit}\n")
+    first = decided(asked)
+    (agent,) = first.document["status"]["agents"]
+    assert agent["kept"]
+    assert agent["longestPathSeconds"] <= limit < path_s
+    problem, _ = state(asked)
+    assert first.document["spec"]["inputsHash"] == inputs_hash(problem)  # who asks again needs no new plan
+    again = decided(replace(asked, current=first.document))
+    assert again.change.kept
+    assert again.document["status"]["agents"][0]["kept"]
+
+
+def situation(text: str) -> Situation:
+    return Situation(read_manifests([("m", text)]), [node(f"n{i}", 4) for i in range(6)])
 
 
 def test_what_others_run_is_not_free_and_what_we_run_is() -> None:
