@@ -80,10 +80,12 @@ clean:  ## remove environments and caches
 $(BIN)/python:
 	$(call step,making $(VENV) with $(PYTHON),$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Katsura needs Python 3.11 or newer; say which with PYTHON=")'; $(PYTHON) -m venv $(VENV))
 
-$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+installed := pyproject.toml constraints.txt hatch_build.py $(wildcard services/katsura/native/kernels.[chi]*)
+
+$(VENV)/.run: $(installed) | $(BIN)/python
 	$(call step,installing katsura (about 1 GB; torch is most of it),$(PIP) -e '.[all]'; touch $@)
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.dev: $(installed) | $(BIN)/python
 	$(call step,installing katsura and its tools,$(PIP) -e '.[all$(comma)dev]'; touch $@ $(VENV)/.run)
 
 comma := ,

@@ -38,10 +38,8 @@ class Part(NamedTuple):
 
 
 def part_function(backend: AttentionBackend) -> PartFunction:
-    """The bare kernel of a backend."""
-    return {AttentionBackend.FLASH: _flash, AttentionBackend.FLASH_F32: _flash_f32, AttentionBackend.MATMUL: _matmul}[
-        backend
-    ]
+    """The bare kernel of one of torch's backends."""
+    return _PARTS[backend]
 
 
 def mask_dtype(backend: AttentionBackend, dtype: DType) -> torch.dtype:
@@ -128,3 +126,8 @@ def _matmul(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tenso
     total = exps.sum(-1, keepdim=True)
     o = torch.matmul(exps.div_(total.clamp_min(_TINY)).to(v.dtype), v)
     return o, peak.add_(total.log_()).squeeze(-1)
+
+
+_PARTS = {AttentionBackend.FLASH: _flash, AttentionBackend.FLASH_F32: _flash_f32, AttentionBackend.MATMUL: _matmul}
+TILED = tuple(_PARTS)
+"""The backends that compute parts."""

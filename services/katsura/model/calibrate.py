@@ -17,11 +17,12 @@ from katsura.domain.shape import DType, FfnLayout, ModelShape, Numerics
 from katsura.model.attention import COLUMN_BLOCK, NEVER, PartFunction, flash_works, mask_dtype, part_function
 from katsura.model.kernels import AttentionBackend, AttentionKernel, KernelPlan, LinearBackend, LinearKernel
 from katsura.model.linear import TORCH_DTYPE, PackedLinear, backend_function, packed_works
+from katsura.native import library as native
 
 Now = Callable[[], float]
 """A clock in seconds."""
 
-CALIBRATION = 3
+CALIBRATION = 4
 """Version of these tests: a plan made by another version says nothing about what this one promises."""
 ROWS_MAX = 512
 """Rows of one product whose invariance is tested; more are cut into calls of this size."""
@@ -58,17 +59,28 @@ def plan_kernels(
 ) -> KernelPlan:
     """Try, test and time the kernels of this machine on one torch thread; a few seconds for a small model.
 
-    `backends` narrows the products' choice: `PLAIN` alone adds in the blocks that transformers adds in, so that f32
-    logits come within its own rounding, at twice the time of a decode step.
+    Our own kernels compute all of a model wherever they work; torch's are chosen product by product. `backends`
+    narrows the choice: `PLAIN` alone adds in the blocks that transformers adds in, so that f32 logits come within its
+    own rounding, at three times the time of a decode step.
     """
     with torch.inference_mode():
         generator = torch.Generator().manual_seed(1)
+        is_native = LinearBackend.NATIVE in backends and native_works(dtype)
+        tried = [each for each in backends if (each is LinearBackend.NATIVE) == is_native]
         linear = {
-            (k, n): _plan_linear(k, n, dtype, numerics, now, generator, backends)
+            (k, n): _plan_linear(k, n, dtype, numerics, now, generator, tried)
             for k, n in sorted(linear_shapes(shape, layout))
         }
+        if is_native:  # a set of blocks that are not stacked: no bit can change
+            fuse = not shape.is_moe and layout.group_count > 1
+            return KernelPlan(dtype, numerics, linear, AttentionKernel(AttentionBackend.NATIVE), fuse)
         attention = _plan_attention(shape, dtype, numerics, now, generator)
         return KernelPlan(dtype, numerics, linear, attention, _may_fuse(shape, layout, dtype, linear, generator))
+
+
+def native_works(dtype: DType) -> bool:
+    """Whether our own kernels are there and compute in `dtype`."""
+    return dtype is DType.F32 and native.available()
 
 
 def _plan_linear(

@@ -14,64 +14,67 @@ Call it under `torch.inference_mode()`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from katsura.model.attention import NEVER, merge_outputs, part_function
+from katsura.domain.errors import InvalidArgumentError
 from katsura.model.batch import StepBatch
 from katsura.model.config import ModelConfig
 from katsura.model.ffn import FfnInput
 from katsura.model.gate import route
-from katsura.model.kernels import KernelPlan
+from katsura.model.kernels import AttentionBackend, KernelPlan
 from katsura.model.kv import KvArena
 from katsura.model.norm import rms_norm
-from katsura.model.rope import rotate_
-from katsura.model.step import PreparedStep, Run, Singles, StepPreparer, Tile
+from katsura.model.paged import PagedAttention
+from katsura.model.tiled import TiledAttention
 from katsura.model.weights import AttentionWeights
+
+Attend = Callable[[int, Tensor], Tensor]
+"""`(layer, residual) -> hidden`: adds the layer's attention to `residual` `[rows, hidden]` in place, and norms it."""
 
 
 class Decoder:
     """Norms, attention over paged KV, the MoE gate, and logits, of one model on one arena."""
 
     def __init__(self, config: ModelConfig, weights: AttentionWeights, arena: KvArena, kernels: KernelPlan) -> None:
-        shape = config.shape
-        self._config, self._weights, self._arena = config, weights, arena
-        self._part = part_function(kernels.attention.backend)
-        self._preparer = StepPreparer(config, kernels, arena)
-        self._kv_heads, self._dim = shape.kv_head_count, shape.head_size
-        self._group = shape.head_count // shape.kv_head_count
-        self._q_width = shape.head_count * shape.head_size
-        self._rotated_heads = shape.head_count + shape.kv_head_count
-        self._single_rows = self._preparer.padded(1)
+        self._config, self._weights, self._page_tokens = config, weights, arena.page_tokens
+        native = kernels.attention.backend is AttentionBackend.NATIVE
+        self._layers = (
+            PagedAttention(config, weights, arena) if native else TiledAttention(config, weights, arena, kernels)
+        )
 
-    def prepare(self, batch: StepBatch) -> PreparedStep:
-        """What all layers of a step share; see `StepPreparer.prepare`."""
-        return self._preparer.prepare(batch)
+    def prepare(self, batch: StepBatch) -> Attend:
+        """What all layers of a step share.
+
+        Raises:
+            InvalidArgumentError: a sequence has no new token or fewer pages than it needs.
+        """
+        for index, sequence in enumerate(batch.sequences):
+            needed = -(-(sequence.start + sequence.count) // self._page_tokens)
+            if sequence.count < 1 or len(sequence.pages) < needed:
+                raise InvalidArgumentError(
+                    f"sequence {index} of the step has {sequence.count} new tokens and {len(sequence.pages)} pages "
+                    f"where it needs at least 1 and {needed}",
+                    field=f"sequences[{index}]",
+                )
+        return self._layers.step(batch)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """The residual stream `[rows, hidden]` of int64 `token_ids`."""
         return self._weights.embedding.index_select(0, token_ids)
 
-    def attend(self, layer: int, residual: Tensor, step: PreparedStep) -> tuple[Tensor, FfnInput]:
+    def attend(self, layer: int, residual: Tensor, step: Attend) -> tuple[Tensor, FfnInput]:
         """Attention of `layer`: writes the new keys and values, adds to `residual` in place, prepares the FFN's input.
 
         Writing again what was written before is harmless: a step may be repeated from any layer's residual.
         """
-        config, weights = self._config, self._weights.layers[layer]
-        qkv = weights.qkv(rms_norm(residual, weights.input_norm, config.norm_eps))
-        rows = qkv.shape[0]
-        heads = qkv.view(rows, -1, self._dim)
-        rotate_(heads[:, : self._rotated_heads], step.cos, step.sin)
-        self._arena.write(layer, step.kv_rows, qkv[:, self._q_width :])
-        q = qkv[:, : self._q_width].view(rows, self._kv_heads, self._group, self._dim)
-        residual.add_(weights.o(self._attention(layer, q, step)))
-        hidden = rms_norm(residual, weights.post_norm, config.norm_eps)
-        if weights.router is None:
+        hidden, router = step(layer, residual), self._weights.layers[layer].router
+        if router is None:
             return residual, FfnInput(hidden, None)
-        chosen, renormalise = config.shape.experts_per_token, config.renormalise_top_k
-        return residual, FfnInput(hidden, route(hidden, weights.router, chosen, renormalise=renormalise))
+        chosen, renormalise = self._config.shape.experts_per_token, self._config.renormalise_top_k
+        return residual, FfnInput(hidden, route(hidden, router, chosen, renormalise=renormalise))
 
     def logits(self, residual: Tensor, rows: Sequence[int]) -> Tensor:
         """f32 logits `[len(rows), vocab]` of the named rows of the last layer's residual."""
@@ -79,74 +82,3 @@ class Decoder:
             residual = residual.index_select(0, torch.tensor(rows, dtype=torch.int64, device=residual.device))
         normed = rms_norm(residual, self._weights.final_norm, self._config.norm_eps)
         return self._weights.lm_head(normed).float()
-
-    def _attention(self, layer: int, q: Tensor, step: PreparedStep) -> Tensor:
-        """Attention output `[rows, heads * dim]` of `q` `[rows, kv_heads, group, dim]`."""
-        singles = step.singles
-        if singles is not None and singles.rows is None:
-            return self._alone(layer, q, singles)
-        out = q.new_empty(q.shape[0], self._q_width)
-        if singles is not None and singles.rows is not None:
-            out.index_copy_(0, singles.rows, self._alone(layer, q.index_select(0, singles.rows), singles))
-        for tile in step.tiles:
-            rows = slice(tile.first_row, tile.first_row + tile.row_count)
-            out[rows] = self._wide(layer, q[rows], tile)
-        return out
-
-    def _alone(self, layer: int, q: Tensor, singles: Singles) -> Tensor:
-        """All tiles of one query: one kernel call per run of anybody's pages, one merge for all."""
-        if self._single_rows != self._group:
-            padded = q.new_zeros(q.shape[0], self._kv_heads, self._single_rows, self._dim)
-            padded[:, :, : self._group] = q
-            q = padded
-        if singles.owner is not None:
-            q = q.index_select(0, singles.owner)
-        o, lse = _joined(self._run_parts(layer, q, singles.runs))
-        if singles.page_count_max > 1:
-            o = merge_outputs(*_grid(o, lse, singles))
-        elif singles.cells is not None:
-            o = torch.empty_like(o).index_copy_(0, singles.cells, o)
-        return o[:, :, : self._group].reshape(-1, self._q_width).to(q.dtype)
-
-    def _wide(self, layer: int, q: Tensor, tile: Tile) -> Tensor:
-        """One tile of several queries: their heads folded into rows."""
-        used, rows = tile.row_count * self._group, self._preparer.padded(tile.row_count)
-        folded = q.new_zeros(1, self._kv_heads, rows, self._dim)
-        folded[0, :, :used] = q.permute(1, 0, 2, 3).reshape(self._kv_heads, used, self._dim)
-        o, lse = _joined(self._run_parts(layer, folded, tile.runs))
-        merged = o[0] if o.shape[0] == 1 else merge_outputs(o, lse)
-        unfolded = merged[:, :used].view(self._kv_heads, tile.row_count, self._group, self._dim)
-        return unfolded.permute(1, 0, 2, 3).reshape(tile.row_count, self._q_width).to(q.dtype)
-
-    def _run_parts(self, layer: int, q: Tensor, runs: tuple[Run, ...]) -> list[tuple[Tensor, Tensor]]:
-        """Parts of `q` `[pages, kv_heads, rows, dim]` (or one query for all pages) over `runs`, a part per page."""
-        parts, first, one = [], 0, q.shape[0] == 1
-        for run in runs:
-            k, v = self._arena.run(layer, run.first_page, run.page_count)
-            mine = q.expand(run.page_count, -1, -1, -1) if one else q[first : first + run.page_count]
-            parts.append(self._part(mine, k, v, run.mask))
-            first += run.page_count
-        return parts
-
-
-def _grid(o: Tensor, lse: Tensor, singles: Singles) -> tuple[Tensor, Tensor]:
-    """Parts of the singles as `[page, single, ...]`; those with fewer pages end in empty parts."""
-    if singles.cells is None:
-        return o.unsqueeze(1), lse.unsqueeze(1)
-    cells = singles.page_count_max * singles.count
-    if cells == o.shape[0]:
-        grid_o, grid_lse = torch.empty_like(o), torch.empty_like(lse)
-    else:
-        grid_o, grid_lse = o.new_zeros(cells, *o.shape[1:]), lse.new_full((cells, *lse.shape[1:]), NEVER)
-    grid_o.index_copy_(0, singles.cells, o)
-    grid_lse.index_copy_(0, singles.cells, lse)
-    return (
-        grid_o.view(singles.page_count_max, singles.count, *o.shape[1:]),
-        grid_lse.view(singles.page_count_max, singles.count, *lse.shape[1:]),
-    )
-
-
-def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])

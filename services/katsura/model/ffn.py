@@ -54,6 +54,8 @@ def group_partial(group: GroupWeights, hidden: Tensor, routing: Routing | None) 
 
 def swiglu(block: FfnBlock, hidden: Tensor) -> Tensor:
     """`down(silu(gate(x)) * up(x))` in the model's dtype."""
+    if block.native is not None:
+        return block.native(hidden)
     return block.down(_activated(block.gate_up(hidden)))
 
 
@@ -87,7 +89,9 @@ class GroupSet:
         self._gate_up: PackedLinear | None = None
         self._downs: list[tuple[int, PackedLinear]] = []
         dense = all(not held.expert_ids for held in self._groups)
-        if not dense or (len(self._groups) > 1 and not kernels.fuse_groups):
+        blocks = [held.blocks[0].native for held in self._groups if dense]
+        self._native = [block for block in blocks if block is not None]
+        if self._native or not dense or (len(self._groups) > 1 and not kernels.fuse_groups):
             return
         first = self._groups[0].blocks[0].gate_up
         self._gate_up = first
@@ -107,6 +111,10 @@ class GroupSet:
 
     def write_partials(self, hidden: Tensor, sums: Sequence[Tensor]) -> None:
         """The partials of dense groups by ascending group id, into f32 `[tokens, width]` each."""
+        if self._native:
+            for native, into in zip(self._native, sums, strict=True):
+                native.write(hidden, into)
+            return
         assert self._gate_up is not None, "an expert's partials need its routes"
         if len(self._downs) == 1:  # flat: see `wire.repeat`
             gate, up = self._gate_up(hidden).chunk(2, 1)

@@ -18,6 +18,8 @@ from katsura.domain.shape import DType, Numerics
 class LinearBackend(StrEnum):
     """How `x @ w.T` is computed."""
 
+    NATIVE = "native"
+    """Our own kernels, f32: the same bits for any rows, and on every CPU that has them."""
     PACKED = "packed"
     """oneDNN on weights reordered once at load."""
     PLAIN = "plain"
@@ -27,6 +29,8 @@ class LinearBackend(StrEnum):
 class AttentionBackend(StrEnum):
     """How one attention part is computed."""
 
+    NATIVE = "native"
+    """Our own kernel over paged KV, f32: no tiles, and the same bits for any page size."""
     FLASH = "flash"
     """The fused CPU kernel of torch, which also returns the log-sum-exp."""
     FLASH_F32 = "flash_f32"

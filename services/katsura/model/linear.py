@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from katsura.domain.shape import DType
 from katsura.model.kernels import LinearBackend, LinearKernel
+from katsura.native import library as native
 
 TORCH_DTYPE = {DType.F32: torch.float32, DType.BF16: torch.bfloat16}
 """Our storage types as torch names them."""
@@ -40,7 +41,9 @@ def backend_function(backend: LinearBackend, weight: Tensor) -> Callable[[Tensor
 class PackedLinear:
     """`x @ weight.T` by one kernel of the plan. `weight` is `[out, in]`; the caller may drop it afterwards."""
 
-    __slots__ = ("_operator", "_rest", "_rows_max", "_rows_min", "_stored", "in_width", "out_width", "size_bytes")
+    __slots__ = (
+        "_operator", "_rest", "_rows_max", "_rows_min", "_stored", "in_width", "out_width", "panels", "size_bytes",
+    )  # fmt: skip
 
     def __init__(self, weight: Tensor, kernel: LinearKernel) -> None:
         self.out_width, self.in_width = weight.shape
@@ -48,9 +51,13 @@ class PackedLinear:
         self._rows_min = kernel.rows_min
         self._rows_max = kernel.rows_max or 1 << 62
         self._stored, self._operator, self._rest = _prepared(kernel.backend, weight.contiguous())
+        self.panels = self._stored if kernel.backend is LinearBackend.NATIVE else None
+        """The weight as our own kernels read it, where they compute the product."""
 
     def dense(self) -> Tensor:
         """The weight `[out, in]` as it was given."""
+        if self.panels is not None:
+            return native.unpack(self.panels, self.out_width)
         return self._stored.to_dense() if self._stored.is_mkldnn else self._stored
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -67,6 +74,8 @@ def _prepared(backend: LinearBackend, weight: Tensor) -> tuple[Tensor, Callable[
     """The weight as the backend keeps it, and the operator with what it takes after x and the weight."""
     if backend is LinearBackend.PLAIN:
         return weight, functional.linear, ()
+    if backend is LinearBackend.NATIVE:
+        return native.pack(weight), native.linear, (weight.shape[0],)
     packed = torch.ops.mkldnn._reorder_linear_weight.default(weight.contiguous(), None)
     overload = torch.ops.mkldnn._linear_pointwise.default
     # `_op`: without a Python frame around each product.

@@ -15,7 +15,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.shape import Numerics
 from katsura.model.attention import COLUMN_BLOCK, NEVER, mask_dtype
 from katsura.model.batch import SequenceStep, StepBatch
@@ -111,18 +110,13 @@ class StepPreparer:
         return -(-queries * self._group // self._multiple) * self._multiple
 
     def prepare(self, batch: StepBatch) -> PreparedStep:
-        """Index tensors and tiles of `batch`.
-
-        Raises:
-            InvalidArgumentError: a sequence has no new token or fewer pages than it needs.
-        """
+        """Index tensors and tiles of `batch`, which has been checked."""
         positions = batch.positions()
         singles: list[_Single] = []
         tiles: list[Tile] = []
         pages: list[int] = []
         first_row = 0
-        for index, sequence in enumerate(batch.sequences):
-            self._check(sequence, index)
+        for sequence in batch.sequences:
             self._cut(sequence, first_row, singles, tiles)
             ends = range(sequence.start, sequence.start + sequence.count)
             pages += [sequence.pages[position // self._page_tokens] for position in ends]
@@ -139,15 +133,6 @@ class StepPreparer:
 
     def _ints(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
-
-    def _check(self, sequence: SequenceStep, index: int) -> None:
-        needed = -(-(sequence.start + sequence.count) // self._page_tokens)
-        if sequence.count < 1 or len(sequence.pages) < needed:
-            raise InvalidArgumentError(
-                f"sequence {index} of the step has {sequence.count} new tokens and {len(sequence.pages)} pages where "
-                f"it needs at least 1 and {needed}",
-                field=f"sequences[{index}]",
-            )
 
     def _cut(self, sequence: SequenceStep, first_row: int, singles: list[_Single], tiles: list[Tile]) -> None:
         position, end = sequence.start, sequence.start + sequence.count

@@ -8,7 +8,7 @@ much as its bytes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from katsura.model.families.registry import FAMILIES
 from katsura.model.families.tensors import TensorSlice, UnitTensors
 from katsura.model.kernels import KernelPlan
 from katsura.model.linear import TORCH_DTYPE, PackedLinear
+from katsura.native.library import Ffn
 
 Reader = Callable[[TensorSlice], Tensor]
 """Returns the slice as a tensor of exactly `slice.shape`, any float dtype."""
@@ -51,6 +52,13 @@ class FfnBlock:
 
     gate_up: PackedLinear
     down: PackedLinear
+    native: Ffn | None = field(init=False, default=None)
+    """All of it as one call, where our own kernels compute both products."""
+
+    def __post_init__(self) -> None:
+        gate_up, down = self.gate_up.panels, self.down.panels
+        if gate_up is not None and down is not None:
+            object.__setattr__(self, "native", Ffn(gate_up, down, self.down.out_width, self.down.in_width))
 
     @property
     def size_bytes(self) -> int:

@@ -19,6 +19,7 @@ from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.shape import DType, FfnLayout, ModelShape, Numerics
 from katsura.model.calibrate import CALIBRATION, plan_kernels
 from katsura.model.kernels import KernelPlan
+from katsura.native import library as native
 
 
 def kernel_plan(
@@ -97,6 +98,7 @@ def _key(shape: ModelShape, layout: FfnLayout, dtype: DType, numerics: Numerics)
     # What a plan depends on: the products' shapes, the promise, and what this torch can do on this CPU.
     facts = _promise(shape, layout, dtype, numerics)
     facts += [torch.__version__, torch.backends.cpu.get_cpu_capability(), platform.machine()]
+    facts.append(f"native {native.available()}")
     return _digest(facts)
 
 

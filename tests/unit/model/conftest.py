@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from katsura.model.config import ModelConfig, parse_config
 from katsura.model.decoder import Decoder
 from katsura.model.families.tensors import TensorSlice
 from katsura.model.ffn import LocalFfn
-from katsura.model.kernels import KernelPlan
+from katsura.model.kernels import KernelPlan, LinearBackend
 from katsura.model.kv import KvArena
 from katsura.model.weights import build_attention, build_group
 
@@ -134,8 +134,13 @@ class Engine:
 
 
 @cache
-def cached_plan(shape: ModelShape, layout: FfnLayout, dtype: DType, numerics: Numerics) -> KernelPlan:
-    return plan_kernels(shape, layout, dtype, numerics, time.perf_counter)
+def cached_plan(
+    shape: ModelShape, layout: FfnLayout, dtype: DType, numerics: Numerics, backends: tuple[LinearBackend, ...]
+) -> KernelPlan:
+    return plan_kernels(shape, layout, dtype, numerics, time.perf_counter, backends)
+
+
+TORCHS = (LinearBackend.PACKED, LinearBackend.PLAIN)
 
 
 def build_engine(
@@ -148,10 +153,11 @@ def build_engine(
     slices: int = 4,
     groups: int = 2,
     kernels: KernelPlan | None = None,
+    backends: tuple[LinearBackend, ...] = tuple(LinearBackend),
 ) -> Engine:
     layout: FfnLayout = layout_for(tiny.config.shape, slices, groups)
     if kernels is None:
-        kernels = cached_plan(tiny.config.shape, layout, dtype, numerics)
+        kernels = cached_plan(tiny.config.shape, layout, dtype, numerics, backends)
     arena = KvArena(tiny.config, page_count, page_tokens, dtype)
     decoder = Decoder(tiny.config, build_attention(tiny.config, tiny.read, kernels), arena, kernels)
     layers = [
@@ -161,10 +167,10 @@ def build_engine(
     return Engine(tiny.config, kernels, decoder, LocalFfn(layers, kernels), arena)
 
 
-@pytest.fixture(scope="session")
-def engine_of() -> Any:
-    """`build_engine`, for tests that need their own."""
-    return build_engine
+@pytest.fixture(params=["native", "torch"])
+def engine_of(request: pytest.FixtureRequest) -> Any:
+    """`build_engine`, for tests that need their own: with our own kernels, and without."""
+    return build_engine if request.param == "native" else partial(build_engine, backends=TORCHS)
 
 
 @pytest.fixture(scope="session", autouse=True)
