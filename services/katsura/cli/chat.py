@@ -12,7 +12,9 @@ from katsura.cli.tree import drawing, owner_of
 from katsura.domain.errors import FailedPreconditionError, KatsuraError, NotFoundError
 
 
-def chat(gateway: Gateway, session: str, branch: str, model: str, system: str, console: Console) -> Exit:
+def chat(
+    gateway: Gateway, session: str, branch: str, model: str, system: str, temperature: float, console: Console
+) -> Exit:
     """Talk until the person ends it.
 
     Args:
@@ -20,10 +22,11 @@ def chat(gateway: Gateway, session: str, branch: str, model: str, system: str, c
         branch: to go on with; empty: the default one.
         model: to ask; empty: the first that is served.
         system: first message of a new session.
+        temperature: how freely answers are drawn, 0 to 2.
     """
     with gateway:
         place = open_session(gateway, session, branch)
-        talker = Talker(gateway, model or first_model(gateway), place, console)
+        talker = Talker(gateway, model or first_model(gateway), place, temperature, console)
         if system and not place.node_id:
             talker.opening = (("system", system),)
         console.print(Text(f"{talker.model} at {gateway.url}; /help explains the commands", "dim"))
@@ -57,12 +60,13 @@ def first_model(gateway: Gateway) -> str:
 class Talker:
     """One conversation: where it is, and what each line does."""
 
-    def __init__(self, gateway: Gateway, model: str, place: Position, console: Console) -> None:
+    def __init__(self, gateway: Gateway, model: str, place: Position, temperature: float, console: Console) -> None:
         self.model = model
         self.place = place
         self.opening: tuple[Message, ...] = ()
         """Messages that go before the next one: a new session's system message."""
         self._gateway = gateway
+        self._temperature = temperature
         self._console = console
 
     def turn(self) -> bool:
@@ -106,7 +110,7 @@ class Talker:
     def say(self, text: str) -> None:
         """Send a message and stream the answer."""
         messages = (*self.opening, ("user", text))
-        answer = self._gateway.ask(self.model, messages, self.place, self._write)
+        answer = self._gateway.ask(self.model, messages, self.place, self._write, temperature=self._temperature)
         self.opening = ()
         self._write("\n")
         self.place = answer.position

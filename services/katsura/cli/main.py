@@ -160,6 +160,14 @@ def _add_talk(
     chat.add_argument("--branch", default="", help="branch to go on with (default: the session's default branch)")
     chat.add_argument("--model", default="", help="model to ask (default: the first that is served)")
     chat.add_argument("--system", default="", help="system message of a new session")
+    # The API's own default is 1, as OpenAI's; a small model drawn so freely soon says anything at all.
+    chat.add_argument(
+        "--temperature",
+        type=float,
+        default=0.2,
+        metavar="T",
+        help="0 always draws the likeliest (default: %(default)s)",
+    )
     mcp = leaf(
         commands, "mcp", "serve trees as MCP tools, on standard input and output or over HTTP", _mcp, data,
         epilog="Without --http it speaks for the tenant of KATSURA_API_KEY. With it, each request brings its own key:\n"
@@ -371,7 +379,7 @@ def _chat(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Ex
     from katsura.cli.chat import chat
     from katsura.cli.client import gateway_of
 
-    return chat(gateway_of(a.url, a.data, a.api_key), a.session, a.branch, a.model, a.system, out)
+    return chat(gateway_of(a.url, a.data, a.api_key), a.session, a.branch, a.model, a.system, a.temperature, out)
 
 
 def _work(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:

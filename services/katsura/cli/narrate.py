@@ -176,7 +176,8 @@ def typing_here(root: Path, environ: Mapping[str, str]) -> Callable[[str], str]:
 
 def curl_line(url: str, model: str) -> str:
     """A request to copy."""
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "What is a fjord?"}}]}}'
+    message = '{"role": "user", "content": "What is a fjord?"}'
+    body = f'{{"model": "{model}", "temperature": 0, "messages": [{message}]}}'
     return f"  curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n    -d '{body}'"
 
 
