@@ -21,7 +21,7 @@ from katsura.cli.core.fleet import Fleet, Phase
 from katsura.cli.core.layout import ProcessSpec, Role, valkey_args
 from katsura.cli.data import DataFolder, make_run_dir, start_ticks
 from katsura.cli.supervisor import Supervisor, answers_ping
-from katsura.manifests.kinds import Durability
+from katsura.manifests.stores import Durability
 
 CHILD = """
 import json, os, select, signal, sys

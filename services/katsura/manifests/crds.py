@@ -21,7 +21,6 @@ from katsura.manifests.kinds import (
     VERSION,
     AcceleratorProfileSpec,
     AgentSpec,
-    MemoryStoreSpec,
     ModelDeploymentSpec,
 )
 from katsura.manifests.owned import (
@@ -35,6 +34,7 @@ from katsura.manifests.owned import (
 )
 from katsura.manifests.reader import hints_of
 from katsura.manifests.rules import Invariant, Rule, camel
+from katsura.manifests.stores import MemoryStoreSpec
 from katsura.placement.document import schema as plan_schema
 
 _LIST_MAX: Final = 256

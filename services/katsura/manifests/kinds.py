@@ -6,7 +6,8 @@
     Agent             policy for one kind of agent: its model, its memory, its budgets
 
 Names in YAML are the camelCase of the names here. Optional blocks are objects whose presence switches them on, and
-every default stands in this file. `reader` enforces the `Rule`s, `bundle` the invariants; both read this file only.
+every default stands in this file or, of MemoryStores, in `stores`. `reader` enforces the `Rule`s, `bundle` the
+invariants.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Annotated, ClassVar
 from katsura.domain.shape import DType, Numerics
 from katsura.domain.units import MIB
 from katsura.manifests.rules import Invariant, Rule
+from katsura.manifests.stores import MemoryStoreSpec
 
 GROUP = "katsura.dev"
 VERSION = "v1alpha1"
@@ -39,17 +41,6 @@ ModelName = Annotated[
     ),
 ]
 """What a client may write into `model`."""
-RedisUrl = Annotated[
-    str,
-    Rule(
-        "where the server is",
-        8,
-        1024,
-        r"(rediss?|valkeys?|unix)://.+",
-        "an address such as redis://host:6379/0, rediss://host:6380 or unix:///run/valkey.sock",
-    ),
-]
-"""Address of a Redis or Valkey server."""
 
 
 class Topology(StrEnum):
@@ -77,17 +68,6 @@ class RolloutStrategy(StrEnum):
     """New pods reach readiness before old ones drain."""
     RECREATE = "Recreate"
     """Old pods end first: for clusters without room for both."""
-
-
-class Durability(StrEnum):
-    """What an acknowledged write promises."""
-
-    STRICT = "strict"
-    """On disk before the answer."""
-    RELAXED = "relaxed"
-    """Survives the death of any process; a power cut may lose the last second."""
-    CACHE = "cache"
-    """May be gone after a restart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +233,16 @@ _Word = Annotated[str, Rule("one argument", 0, 1024)]
 
 
 @dataclass(frozen=True, slots=True)
+class Egress:
+    """A way out of a pod, by TCP."""
+
+    cidr: Annotated[
+        str, Rule("addresses", 4, 49, r"[0-9a-fA-F.:]+/[0-9]{1,3}", "addresses such as 203.0.113.0/24 or 0.0.0.0/0")
+    ]
+    port: Annotated[int, Rule("TCP port", 1, 65535)] = 443
+
+
+@dataclass(frozen=True, slots=True)
 class ExternalEngine:
     """A pod template of an engine that serves the OpenAI API."""
 
@@ -263,6 +253,13 @@ class ExternalEngine:
     resources: Annotated[Mapping[str, str], Rule("limits of its container, such as nvidia.com/gpu: 1")] = field(
         default_factory=dict
     )
+    clients: Annotated[
+        Mapping[str, str], Rule("labels of pods of the namespace that may call it beside the gateway and routers")
+    ] = field(default_factory=dict)
+    egress: Annotated[
+        tuple[Egress, ...],
+        Rule("what it may call beside DNS, such as a model hub; absent: nothing", maximum=16),
+    ] = ()
 
 
 def _has_one_owner(name: str) -> Callable[[ModelDeploymentSpec], bool]:
@@ -360,42 +357,6 @@ class ModelDeploymentSpec:
             return 0
         said: RoleSpec | None = getattr(self.roles, role)
         return said.replicas if said and said.replicas else {"experts": 2}.get(role, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class RedisSpec:
-    """A server of somebody else's."""
-
-    url: RedisUrl
-
-
-@dataclass(frozen=True, slots=True)
-class HintsSpec:
-    """A server of its own for what can be rebuilt: indexes, tables, queues. It may evict."""
-
-    redis: RedisSpec | None = None
-    bytes: Annotated[int, Rule("memory of the embedded server, after which it evicts", MIB, 1 << 44, quantity=True)] = (
-        256 * MIB
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryStoreSpec:
-    """Where trees are kept. Without `redis` the platform brings its own server, without `hints` one plays both."""
-
-    durability: Durability = Durability.STRICT
-    redis: RedisSpec | None = None
-    hints: HintsSpec | None = None
-    replicas: Annotated[int, Rule("memory processes", 1, 64)] = 1
-
-    INVARIANTS: ClassVar[tuple[Invariant, ...]] = (
-        Invariant(
-            "hints.redis.url",
-            lambda spec: not (spec.redis and spec.hints and spec.hints.redis) or spec.redis.url != spec.hints.redis.url,
-            "is the durable server itself; leave hints out, then one server plays both",
-            "!has(self.redis) || !has(self.hints) || !has(self.hints.redis) || self.redis.url != self.hints.redis.url",
-        ),
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,3 +188,16 @@ def blocks(tenant: str, scope: str, owner: str, part: str) -> bytes:
     - `replays` HASH request id -> digest and answer; `order` LIST of request ids, oldest first.
     """
     return f"katsura:blocks:{{{quoted(tenant)}/{scope}/{quoted(owner)}}}:{part}".encode()
+
+
+_OF_STORE: Final = (b"trees:", b"usage:", b"requests:", b"work:", b"blocks:", b"responses:")
+
+
+def is_of_store(key: bytes) -> bool:
+    """Whether a key belongs to the trees and blocks of a memory store (`state.purge` deletes it with the store); what
+    else there is, routers, tenants and their API keys go on with."""
+    name = key.removeprefix(b"katsura:")
+    if name == key:
+        return False
+    tag = name[1:].partition(b"}")[0] if name.startswith(b"{") else b""
+    return b"/" in tag or name.startswith(_OF_STORE)

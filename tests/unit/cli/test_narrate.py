@@ -15,7 +15,7 @@ from katsura.cli.core.layout import Layout
 from katsura.cli.data import ProcessRecord, RunRecord
 from katsura.cli.narrate import Narrator, typing_here
 from katsura.cli.up import read_bundle
-from katsura.manifests.kinds import Durability
+from katsura.manifests.stores import Durability
 from katsura.weights.progress import Stage
 
 RECORD = RunRecord(

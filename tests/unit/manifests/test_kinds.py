@@ -10,9 +10,10 @@ import pytest
 
 from katsura.manifests import kinds
 from katsura.manifests.bundle import read_manifests
-from katsura.manifests.kinds import KINDS, AgentSpec, MemoryStoreSpec, ModelDeployment, ModelDeploymentSpec
+from katsura.manifests.kinds import KINDS, AgentSpec, ModelDeployment, ModelDeploymentSpec
 from katsura.manifests.reader import hints_of
 from katsura.manifests.rules import ManifestError, Rule, camel
+from katsura.manifests.stores import MemoryStoreSpec
 
 
 def deployment(spec: str = "") -> str:

@@ -14,7 +14,8 @@ from enum import StrEnum
 
 from katsura.domain.errors import InvalidArgumentError
 from katsura.manifests.bundle import Bundle
-from katsura.manifests.kinds import Durability, Engine, MemoryStore, MemoryStoreSpec, Metadata, ModelDeployment
+from katsura.manifests.kinds import Engine, MemoryStore, Metadata, ModelDeployment
+from katsura.manifests.stores import DeletionPolicy, Durability, MemoryStoreSpec
 
 _GRACE_S = 30.0
 _AFTER_DRAIN_S = 5.0
@@ -221,6 +222,10 @@ class _Builder:
             here = [name for name, value in said.items() if value != type(value)()]
             if here:
                 yield f"{deployment.metadata.name}: only a cluster heeds {', '.join(here)}"
+        if self._spec.archive is not None:
+            yield f"cold trees go to {self._place.data_dir}/cold; only a cluster heeds archive.pvc"
+        if self._spec.deletion_policy is DeletionPolicy.DELETE:
+            yield "deletionPolicy: Delete is for clusters; nothing here deletes what a run leaves"
         if self._spec.replicas > 1:
             yield "the gateway asks memory-0; the other memory processes serve gRPC clients"
 
@@ -244,6 +249,8 @@ class _Builder:
     def _memory(self) -> Iterator[ProcessSpec]:
         for index in range(self._spec.replicas):
             cold = {"KATSURA_MEMORY_COLD_FOLDER": f"{self._place.data_dir}/cold"}
+            if self._spec.archive is not None:
+                cold["KATSURA_MEMORY_COLD_AFTER_S"] = str(self._spec.archive.after_seconds)
             yield self._service(f"memory-{index}", Role.MEMORY, "katsura.memory", cold)
 
     def _routers(self) -> Iterator[ProcessSpec]:

@@ -10,7 +10,7 @@ import pytest
 from katsura.cli.core.layout import Layout, Place, ProcessSpec, Role, lay_out, valkey_args
 from katsura.domain.errors import InvalidArgumentError
 from katsura.manifests.bundle import read_manifests
-from katsura.manifests.kinds import Durability
+from katsura.manifests.stores import Durability
 
 PLACE = Place(run_dir="/run/k", data_dir="/data", http_listen="127.0.0.1:8080", token="s3cret")
 SAMPLES = Path(__file__).parents[4] / "deploy" / "samples"
