@@ -34,6 +34,7 @@ from katsura.domain.errors import (
 )
 from katsura.domain.trees import Durability
 from katsura.state import keys
+from katsura.state.lane import Lane, Part
 
 SCHEMES: Final = ("redis", "rediss", "valkey", "valkeys", "unix")
 SEEN_SETTINGS: Final = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory", "maxmemory-policy")
@@ -42,8 +43,9 @@ _RETRY_AFTER_S: Final = 0.5
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 1.0
 _REPORT_EVERY_S: Final = 5.0
+_ANSWER_S: Final = 5.0
 
-Arg = bytes | str | int | float
+Arg = Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class Store:
         self.durability = Durability.CACHE
         """What the server's own settings promise."""
         self._replicas = replicas
+        self._lane = Lane(client.connection_pool, _ANSWER_S)
 
     @classmethod
     async def open(
@@ -126,6 +129,7 @@ class Store:
 
     async def close(self) -> None:
         """Close every connection."""
+        await self._lane.close()
         await self.client.aclose()
 
     async def blocking_client(self) -> Redis:
@@ -170,7 +174,7 @@ class Store:
     async def _execute(self, command: Sequence[Arg], *, confirm: bool) -> Any:
         with translated(self.url):
             if not (confirm and self._replicas):
-                return await self._command(*command)
+                return await self._lane.command(command)
             pipeline = self.client.pipeline(transaction=False)
             pipeline.execute_command(*command)
             pipeline.execute_command("WAIT", self._replicas, 1000)
@@ -184,9 +188,6 @@ class Store:
             )
         return answer
 
-    async def _command(self, *command: Arg) -> Any:
-        return await self.client.execute_command(*command)  # type: ignore[no-untyped-call]
-
     async def _wait_until_up(self, wait_s: float, report: Callable[[str], None] | None) -> None:
         loop = asyncio.get_running_loop()
         start = loop.time()
@@ -194,7 +195,7 @@ class Store:
         while True:
             try:
                 with translated(self.url):
-                    await self._command("PING")
+                    await self._lane.command(("PING",))
                 return
             except UnavailableError as error:
                 now = loop.time()
@@ -268,7 +269,7 @@ def _down(url: str, why: str) -> UnavailableError:
     )
 
 
-def _client(url: str, max_connections: int, socket_timeout_s: float | None = 5.0) -> Redis:
+def _client(url: str, max_connections: int, socket_timeout_s: float | None = _ANSWER_S) -> Redis:
     scheme = urlsplit(url).scheme
     if scheme not in SCHEMES:
         raise InvalidArgumentError(
