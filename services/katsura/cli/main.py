@@ -264,7 +264,8 @@ def _add_plan(commands: Any) -> None:
         action="append",
         default=[],
         metavar="CHANGE",
-        help="also solve with nodes:DEVICE=+2, price:DEVICE=0.5, demand:NAME=x2, itl:NAME=80 or ttft:NAME=900",
+        help="also solve with nodes:DEVICE=+2, price:DEVICE=0.5, demand:NAME=x2, itl:NAME=80 or ttft:NAME=900 "
+        "(+2 adds, -2 takes away, x2 multiplies, 2 sets)",
     )
     parser.add_argument(
         "--against", type=Path, metavar="PLAN", help="change this plan (from --json) only where it pays"

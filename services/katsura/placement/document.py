@@ -114,7 +114,7 @@ def read_current(text: str) -> Current:
     try:
         return current_of(json.loads(text))
     except ValueError as error:
-        raise _no_plan(error) from error
+        raise _no_plan(f"no JSON: {error}") from error
 
 
 def current_of(data: Any) -> Current:
@@ -125,19 +125,21 @@ def current_of(data: Any) -> Current:
     """
     try:
         if data["kind"] != "PlacementPlan":
-            raise ValueError(f"kind is {data['kind']!r}")
+            raise _no_plan(f"its kind is {data['kind']!r}")
         instances = [
             Running(a["pattern"], a["service"], tuple(_place(p) for p in instance["places"]))
             for a in data["status"]["assignments"]
             for instance in a["instances"]
         ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _no_plan(error) from error
+    except KeyError as error:
+        raise _no_plan(f"it has no {error}") from error
+    except (ValueError, TypeError) as error:
+        raise _no_plan(str(error)) from error
     return Current(tuple(instances))
 
 
-def _no_plan(error: Exception) -> InvalidArgumentError:
-    return InvalidArgumentError(f"not a PlacementPlan as `katsura plan --json` prints it: {error!r}", field="against")
+def _no_plan(why: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"not a PlacementPlan as `katsura plan --json` prints it: {why}", field="against")
 
 
 def running(plan: Plan) -> Current:

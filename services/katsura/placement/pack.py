@@ -80,18 +80,21 @@ def pack(columns: Sequence[tuple[Column, int]], classes: Sequence[NodeClass], he
     places: dict[int, list[Place]] = defaultdict(list)
     left: set[str] = set()
     later: list[tuple[Member, str, int, int]] = []
+    stand: dict[tuple[str, str], set[str]] = defaultdict(set)
     for item in wanted:
         m, service, index, _ = item
         room = _held_room(keep.get((service, m.role, m.node_class), []), rooms[m.node_class], m)
         if room is None:
             later.append(item)
         else:
+            stand[service, m.role].add(room.name)
             _put(m, room, places[index])
-    for m, _, index, _ in later:
-        room = _first_room(rooms[m.node_class], m)
+    for m, service, index, _ in later:
+        room = _first_room(rooms[m.node_class], m, stand[service, m.role])
         if room is None:
             left.add(m.node_class)
         else:
+            stand[service, m.role].add(room.name)
             _put(m, room, places[index])
     made = (Instance(column, tuple(places[i])) for i, column in enumerate(owner))
     return Packed(tuple(i for i in made if len(i.places) == sum(m.count for m in i.column.members)), frozenset(left))
@@ -144,9 +147,14 @@ def _held_room(nodes: list[str], rooms: list[_Room], m: Member) -> _Room | None:
     return None
 
 
-def _first_room(rooms: list[_Room], m: Member) -> _Room | None:
-    """The used node with least room that still fits, else the first unused one."""
+def _first_room(rooms: list[_Room], m: Member, stand: set[str]) -> _Room | None:
+    """The used node with least room that still fits, else the first unused one.
+
+    Where one node holds all processes of this role so far (`stand`), one on cores goes to another used one if it can:
+    two routers shall not end with one node.
+    """
     used = [r for r in rooms if r.used and r.fits(m)]
+    apart = [r for r in used if r.name not in stand] if len(stand) == 1 and not m.accelerators else []
     if used:
-        return min(used, key=lambda r: (r.accelerators, r.cores, r.name))
+        return min(apart or used, key=lambda r: (r.accelerators, r.cores, r.name))
     return next((r for r in rooms if not r.used and r.fits(m)), None)

@@ -35,3 +35,13 @@ def test_what_stays_gives_up_the_emptiest_nodes_that_are_not_needed() -> None:
     held = {("s", "unified", large.name): [*large.nodes[:1] * 5, large.nodes[1], large.nodes[2]]}
     packed = pack([(column("s", 1), 7)], [large], held)
     assert {p.node for i in packed.instances for p in i.places} == {large.nodes[0]}
+
+
+def test_the_second_of_two_routers_goes_to_another_node_that_is_in_use() -> None:
+    def spread(count: int, free: int = 2) -> list[str]:
+        packed = pack([(column("m", 8), free), (column("r", 0), count)], [CLASS])
+        return [p.node for i in packed.instances for p in i.places if not p.accelerators]
+
+    assert spread(2) == [CLASS.nodes[0], CLASS.nodes[1]]
+    assert set(spread(2, free=1)) == {CLASS.nodes[0]}  # no node is opened for it
+    assert len(set(spread(5))) == 2

@@ -10,6 +10,8 @@ from katsura.placement.whatif import changed
 def test_each_form_changes_one_thing(small: Problem) -> None:
     assert sum(len(c.nodes) for c in changed(small, "nodes:L4=+2").classes) == 14
     assert sum(len(c.nodes) for c in changed(small, "nodes:L4=-5").classes) == 7
+    assert [len(c.nodes) for c in changed(small, "nodes:A100-80=-4").classes] == [2, 0, 6]  # of both zones together
+    assert [len(c.nodes) for c in changed(small, "nodes:A100-80=x2").classes] == [9, 3, 6]
     assert {c.hourly_usd for c in changed(small, "price:A100-80=1").classes} == {8.0, 3.0}
     chat = changed(changed(small, "demand:chat=x2"), "itl:chat=80").services[0]
     assert isinstance(chat, ModelService)
@@ -22,6 +24,10 @@ def test_each_form_changes_one_thing(small: Problem) -> None:
         ("more gpus", "write nodes:DEVICE"),
         ("nodes:H900=+1", "no device 'H900'"),
         ("demand:chatt=2", "no deployment 'chatt'"),
+        ("nodes:L4=-9", "there are 6 nodes"),
+        ("price:L4=-99", "dollars per hour"),
+        ("itl:chat=0", "more than 0 ms"),
+        ("ttft:chat=x2", "no such limit"),
     ],
 )
 def test_what_is_not_understood_says_what_would_be(small: Problem, text: str, said: str) -> None:
