@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
+from katsura.domain.errors import ConflictError, FailedPreconditionError, NotFoundError
 from katsura.domain.ids import NodeId, TenantId, TreeId, checked_name
 from katsura.domain.trees import (
     Branch,
@@ -46,7 +47,6 @@ from katsura.state.trees import (
     Revised,
     TreeRef,
     TreeStore,
-    excerpt,
 )
 from katsura.telemetry import metrics, names
 
@@ -130,8 +130,6 @@ class Memory(Queue, Recall, Contents, Slots, Branching, References, Waits, Desce
             checked_name(new_branch, "new_branch")
         fields = (write.branch, write.expected_head, write.unconditional, restore_after, reason, new_branch)
         request = request_of(write.request_id, "revise", *fields, keep_default)
-        if (done := await self._trees.replayed(write.tree, request)) is not None:
-            return as_answer(Revised, done)
 
         async def attempt() -> Revised:
             retreat = await self._trees.retreat(write.tree, write.branch, write.expected_head, restore_after)
@@ -139,8 +137,15 @@ class Memory(Queue, Recall, Contents, Slots, Branching, References, Waits, Desce
             tokens = estimate(hint.reason + hint.first_action)
             return await self._trees.revise(write.tree, retreat, hint, tokens, new_branch, keep_default, request)
 
-        with committing("revise"):
-            return await self._until_it_holds(write, attempt)
+        try:
+            with committing("revise"):
+                return await self._until_it_holds(write, attempt)
+        except (ConflictError, FailedPreconditionError, NotFoundError):
+            # A repeated request may find that it was itself what moved the branch; where nothing is in its way, the
+            # write says what it answered before.
+            if (done := await self._trees.replayed(write.tree, request)) is None:
+                raise
+            return as_answer(Revised, done)
 
     async def assemble_context(
         self, ref: TreeRef, branch: str, budget: int, reserve: int, tokenizer: str, with_ids: bool
@@ -207,13 +212,11 @@ class Memory(Queue, Recall, Contents, Slots, Branching, References, Waits, Desce
 
 
 def _hint(retreat: Retreat, reason: str) -> Hint:
-    step = retreat.first_abandoned.body
-    assert isinstance(step, Step), "paths hold steps"
     return Hint(
         abandoned_branch=retreat.branch.name,
         abandoned_head=retreat.branch.head,
         restored_after=retreat.restore_after,
         reason=reason,
-        first_action=excerpt(step),
+        first_action=retreat.first_action,
         previous_hint=retreat.previous_hint,
     )

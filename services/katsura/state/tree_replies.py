@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from katsura.domain.ids import BranchName, NodeId
@@ -22,11 +22,19 @@ from katsura.domain.trees import (
     Step,
     Tree,
 )
-from katsura.state.tree_records import body_of, check_chain, judgement_of, node_of, policy_of, unpack_ids
+from katsura.state.tree_records import (
+    body_of,
+    check_chain,
+    judgement_of,
+    known_fields,
+    node_of,
+    policy_of,
+    retention_of,
+    unpack_ids,
+)
 from katsura.state.trees import Event, Position, TreeRef, excerpt
 
 _EVENT_KINDS: Final = frozenset(EventKind)
-_BRANCH_FIELDS: Final = frozenset(field.name for field in fields(Branch))
 
 
 def index_name(ref: TreeRef, created_ms: int) -> bytes:
@@ -41,8 +49,7 @@ def position_of(said: Mapping[str, Any]) -> Position:
 
 def branch_of(found: Mapping[str, Any]) -> Branch:
     """A branch from its stored JSON. What a newer version of us keeps with it is not for us; functions keep it."""
-    known = {name: value for name, value in found.items() if name in _BRANCH_FIELDS}
-    return Branch(**{**known, "state": BranchState(found["state"])})
+    return Branch(**{**known_fields(Branch, found), "state": BranchState(found["state"])})
 
 
 def tree_of(ref: TreeRef, flat: Sequence[bytes]) -> Tree:
@@ -52,7 +59,12 @@ def tree_of(ref: TreeRef, flat: Sequence[bytes]) -> Tree:
         tree_id=ref.tree,
         goal=meta[b"goal"].decode(),
         pins=tuple(json.loads(meta[b"pins"])),
-        policy=replace(policy_of(meta[b"policy"]), rollup_fanout=int(meta.get(b"rollup", 0))),
+        policy=replace(
+            policy_of(meta[b"policy"]),
+            rollup_fanout=int(meta.get(b"rollup", 0)),
+            ttl_s=int(meta[b"ttl_ms"]) // 1000,
+            retention=retention_of(meta.get(b"retention", b"")),
+        ),
         labels=json.loads(meta[b"labels"]),
         revision=int(meta[b"revision"]),
         incarnation=meta[b"incarnation"].decode(),
@@ -73,7 +85,7 @@ def origin_json(origin: Origin | None) -> str:
 
 def origin_of(text: bytes | str) -> Origin | None:
     """The way back from `origin_json`."""
-    return Origin(**json.loads(text)) if text else None
+    return Origin(**known_fields(Origin, json.loads(text))) if text else None
 
 
 def _judgement(stored: bytes) -> Judgement | None:
@@ -105,7 +117,7 @@ def shown_node(found: Sequence[Any]) -> Shown:
 
 
 def effect_of(node_id: int, stored: bytes) -> StandingEffect:
-    """The standing effect of a stored step."""
+    """A stored step as the effect that it may have left standing."""
     step = body_of(node_id, stored.partition(b"\n")[2], b"")
     assert isinstance(step, Step), "only steps have effects"
     return StandingEffect(NodeId(node_id), step.effect, step.undo_ref, excerpt(step))

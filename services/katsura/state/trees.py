@@ -164,7 +164,7 @@ class Retreat:
 
     branch: Branch
     restore_after: NodeId
-    first_abandoned: Node
+    first_action: str
     previous_hint: NodeId
     previous_hash: bytes
     effects: tuple[StandingEffect, ...]

@@ -62,6 +62,7 @@ from katsura.state.tree_records import (
     pack_ids,
     policy_json,
     record_of,
+    retention_json,
     unpack_ids,
 )
 from katsura.state.tree_replies import (
@@ -145,6 +146,7 @@ class RedisTreeStore(
             new.policy.rollup_fanout,
             origin_json(new.origin),
             new.agent_id,
+            retention_json(new.policy.retention),
         )
         branch = branch_of(said["branch"])
         now = said["now"]
@@ -342,12 +344,11 @@ class RedisTreeStore(
         """What a Revise to `restore_after` (0: keep nothing) would leave behind."""
         expected = -1 if expected_head is None else expected_head
         answer = await self._call(ref, "retreat", branch, expected, restore_after, read_only=True)
-        found, first, _, hint, hint_hash, *effects = answer[1:]
-        (node,) = await self.nodes(ref, [first], NO_LIMIT)
+        found, first, stored, hint, hint_hash, *effects = answer[1:]
         return Retreat(
             branch=branch_of(json.loads(found)),
             restore_after=NodeId(restore_after),
-            first_abandoned=node,
+            first_action=effect_of(first, stored).excerpt,
             previous_hint=NodeId(hint),
             previous_hash=bytes.fromhex(hint_hash.decode()),
             effects=tuple(e for e in map(effect_of, effects[::2], effects[1::2]) if e.effect not in HARMLESS),
@@ -366,10 +367,12 @@ class RedisTreeStore(
         """Abandon the branch for a new one that ends at `retreat.restore_after` and carries `hint`."""
         record = record_of(hint, secrets.token_bytes(SALT_BYTES))
         effects = [[e.node_id, int(e.effect), e.undo_ref, e.excerpt] for e in retreat.effects]
-        said = await self._write(
+        answer = await self._answer(
             ref,
             "revise",
-            request,
+            self._limits.events,
+            self._limits.replays,
+            *identity(request),
             retreat.branch.name,
             retreat.branch.head,
             retreat.restore_after,
@@ -381,7 +384,12 @@ class RedisTreeStore(
             tokens,
             json.dumps(effects),
         )
-        revised = await self._written(ref, said)
+        self._added(ref, answer)
+        said = await self._settled(ref, said_of(ref, answer))
+        if len(answer) > 4:
+            node = stored_node((said["ids"][0], answer[4], answer[5], b"", b"", b"", (), b"", ()))
+            return _revised(said, node)
+        revised = await self._written(ref, said)  # as it was answered before
         assert isinstance(revised, Revised)
         return revised
 
@@ -484,11 +492,7 @@ class RedisTreeStore(
     async def _written(self, ref: TreeRef, said: Mapping[str, Any]) -> Written | Revised:
         (node,) = await self.nodes(ref, list(said["ids"]), NO_LIMIT)
         if "abandoned" in said:
-            effects = tuple(
-                StandingEffect(NodeId(n), Effect(effect), undo, text)
-                for n, effect, undo, text in json.loads(said["effects"])
-            )
-            return Revised(branch_of(said["branch"]), branch_of(said["abandoned"]), node, effects, position_of(said))
+            return _revised(said, node)
         assert node.judgement is not None, "the functions write a verdict with each summary"
         node = replace(node, judgement=judgement_of(said["judgement"], node.judgement.version))
         return Written(node, branch_of(said["branch"]), position_of(said))
@@ -510,6 +514,13 @@ class RedisTreeStore(
             if len(self._heads) > _HEADS_KEPT:
                 self._heads.popitem(last=False)
         return grown
+
+
+def _revised(said: Mapping[str, Any], hint: Node) -> Revised:
+    effects = tuple(
+        StandingEffect(NodeId(n), Effect(effect), undo, text) for n, effect, undo, text in json.loads(said["effects"])
+    )
+    return Revised(branch_of(said["branch"]), branch_of(said["abandoned"]), hint, effects, position_of(said))
 
 
 def _chain(plan: _Plan, records: Sequence[bytes]) -> list[bytes]:

@@ -270,7 +270,9 @@ class TwinTreeStore(
             for n in left
             if isinstance(n.body, Step) and not n.body.harmless
         ]
-        return Retreat(found, end, left[-1], hint, state.content_hash(hint), tuple(effects))
+        first = left[-1].body
+        assert isinstance(first, Step), "paths hold steps"
+        return Retreat(found, end, excerpt(first), hint, state.content_hash(hint), tuple(effects))
 
     async def revise(
         self,
@@ -291,7 +293,7 @@ class TwinTreeStore(
             new = state.branch_at(new_branch, old, retreat.restore_after)
             node = state.add(retreat.previous_hint, new.name, hint, tokens, new.depth)
             new = state.branches[new.name] = replace(new, hint=node.node_id)
-            old = state.branches[old.name] = replace(old, state=BranchState.ABANDONED)
+            old = state.branches[old.name] = replace(old, state=BranchState.ABANDONED, left_ms=self._tick())
             doubt_left(state, old.head, state.depth(retreat.restore_after))
             if move_default and state.tree.default_branch == old.name:
                 state.tree = replace(state.tree, default_branch=new.name)
@@ -334,6 +336,7 @@ class TwinTreeStore(
                 raise refusal(ref, "BRANCH_NOT_FOUND", branch)
             del state.branches[found.name]
             state.slot_heads.pop(found.name, None)
+            state.garbage_at = state.tree.revision + 1
             return state.commit(EventKind.RELEASED, found.name, ())
 
         return state.once(request, write)

@@ -48,7 +48,7 @@ register('retreat', function(keys, args)
 end, {'no-writes'})
 
 -- ARGV: 1-4, branch, head seen, restore after, new branch, keep the default branch (1: move it along), hint kept,
--- hint record, hash, tokens, ids of the standing effects.
+-- hint record, hash, tokens, ids of the standing effects. Behind a new commit's answer stand the hint's link and record.
 register('revise', function(keys, args)
   local t, missing = open(keys)
   if not t then return missing end
@@ -66,14 +66,16 @@ register('revise', function(keys, args)
   local place = child_of(t, t.next, link(t, tonumber(args[10])), {depth = at.depth, tokens = tonumber(args[13]), a = 0,
                                                                   b = at.id, hash = args[12]})
   save_node(t, place, name, args[11], now)
-  new.hint, old.state = place.id, ABANDONED
+  new.hint, old.state, old.left_ms = place.id, ABANDONED, now
   save_branch(t, new)
   save_branch(t, old)
   doubt_left(t, old.head, at.depth)
   redis.call('HSET', t.meta, 'next', t.next, 'branch_count', t.branch_count)
   if args[9] == '1' and t.default == old.name then redis.call('HSET', t.meta, 'default', name) end
-  return commit(t, args, now, EVENT.REVISED, name, {place.id},
-                {ids = {place.id}, branch = new, abandoned = old, effects = args[14]})
+  local done = commit(t, args, now, EVENT.REVISED, name, {place.id},
+                      {ids = {place.id}, branch = new, abandoned = old, effects = args[14]})
+  done[5], done[6] = redis.call('HGET', t.links, place.id), redis.call('HGET', t.nodes, place.id)
+  return done
 end)
 
 -- ARGV: 1-4, branch, at node (0: the head, -1: the empty root), new branch, agent, tree that the branch keeps the place for
@@ -97,8 +99,7 @@ register('fork', function(keys, args)
   if args[9] ~= '' then
     branch.state, branch.held_by = ABANDONED, args[9]
     t.holds = redis.call('HINCRBY', t.meta, 'holds', 1)
-    for _, suffix in ipairs(SUFFIXES) do redis.call('PERSIST', t[suffix]) end
-    for _, digest in ipairs(redis.call('SMEMBERS', t.tokenizers)) do redis.call('PERSIST', t.prefix .. 'tokens:' .. digest) end
+    persist(t)
   end
   save_branch(t, branch)
   redis.call('HSET', t.meta, 'branch_count', t.branch_count)
@@ -112,6 +113,7 @@ register('release', function(keys, args)
   if not branch.held_by then return {'BRANCH_NOT_FOUND', branch.name} end
   redis.call('HDEL', t.branches, branch.name)
   redis.call('HDEL', t.slot_heads, branch.name)
+  redis.call('HSET', t.meta, 'garbage_at', t.revision + 1)  -- memory_9_zcollect.lua
   t.holds = redis.call('HINCRBY', t.meta, 'holds', -1)
   return commit(t, args, now_ms(t), EVENT.RELEASED, branch.name, {}, {})
 end)
