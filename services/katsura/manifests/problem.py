@@ -176,6 +176,7 @@ def _model(deployment: ModelDeployment, config: Mapping[str, Any], asked: Demand
 
 def _helpers(bundle: Bundle, asked: Mapping[str, Demand], calibration: Calibration) -> list[Service]:
     cost, rates = calibration.helpers, memory_rates(bundle)
+    spread = max((d.spec.placement.min_domains for d in bundle.deployments), default=1)
     made: list[Service] = []
     for deployment in bundle.deployments:
         made.append(
@@ -200,6 +201,7 @@ def _helpers(bundle: Bundle, asked: Mapping[str, Demand], calibration: Calibrati
                 cores=1.0,
                 ram_bytes=cost["memory_ram_bytes"],
                 instances_min=store.spec.replicas,
+                domains_min=min(spread, store.spec.replicas),  # no model outlives its memory
             )
         )
     return made

@@ -70,7 +70,10 @@ def test_a_deployment_becomes_a_service_with_its_demand_and_limits() -> None:
 def test_routers_and_memory_are_services_on_cores() -> None:
     helpers = {s.name: s for s in build(MODEL, STORE, PROFILE).services if isinstance(s, HelperService)}
     assert helpers["chat-router"].instances_min == 2
-    assert helpers["trees-memory"].instances_min == 2
+    assert (helpers["trees-memory"].instances_min, helpers["trees-memory"].domains_min) == (2, 1)
+    apart = build(MODEL.replace("spotShare: 0.5", "minDomains: 3"), STORE, PROFILE)
+    spread = {s.name: s.domains_min for s in apart.services if isinstance(s, HelperService)}
+    assert spread == {"chat-router": 2, "trees-memory": 2}  # of 2 replicas each
     assert not any(isinstance(s, HelperService) for s in build(MODEL, PROFILE, options=Options(helpers=False)).services)
 
 
