@@ -111,6 +111,7 @@ async def test_models_are_listed_and_found_by_alias(client: httpx.AsyncClient) -
         ({"metadata": {"session_id": "nobody-knows"}}, 404, "metadata.session_id", "session_not_found"),
         ({"metadata": {"session_id": "not a name"}}, 400, "metadata.session_id", "invalid_value"),
         ({"metadata": {"session_branch": "b"}}, 400, "metadata.session_branch", "invalid_value"),
+        ({"logit_bias": {"9999999": 1}}, 400, "logit_bias", "invalid_value"),
     ],
 )
 async def test_a_wrong_field_is_named(
@@ -131,6 +132,7 @@ async def test_a_wrong_field_is_named(
         (b"[]", 400),
         (b'"text"', 400),
         (b'{"model": NaN}', 400),
+        (b'{"model": ' + b"9" * 5_000 + b"}", 400),
         (b"[" * 100_000, 400),
         (b'{"model": "' + b"x" * 2_000_000 + b'"}', 413),
     ],
@@ -174,6 +176,7 @@ async def test_a_deadline_must_be_a_number_of_seconds(client: httpx.AsyncClient,
 async def test_a_deadline_that_passes_is_a_typed_error_and_the_next_request_works(client: httpx.AsyncClient) -> None:
     late = await client.post("/v1/chat/completions", json=ask(max_tokens=900), headers={"x-request-timeout-s": "0.02"})
     assert (late.status_code, error_of(late)["code"]) == (504, "deadline")
+    assert "allow more time" in str(error_of(late)["message"])
     assert (await client.post("/v1/chat/completions", json=ask())).status_code == 200
 
 

@@ -186,7 +186,9 @@ async def test_fork_and_revise_over_http_lead_the_conversation(client: httpx.Asy
 async def test_a_client_that_leaves_keeps_its_turn_and_asking_again_goes_on(
     client: httpx.AsyncClient, session: str
 ) -> None:
-    asked = {"model": MODEL, "messages": [{"role": "user", "content": "long"}], "max_tokens": 900, "stream": True}
+    # Letters only: drawn freely, the first token may be the last.
+    turn = {"messages": [{"role": "user", "content": "long"}], "max_tokens": 900, "logit_bias": LETTERS}
+    asked = {"model": MODEL, "stream": True, **turn}
     headers = {"x-session-id": session}
     async with client.stream("POST", "/v1/chat/completions", json=asked, headers=headers) as reply:
         async for line in reply.aiter_lines():
@@ -227,10 +229,11 @@ async def test_sessions_are_made_listed_read_and_dropped(client: httpx.AsyncClie
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "param"),
     [
-        ("GET", "/v1/sessions/unknown", None, 404, None),
-        ("GET", "/v1/sessions/unknown/tree", None, 404, None),
+        ("GET", "/v1/sessions/unknown", None, 404, "session_id"),
+        ("GET", "/v1/sessions/unknown/tree", None, 404, "session_id"),
+        ("DELETE", "/v1/sessions/unknown", None, 404, "session_id"),
         ("DELETE", "/v1/sessions/not%20a%20name", None, 404, "session_id"),
-        ("POST", "/v1/sessions/unknown/fork", {}, 404, None),
+        ("POST", "/v1/sessions/unknown/fork", {}, 404, "session_id"),
         ("POST", "/v1/sessions/unknown/revise", {}, 400, "restore_after"),
         ("POST", "/v1/sessions/unknown/revise", {"restore_after": -1}, 400, "restore_after"),
         ("POST", "/v1/sessions/unknown/fork", {"at_node": "x"}, 400, "at_node"),
@@ -238,6 +241,9 @@ async def test_sessions_are_made_listed_read_and_dropped(client: httpx.AsyncClie
         ("POST", "/v1/sessions", {"id": "no spaces"}, 400, "id"),
         ("POST", "/v1/sessions", {"pins": "x"}, 400, "pins"),
         ("GET", "/v1/sessions?limit=0", None, 400, "limit"),
+        ("GET", "/v1/sessions?limit=²", None, 400, "limit"),
+        ("GET", f"/v1/sessions?limit={'9' * 5000}", None, 400, "limit"),
+        ("GET", "/v1/sessions?page=elsewhere", None, 400, "page"),
     ],
 )
 async def test_wrong_session_requests_are_answered_in_the_envelope(
@@ -247,6 +253,27 @@ async def test_wrong_session_requests_are_answered_in_the_envelope(
     assert reply.status_code == status, reply.text
     if param is not None:
         assert reply.json()["error"]["param"] == param
+
+
+async def test_what_a_session_does_not_have_is_named_as_the_client_wrote_it(
+    client: httpx.AsyncClient, session: str
+) -> None:
+    async def refused(path: str, **body: object) -> tuple[int, object]:
+        reply = await client.post(f"/v1/sessions{path}", json=body)
+        assert "tree" not in reply.json()["error"]["message"], reply.text
+        return reply.status_code, reply.json()["error"]["param"]
+
+    await Chat(client, session).say("one")
+    assert await refused("", id=session) == (409, "id")
+    assert await refused(f"/{session}/fork", at_node=999) == (404, "at_node")
+    assert await refused(f"/{session}/fork", branch="elsewhere") == (404, "branch")
+    assert await refused(f"/{session}/fork", name="main") == (409, "name")
+    assert await refused(f"/{session}/revise", restore_after=999) == (404, "restore_after")
+    assert await refused(f"/{session}/revise", restore_after=1, expected_head=1) == (409, "expected_head")
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "y"}]}
+    headers = {"x-session-id": session, "x-session-branch": "elsewhere"}
+    reply = await client.post("/v1/chat/completions", json=asked, headers=headers)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (404, "x-session-branch")
 
 
 async def test_another_tenants_ids_answer_exactly_as_unknown_ones(

@@ -19,7 +19,7 @@ from katsura.api.attention.v1 import attention_service_pb2 as pb
 from katsura.api.common.v1 import common_pb2 as common
 from katsura.api.router.v1 import router_service_pb2 as router_pb
 from katsura.domain.clock import Clock
-from katsura.domain.errors import KatsuraError, Reason, ResourceExhaustedError, UnavailableError
+from katsura.domain.errors import InvalidArgumentError, KatsuraError, Reason, ResourceExhaustedError, UnavailableError
 from katsura.gateway.core.choice import Choice, Drawn, Finish, Piece
 from katsura.gateway.core.sampling_request import Sampling
 from katsura.gateway.deadline import Deadline
@@ -186,6 +186,9 @@ class Generation:
             )
             await self._report(decision, failed=True)
             return
+        except InvalidArgumentError as error:
+            error.field = (error.field or "").removeprefix("sampling.") or None  # the client's body has no such level
+            raise
         await self._report(decision, failed=False)
 
     def _take(self, message: pb.GenerateResponse) -> list[Shown | Ended]:

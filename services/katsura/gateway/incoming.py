@@ -25,6 +25,7 @@ from katsura.state.tenants import KEY_PREFIX, TenantStore
 KEY_CACHE_S = 2.0
 """How long a resolved key is believed: a revoked one is refused at most this much later."""
 _KEY_CACHE_MAX = 4096
+_DIGITS_MAX = 100
 TIMEOUT_HEADER = "x-request-timeout-s"
 
 
@@ -117,7 +118,7 @@ async def json_body(request: Request, bytes_max: int) -> Json:
         InvalidArgumentError: it is larger than `bytes_max` (BODY_TOO_LARGE), not JSON, or nested beyond all reason.
     """
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > bytes_max:
+    if length.isdecimal() and int(length[:20]) > bytes_max:
         raise _too_large(bytes_max)
     body = bytearray()
     async for chunk in request.stream():
@@ -125,16 +126,25 @@ async def json_body(request: Request, bytes_max: int) -> Json:
         if len(body) > bytes_max:
             raise _too_large(bytes_max)
     try:
-        found: Json = json.loads(body, parse_constant=_no_constant)
+        found: Json = json.loads(body, parse_constant=_no_constant, parse_int=_integer)
     except RecursionError:
         raise InvalidArgumentError("the body is nested too deeply") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise InvalidArgumentError(f"the body is not JSON: {error}") from None
+    except UnicodeDecodeError:
+        raise InvalidArgumentError("the body is not JSON: it is not UTF-8 text") from None
     return found
 
 
+def _integer(digits: str) -> int:
+    """A whole number of JSON. Python reads no longer ones, and no field of ours takes a thousandth of that."""
+    if len(digits) > _DIGITS_MAX:
+        raise InvalidArgumentError(f"the body holds a number of {len(digits)} digits; no field takes one so long")
+    return int(digits)
+
+
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
+    raise InvalidArgumentError(f"the body is not JSON: {name} is not a JSON number")
 
 
 def _too_large(bytes_max: int) -> InvalidArgumentError:

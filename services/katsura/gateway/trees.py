@@ -65,12 +65,12 @@ class Trees:
         )
         return Place(tree_id, made.branch.name, made.branch.head)
 
-    async def find(self, tree_id: str, branch: str, param: str) -> Place:
-        """The head of a branch of a session; NOT_FOUND naming `param`."""
+    async def find(self, tree_id: str, branch: str, param: str, branch_param: str) -> Place:
+        """The head of a branch of a session; NOT_FOUND naming `param` or, of the branch, `branch_param`."""
         try:
             page = await self._memory.get_path(tree_id, branch=branch, page_size=1)
         except NotFoundError as error:
-            raise _unknown_session(error, tree_id, param) from None
+            raise _unknown_session(error, tree_id, param, branch_param) from None
         return Place(tree_id, page.branch.name, page.branch.head)
 
     async def match(self, tree_id: str, messages: Sequence[Message], param: str) -> Place:
@@ -240,9 +240,10 @@ def _message(node: tree_pb.Node) -> Message:
     return Message(node.step.role, node.step.content)
 
 
-def _unknown_session(error: NotFoundError, tree_id: str, param: str) -> NotFoundError:
+def _unknown_session(error: NotFoundError, tree_id: str, param: str, branch_param: str = "") -> NotFoundError:
     if error.reason is Reason.BRANCH_NOT_FOUND:
-        return NotFoundError(f"{param}: the session has no such branch", field=param, reason=error.reason)
+        told = f"{branch_param}: session {tree_id!r} has no such branch; GET /v1/sessions/{tree_id} lists them"
+        return NotFoundError(told, field=branch_param, reason=error.reason)
     return NotFoundError(
         f"{param}: there is no session {tree_id!r}; make one with POST /v1/sessions",
         field=param,

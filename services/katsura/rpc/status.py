@@ -9,6 +9,9 @@ from grpc_status import rpc_status
 
 from katsura.domain.errors import BY_CODE, ERROR_DOMAIN, InternalError, KatsuraError, Reason
 
+_SILENT = {"DEADLINE_EXCEEDED": "the deadline passed before the answer was whole; allow more time, or ask for less"}
+"""What to say where gRPC itself ended a call: its own words are about streams, not about what was asked."""
+
 CODES: dict[str, grpc.StatusCode] = {code.name: code for code in grpc.StatusCode}
 
 
@@ -45,10 +48,10 @@ async def abort(context: grpc.aio.ServicerContext, error: KatsuraError) -> None:
 def from_rpc_error(error: grpc.aio.AioRpcError | grpc.Call) -> KatsuraError:
     """The error of our tree that a failed call stands for; a foreign status keeps its code and message."""
     kind = BY_CODE.get(error.code().name, InternalError)
-    message = error.details() or error.code().name
-    made = kind(message)
+    made = kind(error.details() or error.code().name)
     status = rpc_status.from_call(error)
     if status is None:
+        made.message = _SILENT.get(made.code, made.message)
         return made
     for packed in status.details:
         info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()

@@ -88,7 +88,8 @@ class Fields:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int):
-            refuse(self.path(name), f"expected a whole number, got {kind_of(value)}")
+            got = value if isinstance(value, float) else kind_of(value)
+            refuse(self.path(name), f"expected a whole number, got {got}")
         if not low <= value <= high:
             refuse(self.path(name), f"expected {low} to {high}, got {value}")
         return value

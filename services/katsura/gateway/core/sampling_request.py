@@ -10,6 +10,7 @@ from katsura.gateway.core.fields import Fields, kind_of, number_of, refuse
 TOKENS_MAX = 2**31 - 1
 SEED_MAX = 2**63 - 1
 VOCABULARY_MAX = 2**31 - 1
+_ID_DIGITS_MAX = len(str(VOCABULARY_MAX))
 TOP_LOGPROBS_MAX = 20
 CHOICES_MAX = 16
 STOP_MAX = 16
@@ -61,7 +62,7 @@ def _logit_bias(body: Fields) -> dict[int, float]:
         refuse(path, f"expected an object of token ids, got {kind_of(value)}")
     biases: dict[int, float] = {}
     for key, bias in value.items():
-        if not (key.isascii() and key.isdigit() and int(key) <= VOCABULARY_MAX):
+        if not (key.isascii() and key.isdigit() and len(key) <= _ID_DIGITS_MAX and int(key) <= VOCABULARY_MAX):
             refuse(f"{path}.{key}", "expected a token id as the key")
         biases[int(key)] = number_of(bias, f"{path}.{key}", -100, 100)
     return biases

@@ -29,7 +29,7 @@ BRANCH_HEADER = "x-session-branch"
 
 @dataclass(frozen=True, slots=True)
 class SessionName:
-    """The session that a request names; empty for none. `param` is how the client named it.
+    """The session that a request names; empty for none. `param` and `branch_param` are how the client named them.
 
     A named branch takes the messages as what comes next on it. Without one they are the whole conversation, and the
     tree decides by the longest path that they continue.
@@ -38,6 +38,7 @@ class SessionName:
     tree_id: str
     branch: str
     param: str
+    branch_param: str
 
 
 def read_session(request: Request, metadata: dict[str, str]) -> SessionName:
@@ -46,7 +47,7 @@ def read_session(request: Request, metadata: dict[str, str]) -> SessionName:
     branch, branch_param = named_once(request, BRANCH_HEADER, metadata, BRANCH_KEY)
     if branch and not tree_id:
         raise InvalidArgumentError(f"{branch_param} needs a session; send {SESSION_HEADER} too", field=branch_param)
-    return SessionName(tree_id, branch, param)
+    return SessionName(tree_id, branch, param, branch_param)
 
 
 def chat_routes(deps: Deps, door: Doorkeeper) -> APIRouter:
@@ -90,7 +91,7 @@ async def open_session(trees: Trees, session: SessionName, messages: tuple[Messa
     """Grow the turn into the session's tree."""
     if not session.branch:
         return await trees.match(session.tree_id, messages, session.param)
-    place = await trees.find(session.tree_id, session.branch, session.param)
+    place = await trees.find(session.tree_id, session.branch, session.param, session.branch_param)
     return await trees.append(place, messages)
 
 

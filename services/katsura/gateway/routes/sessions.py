@@ -6,9 +6,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
-from katsura.domain.errors import InternalError, InvalidArgumentError, NotFoundError
+from katsura.domain.errors import InternalError, InvalidArgumentError, NotFoundError, Reason
 from katsura.domain.ids import TreeId, checked_name
 from katsura.gateway.core.fields import Fields, text_of
+from katsura.gateway.core.session_words import session_words
 from katsura.gateway.deps import Deps
 from katsura.gateway.incoming import Doorkeeper, caller_of, json_body
 from katsura.gateway.routes.session_view import branch_object, node_object, session_object, whole_tree, word
@@ -53,29 +54,32 @@ class Sessions:
         pins = body.items("pins", lambda value, path: text_of(value, path, low=1, high=_GOAL_CHARS_MAX), high=64)
         labels = body.texts("metadata", high=16, key_chars=64, value_chars=512)
         body.finish()
-        made = await memory.create_tree(
-            tree_id=checked_name(name, "id") if name else f"s{self._deps.token()}",
-            goal=goal or "",
-            pins=pins or (),
-            labels=labels,
-            request_id=caller.write_id,
-        )
+        with session_words(name or ""):
+            made = await memory.create_tree(
+                tree_id=checked_name(name, "id") if name else f"s{self._deps.token()}",
+                goal=goal or "",
+                pins=pins or (),
+                labels=labels,
+                request_id=caller.write_id,
+            )
         return JSONResponse(session_object(made.tree), 201)
 
     async def list(self, request: Request) -> Response:
         """A page of sessions, newest first: `limit` and `page` (the `next_page` of the page before)."""
         _, memory = await self._enter(request)
         limit = request.query_params.get("limit", "20")
-        if not limit.isdigit() or not 1 <= int(limit) <= _PAGE_MAX:
+        if not limit.isdecimal() or len(limit) > len(str(_PAGE_MAX)) or not 1 <= int(limit) <= _PAGE_MAX:
             raise InvalidArgumentError(f"limit: expected 1 to {_PAGE_MAX}, got {limit!r}", field="limit")
-        page = await memory.list_trees(page_size=int(limit), page_token=request.query_params.get("page", ""))
+        with session_words():
+            page = await memory.list_trees(page_size=int(limit), page_token=request.query_params.get("page", ""))
         data = [session_object(tree) for tree in page.trees]
         return JSONResponse({"object": "list", "data": data, "next_page": page.next_page_token or None})
 
     async def get(self, request: Request, session_id: str) -> Response:
         """A session and its branches."""
         _, memory = await self._enter(request, session_id)
-        found = await memory.get_tree(_named(session_id))
+        with session_words(session_id):
+            found = await memory.get_tree(_named(session_id))
         branches = [branch_object(branch) for branch in found.branches]
         return JSONResponse(session_object(found.tree) | {"branches": branches})
 
@@ -84,14 +88,16 @@ class Sessions:
         caller, memory = await self._enter(request, session_id)
         if caller.call.tenant is None:
             raise InternalError("a caller without a tenant")
-        await memory.delete_tree(_named(session_id))
+        with session_words(session_id):
+            await memory.delete_tree(_named(session_id))
         await self._deps.responses.drop_tree(caller.call.tenant.tenant_id, TreeId(session_id))
         return JSONResponse({"id": session_id, "object": "session", "deleted": True})
 
     async def tree(self, request: Request, session_id: str) -> Response:
         """Everything that its branches reach: steps, the active summaries, hints."""
         _, memory = await self._enter(request, session_id)
-        return JSONResponse(await whole_tree(memory, _named(session_id)))
+        with session_words(session_id):
+            return JSONResponse(await whole_tree(memory, _named(session_id)))
 
     async def fork(self, request: Request, session_id: str) -> Response:
         """A new branch at `at_node` of `branch`: 0 or absent is its head, -1 the empty root."""
@@ -100,9 +106,10 @@ class Sessions:
         branch, name = _branch_name(body, "branch"), _branch_name(body, "name")
         at_node = body.integer("at_node", EMPTY_ROOT, _NODE_MAX)
         body.finish()
-        made = await memory.fork(
-            _named(session_id), branch=branch, at_node=at_node or 0, new_branch=name, request_id=caller.write_id
-        )
+        with session_words(session_id, "at_node"):
+            made = await memory.fork(
+                _named(session_id), branch=branch, at_node=at_node or 0, new_branch=name, request_id=caller.write_id
+            )
         return JSONResponse(branch_object(made.branch), 201)
 
     async def revise(self, request: Request, session_id: str) -> Response:
@@ -114,15 +121,16 @@ class Sessions:
         expected_head = body.integer("expected_head", 0, _NODE_MAX)
         reason = body.text("reason", high=_GOAL_CHARS_MAX) or ""
         body.finish()
-        revised = await memory.revise(
-            _named(session_id),
-            restore_after=restore_after,
-            reason=reason,
-            branch=branch,
-            expected_head=expected_head,
-            new_branch=name,
-            request_id=caller.write_id,
-        )
+        with session_words(session_id, "restore_after"):
+            revised = await memory.revise(
+                _named(session_id),
+                restore_after=restore_after,
+                reason=reason,
+                branch=branch,
+                expected_head=expected_head,
+                new_branch=name,
+                request_id=caller.write_id,
+            )
         standing = [
             {
                 "node_id": effect.node_id,
@@ -148,7 +156,11 @@ def _named(session_id: str) -> str:
     try:
         return checked_name(session_id, "session_id")
     except InvalidArgumentError:
-        raise NotFoundError(f"there is no session {session_id!r}", field="session_id") from None
+        raise NotFoundError(
+            f"there is no session {session_id!r}; make one with POST /v1/sessions",
+            field="session_id",
+            reason=Reason.TREE_NOT_FOUND,
+        ) from None
 
 
 def _branch_name(body: Fields, field: str) -> str:

@@ -121,6 +121,7 @@ def test_an_answer_of_the_official_client_can_be_sent_back() -> None:
         (body(top_logprobs=2), "top_logprobs"),
         (body(logprobs=True, top_logprobs=21), "top_logprobs"),
         (body(logit_bias={"x": 1}), "logit_bias.x"),
+        (body(logit_bias={"9" * 5000: 1}), f"logit_bias.{'9' * 5000}"),
         (body(logit_bias={"4": 101}), "logit_bias.4"),
         (body(logit_bias=[1]), "logit_bias"),
         (body(stream="yes"), "stream"),
