@@ -9,8 +9,13 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import settings
 
 from katsura.weights.sources import ModelCache, default_cache_root, parse_source
+
+# A busy machine fails no property: what takes long is ended by pytest's own limit.
+settings.register_profile("house", settings.default, deadline=None)
+settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")
