@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from importlib import resources
@@ -112,9 +112,12 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """Sizes of a model. `exact` says whether `parameters` is tested against transformers for this family."""
+    """Sizes of a model. `exact` says whether `parameters` is tested against transformers for this family.
 
-    name: str
+    Cards of equal sizes are equal, whatever they are called: what the cost model says of one holds for all.
+    """
+
+    name: str = field(compare=False)
     family: str
     hidden: int
     vocabulary: int

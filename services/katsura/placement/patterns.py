@@ -125,12 +125,17 @@ class Patterns:
     def columns(self, classes: Sequence[NodeClass]) -> tuple[Column, ...]:
         """Every shape on every class, or pair of classes of one domain, that has its devices; in a fixed order."""
         made: list[Column] = []
+        laid: dict[int, list[Column]] = {}
         for service in self.problem.services:
             if isinstance(service, HelperService):
                 made += _helper_columns(service, classes)
-            else:
-                for shape in self.shapes[service.name]:
-                    made += _spread(service, shape, self.problem, classes)
+                continue
+            shapes = self.shapes[service.name]
+            if id(shapes) in laid:
+                made += (replace(column, service=service.name) for column in laid[id(shapes)])
+                continue
+            laid[id(shapes)] = [c for shape in shapes for c in _spread(service, shape, self.problem, classes)]
+            made += laid[id(shapes)]
         return tuple(made)
 
 
