@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from katsura.domain.errors import AlreadyExistsError, Reason
+from dataclasses import replace
+
+from katsura.domain.errors import AlreadyExistsError, ConflictError, Reason
+from katsura.domain.ids import TreeId
+from katsura.domain.retention import Retention
 from katsura.domain.trees import Attachment, Effect, EventKind, Reference, Step, SummaryStatus, Wait, WaitKind
-from katsura.state.collecting import Collected, Retention
+from katsura.state.collecting import Collected
+from katsura.state.contents import TreeChange
 from katsura.state.trees import TreeRef, TreeStore
-from katsura.testing.tree_suite import BIG, NO_REQUEST, compress, contents, grow, refused, revise, step
+from katsura.testing.tree_suite import BIG, NEW, NO_REQUEST, compress, contents, grow, refused, revise, step
 
 NOTHING = Retention(abandoned=0, revisions=1)
 
@@ -111,3 +116,73 @@ async def test_summaries_of_what_stays_stay_and_so_does_what_waits(store: TreeSt
     assert failed.node.node_id not in await gone(store, ref)
     assert pending.node.node_id not in await gone(store, ref)
     assert (await store.waiting(ref, back))[1] == ()
+
+
+async def test_a_branch_that_is_owed_something_or_worked_on_stays(store: TreeStore, ref: TreeRef) -> None:
+    await grow(store, ref, "a")
+    asked = Wait(WaitKind.APPROVAL, "the boss")
+    await store.grow(ref, "", None, [step("may I", wait=asked)], False, NO_REQUEST)
+    await revise(store, ref, 1)
+    assert (await collect(store, ref)).branches == (), "what waits may still be resolved by a fork"
+    await store.fork(ref, "main", 0, "again", NO_REQUEST)
+    assert (await collect(store, ref)).branches == ("main",), "the fork holds it now"
+    assert (await store.waiting(ref, "again"))[1] != ()
+
+
+async def test_branches_go_by_age_however_few_there_are(store: TreeStore, ref: TreeRef) -> None:
+    await grow(store, ref, "a", "b")
+    left = (await revise(store, ref, 1)).abandoned
+    assert left.left_ms > 0
+    assert (await collect(store, ref, Retention(8, 1, 3600))).branches == ()
+    assert (await store.read(ref))[1][0].left_ms == left.left_ms
+    for i in range(3):  # the twin's clock counts calls
+        await grow(store, ref, f"later {i}")
+    assert (await collect(store, ref, Retention(0, 1, 3600))).branches == ("main",), "too many go whatever their age"
+
+
+async def test_one_worker_at_a_time_collects_and_a_late_one_is_refused(store: TreeStore, ref: TreeRef) -> None:
+    await grow(store, ref, *(f"a{i}" for i in range(20)))
+    assert await store.claim_collecting(ref, NOTHING, "one", 3_600_000) == 0, "there is nothing to do"
+    await revise(store, ref, 1)
+    first = await store.claim_collecting(ref, NOTHING, "one", 3_600_000)
+    assert first > 0
+    assert await store.claim_collecting(ref, NOTHING, "two", 3_600_000) == 0
+    await store.collect(ref, NOTHING, 8, first)
+    again = await store.claim_collecting(ref, NOTHING, "one", 0)
+    second = await store.claim_collecting(ref, NOTHING, "two", 3_600_000)
+    assert first < again < second
+    await refused(ConflictError, Reason.LEASE_LOST, store.collect(ref, NOTHING, 8, again))
+    assert await store.claim_collecting(ref, NOTHING, "one", 1) == 0
+    while not (await store.collect(ref, NOTHING, 8, second)).done:
+        pass
+    assert len(await gone(store, ref)) == 19
+
+
+async def test_what_was_too_new_to_go_is_looked_for_once_more(store: TreeStore, ref: TreeRef) -> None:
+    keep = Retention(0, 5)
+    await grow(store, ref, "a", "b")
+    await revise(store, ref, 1)
+    assert (await collect(store, ref, keep)).branches == ("main",)
+    assert await gone(store, ref) == []
+    assert await store.claim_collecting(ref, keep, "one", 1) == 0
+    for i in range(6):
+        await grow(store, ref, f"later {i}")
+    assert await store.claim_collecting(ref, keep, "one", 1) > 0
+    await collect(store, ref, keep)
+    assert 2 in await gone(store, ref)
+    for i in range(8):
+        await grow(store, ref, f"still later {i}")
+    assert await store.claim_collecting(ref, keep, "one", 1) == 0, "nothing was left behind since"
+
+
+async def test_retention_and_life_time_are_said_and_said_again(store: TreeStore, ref: TreeRef) -> None:
+    keep = Retention(3, 50, 7200)
+    made = await store.update(ref, TreeChange(retention=keep, ttl_s=3600), NO_REQUEST)
+    assert (made.policy.retention, made.policy.ttl_s) == (keep, 3600)
+    await store.update(ref, TreeChange(goal="another"), NO_REQUEST)
+    tree, _ = await store.read(ref)
+    assert tree.policy == made.policy
+    assert (await store.update(ref, TreeChange(ttl_s=0), NO_REQUEST)).policy.ttl_s == 0
+    other = TreeRef(ref.tenant, TreeId("other"))
+    first, _ = await store.create(other, replace(NEW, policy=replace(NEW.policy, retention=keep)), NO_REQUEST)
+    assert first.policy.retention == (await store.read(other))[0].policy.retention == keep

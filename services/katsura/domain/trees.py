@@ -16,6 +16,7 @@ from hashlib import blake2b
 from typing import Any, Final
 
 from katsura.domain.ids import BranchName, NodeId, TreeId
+from katsura.domain.retention import Retention
 
 ROOT: Final = NodeId(0)
 """Where every path begins; no node has this id."""
@@ -168,7 +169,8 @@ class StaleReason(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class TreePolicy:
-    """Limits and defaults of a tree; `memory.core.limits` fills in what a caller left at zero."""
+    """Limits and defaults of a tree; `memory.core.limits` fills in what a caller left at zero. Without a `retention` of
+    its own the service's settings decide what is forgotten."""
 
     raw_token_limit: int = 0
     compressor: str = ""
@@ -177,6 +179,7 @@ class TreePolicy:
     durability: Durability = Durability.UNSPECIFIED
     ttl_s: int = 0
     rollup_fanout: int = 0
+    retention: Retention | None = field(default=None, metadata=LATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +233,7 @@ class Branch:
         order: 1 for the tree's first branch, then counting.
         agent_id: whom it was made for.
         held_by: tree that was forked off here: the branch keeps the place, and is not writable.
+        left_ms: when it was left behind; 0 where it was not, or by a version of us that did not say.
     """
 
     name: BranchName
@@ -247,6 +251,7 @@ class Branch:
     order: int
     agent_id: str = ""
     held_by: str = ""
+    left_ms: int = 0
 
     @property
     def left(self) -> bool:

@@ -31,7 +31,7 @@ class Contents(Operations):
     """The operations that are not about branches."""
 
     async def update_tree(self, ref: TreeRef, request_id: str, change: TreeChange) -> Tree:
-        """Change goal, pins, labels or the default branch of a tree."""
+        """Change goal, pins, labels, the default branch, retention or time to live of a tree."""
         limits.check_text(request_id, "request_id")
         limits.check_tree(change.goal or "", change.add_pins, change.set_labels)
         if change.default_branch:
@@ -41,6 +41,9 @@ class Contents(Operations):
         both = set(change.add_pins) & set(change.remove_pins)
         if both:
             raise limits.refuse("remove_pins", f"{min(both)[:64]!r} is added by the same call")
+        limits.check_retention(change.retention, "retention")
+        if change.ttl_s is not None:
+            limits.check_range(change.ttl_s, "ttl_s", 0, limits.TTL_S_MAX)
         if set(change.set_labels) & set(change.remove_labels):
             raise limits.refuse("remove_labels", "a label is set by the same call")
         with committing("update"):

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from katsura.domain.ids import NodeId
+from katsura.domain.retention import Retention
 from katsura.domain.trees import Node, Reference, ReferenceKind, request_of
 from katsura.memory.core import limits
 from katsura.memory.operations import ID_MAX, Operations, committing
-from katsura.state.collecting import Collected, Retention
+from katsura.state.collecting import Collected
 from katsura.state.trees import TreeRef
 
 
@@ -61,10 +62,16 @@ class References(Operations):
     async def collect_garbage(
         self, ref: TreeRef, keep_abandoned: int | None, keep_revisions: int | None, size: int
     ) -> Collected:
-        """Forget what nobody can reach, from where the last call stopped."""
-        abandoned = limits.KEEP_ABANDONED if keep_abandoned is None else keep_abandoned
-        revisions = limits.KEEP_REVISIONS if keep_revisions is None else keep_revisions
-        limits.check_range(abandoned, "keep_abandoned", 0, ID_MAX)
-        limits.check_range(revisions, "keep_revisions", 1, ID_MAX)
+        """Forget what nobody can reach, from where the last call stopped; the tree's retention says the rest."""
+        if keep_abandoned is not None:
+            limits.check_range(keep_abandoned, "keep_abandoned", 0, ID_MAX)
+        if keep_revisions is not None:
+            limits.check_range(keep_revisions, "keep_revisions", 1, ID_MAX)
+        own = (await self._trees.read(ref))[0].policy.retention or Retention()
+        keep = Retention(
+            own.abandoned if keep_abandoned is None else keep_abandoned,
+            own.revisions if keep_revisions is None else keep_revisions,
+            own.abandoned_s if keep_abandoned is None else 0,
+        )
         with committing("collect"):
-            return await self._trees.collect(ref, Retention(abandoned, revisions), limits.page_size(size))
+            return await self._trees.collect(ref, keep, limits.page_size(size))

@@ -14,6 +14,7 @@ from katsura.api.memory.v1 import memory_service_pb2 as pb
 from katsura.api.memory.v1 import memory_slots_pb2 as slots_pb
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.ids import NodeId
+from katsura.domain.retention import KEEP_ABANDONED, KEEP_REVISIONS, Retention
 from katsura.domain.trees import (
     Attachment,
     Branch,
@@ -71,6 +72,16 @@ def policy_from(message: tree_pb.TreePolicy) -> TreePolicy:
         durability=enum_of(Durability, message.durability, "policy.durability"),
         ttl_s=message.ttl_s,
         rollup_fanout=message.rollup_fanout,
+        retention=retention_from(message.retention) if message.HasField("retention") else None,
+    )
+
+
+def retention_from(message: tree_pb.Retention) -> Retention:
+    """A retention as sent, with defaults for what was left out."""
+    return Retention(
+        message.keep_abandoned if message.HasField("keep_abandoned") else KEEP_ABANDONED,
+        message.keep_revisions or KEEP_REVISIONS,
+        message.abandoned_ttl_s,
     )
 
 
@@ -122,6 +133,8 @@ def change_from(message: contents_pb.UpdateTreeRequest) -> TreeChange:
         set_labels=dict(message.set_labels),
         remove_labels=tuple(message.remove_labels),
         default_branch=message.default_branch,
+        retention=retention_from(message.retention) if message.HasField("retention") else None,
+        ttl_s=message.ttl_s if message.HasField("ttl_s") else None,
     )
 
 
@@ -178,6 +191,7 @@ def tree_message(tree: Tree) -> tree_pb.Tree:
             durability=tree_pb.Durability.ValueType(policy.durability),
             ttl_s=policy.ttl_s,
             rollup_fanout=policy.rollup_fanout,
+            retention=_retention_message(policy.retention),
         ),
         labels=dict(tree.labels),
         revision=tree.revision,
@@ -191,6 +205,16 @@ def tree_message(tree: Tree) -> tree_pb.Tree:
         stale_count=tree.stale_count,
         origin=_origin_message(tree.origin),
         agent_id=tree.agent_id,
+    )
+
+
+def _retention_message(retention: Retention | None) -> tree_pb.Retention | None:
+    if retention is None:
+        return None
+    return tree_pb.Retention(
+        keep_abandoned=retention.abandoned,
+        keep_revisions=retention.revisions,
+        abandoned_ttl_s=retention.abandoned_s,
     )
 
 
@@ -211,6 +235,7 @@ def branch_message(branch: Branch) -> tree_pb.Branch:
         create_time=time_message(branch.create_ms),
         agent_id=branch.agent_id,
         held_by_tree=branch.held_by,
+        abandon_time=time_message(branch.left_ms) if branch.left_ms else None,
     )
 
 

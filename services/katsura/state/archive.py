@@ -22,7 +22,15 @@ from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.ids import NodeId
 from katsura.domain.trees import Branch, BranchState, Durability, Origin, Reference, StaleMark, Tree, TreePolicy
 from katsura.state.contents import TreeRef
-from katsura.state.tree_records import mark_of, marks_list, references_json, references_of
+from katsura.state.tree_records import (
+    known_fields,
+    mark_of,
+    marks_list,
+    references_json,
+    references_of,
+    retention_json,
+    retention_of,
+)
 
 FORMAT: Final = 1
 
@@ -100,10 +108,18 @@ def line_of(part: Archived) -> bytes:
     """A part of an archive as a line."""
     match part:
         case ArchivedHead():
-            tree = {**asdict(part.tree), "labels": dict(part.tree.labels)}
+            tree, branches = asdict(part.tree), [asdict(b) for b in part.branches]
             heads, rollups = dict(part.slot_heads), [[k, v] for k, v in sorted(part.rollups.items())]
-            fields: dict[str, Any] = {"format": FORMAT, "tree": tree, "branches": [asdict(b) for b in part.branches]}
-            return _line({**fields, "slot_heads": heads, "rollups": rollups, "usage": dict(part.usage)})
+            # Beside `tree` and `branches`, whose fields older versions of us know by heart.
+            left = {branch["name"]: branch.pop("left_ms") for branch in branches}
+            del tree["policy"]["retention"]
+            fields: dict[str, Any] = {"format": FORMAT, "tree": {**tree, "labels": dict(part.tree.labels)}}
+            late = {
+                "left_ms": {name: ms for name, ms in left.items() if ms},
+                "retention": retention_json(part.tree.policy.retention),
+            }
+            fields |= {"branches": branches, "slot_heads": heads, "rollups": rollups, "usage": dict(part.usage)}
+            return _line({**fields, **{name: value for name, value in late.items() if value}})
         case ArchivedNode():
             blobs = [_text(part.blob), *map(_text, part.extras)]
             place = [part.parent, part.depth, part.tokens, part.a, part.b]
@@ -155,18 +171,27 @@ def _part(found: Mapping[str, Any]) -> Archived | int:
         )  # fmt: skip
     if found["format"] != FORMAT:
         raise ValueError(f"format {found['format']}")
-    policy = TreePolicy(**found["tree"]["policy"])
-    policy = replace(policy, validators=tuple(policy.validators), durability=Durability(policy.durability))
+    policy = TreePolicy(**known_fields(TreePolicy, found["tree"]["policy"]))
+    policy = replace(
+        policy,
+        validators=tuple(policy.validators),
+        durability=Durability(policy.durability),
+        retention=retention_of(found.get("retention", "")),
+    )
     origin = found["tree"].get("origin")
     tree = Tree(
         **{
-            **found["tree"],
+            **known_fields(Tree, found["tree"]),
             "policy": policy,
             "pins": tuple(found["tree"]["pins"]),
-            "origin": Origin(**origin) if origin else None,
+            "origin": Origin(**known_fields(Origin, origin)) if origin else None,
         }
     )
-    branches = tuple(Branch(**{**b, "state": BranchState(b["state"])}) for b in found["branches"])
+    left = found.get("left_ms", {})
+    branches = tuple(
+        Branch(**{**known_fields(Branch, b), "state": BranchState(b["state"]), "left_ms": left.get(b["name"], 0)})
+        for b in found["branches"]
+    )
     usage = {str(name): int(count) for name, count in found.get("usage", {}).items()}
     rollups = {int(k): int(v) for k, v in found["rollups"]}
     return ArchivedHead(tree, branches, found["slot_heads"], rollups, usage)

@@ -28,6 +28,7 @@ from katsura.state.tree_records import (
     policy_json,
     references_json,
     references_of,
+    retention_json,
 )
 from katsura.state.tree_replies import branch_of, index_name, origin_json, tree_of
 
@@ -172,6 +173,7 @@ class RedisArchive(TreeCalls):
             "incarnation": self._store.incarnation,
             "origin": origin_json(tree.origin),
             "agent": tree.agent_id,
+            "retention": retention_json(tree.policy.retention),
             "holds": str(sum(bool(b.held_by) for b in head.branches)),
         }
         branches = {b.name: json.dumps(_kept(b)) for b in head.branches}

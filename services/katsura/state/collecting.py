@@ -6,19 +6,12 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from katsura.domain.ids import NodeId
+from katsura.domain.retention import Retention
 from katsura.state.contents import TreeRef
 
 HOLDS_PER_CALL: Final = 8192
 """Branches times nodes that one call looks at, about: the store is held for milliseconds."""
 LOOKS_MIN: Final = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """What stays although nobody goes on from it: the newest abandoned branches, and the newest revisions."""
-
-    abandoned: int
-    revisions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +26,13 @@ class Collected:
 class TreeCollecting(Protocol):
     """The part of a tree store that forgets. Errors: see `katsura.state.trees`."""
 
-    async def collect(self, ref: TreeRef, keep: Retention, looks: int) -> Collected:
+    async def claim_collecting(self, ref: TreeRef, keep: Retention, worker: str, lease_ms: int) -> int:
+        """The fencing token of a claim to collect, for `lease_ms`; 0 where there is nothing to collect, or another
+        worker's claim has not ended."""
+        ...
+
+    async def collect(self, ref: TreeRef, keep: Retention, looks: int, token: int = 0) -> Collected:
         """Drop abandoned branches, and the content of nodes among the next `looks` that nobody can reach. It goes on
-        where the last call stopped, also where that one died half-way."""
+        where the last call stopped, also where that one died half-way. With the `token` of a claim it raises LEASE_LOST
+        where that claim is no longer the newest; 0 collects for whoever asked."""
         ...

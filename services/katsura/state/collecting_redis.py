@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 from katsura.domain.ids import NodeId
+from katsura.domain.retention import Retention
 from katsura.domain.trees import Request, Step
 from katsura.state import keys
-from katsura.state.collecting import Collected, Retention
+from katsura.state.collecting import Collected
 from katsura.state.connect import Arg
 from katsura.state.contents import TreeRef
 from katsura.state.tree_calls import NO_LIMIT, TreeCalls
@@ -18,13 +19,19 @@ from katsura.state.tree_replies import stored_node
 class RedisCollecting(TreeCalls):
     """The part of the store that forgets."""
 
-    async def collect(self, ref: TreeRef, keep: Retention, looks: int) -> Collected:
+    async def claim_collecting(self, ref: TreeRef, keep: Retention, worker: str, lease_ms: int) -> int:
+        """The fencing token of a claim to collect; 0 where nothing is to be done."""
+        answer = await self._call(ref, "claim_collecting", *_kept(keep), worker, lease_ms)
+        token: int = answer[1]
+        return token
+
+    async def collect(self, ref: TreeRef, keep: Retention, looks: int, token: int = 0) -> Collected:
         """Drop abandoned branches and the content of what nobody can reach. What is found is looked at again in the
         call that erases it: a step may have been walked onto in between."""
-        found = await self._call(ref, "collectable", keep.abandoned, keep.revisions, looks, read_only=True)
+        found = await self._call(ref, "collectable", *_kept(keep), looks, read_only=True)
         _, _, last, done, *ids = found
         namespace = keys.tree(ref.tenant, ref.tree, "")
-        arguments: list[Arg] = [keep.abandoned, keep.revisions, 0 if done else last]
+        arguments: list[Arg] = [*_kept(keep), 0 if done else last, token]
         for node_id in ids:
             answer = await self._call(ref, "nodes", NO_LIMIT, node_id, read_only=True)
             body = stored_node(answer[1]).body
@@ -32,3 +39,7 @@ class RedisCollecting(TreeCalls):
         said = await self._write(ref, "collect", Request("", ""), *arguments)
         gone, erased = json.loads(said["gone"]), json.loads(said["ids"])
         return Collected(tuple(gone or ()), tuple(NodeId(n) for n in erased or ()), bool(done))
+
+
+def _kept(keep: Retention) -> tuple[int, int, int]:
+    return keep.abandoned, keep.revisions, keep.abandoned_s * 1000

@@ -11,7 +11,8 @@ from enum import IntEnum
 from typing import Final, Protocol
 
 from katsura.domain.ids import NodeId, TenantId, TreeId
-from katsura.domain.trees import Attachment, Node, Request, Tree
+from katsura.domain.retention import Retention
+from katsura.domain.trees import LATE, Attachment, Node, Request, Tree
 
 EXTRAS_MAX: Final = 1024
 """Attachments beside one node."""
@@ -41,6 +42,8 @@ class TreeChange:
     set_labels: Mapping[str, str] = field(default_factory=dict)
     remove_labels: tuple[str, ...] = ()
     default_branch: str = ""
+    retention: Retention | None = field(default=None, metadata=LATE)
+    ttl_s: int | None = field(default=None, metadata=LATE)
 
 
 @dataclass(frozen=True, slots=True)

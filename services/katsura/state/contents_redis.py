@@ -25,7 +25,14 @@ from katsura.state.contents import (
     TreeRef,
 )
 from katsura.state.tree_calls import NO_LIMIT, TreeCalls
-from katsura.state.tree_records import body_digest, extra_key, extra_payload, policy_of
+from katsura.state.tree_records import (
+    body_digest,
+    extra_key,
+    extra_payload,
+    policy_of,
+    retention_json,
+    retention_of,
+)
 from katsura.state.tree_replies import origin_of, stored_node
 
 
@@ -47,12 +54,20 @@ class RedisContents(TreeCalls):
             change.default_branch,
             PINS_MAX,
             LABELS_MAX,
+            retention_json(change.retention),
+            "" if change.ttl_s is None else change.ttl_s * 1000,
+        )
+        policy = dataclasses.replace(
+            policy_of(said["policy"]),
+            rollup_fanout=int(said["rollup"]),
+            ttl_s=said["ttl_ms"] // 1000,
+            retention=retention_of(said["retention"]),
         )
         return Tree(
             tree_id=ref.tree,
             goal=said["goal"],
             pins=tuple(json.loads(said["pins"])),
-            policy=dataclasses.replace(policy_of(said["policy"]), rollup_fanout=int(said["rollup"])),
+            policy=policy,
             labels=json.loads(said["labels"]),
             revision=said["revision"],
             incarnation=said["incarnation"],

@@ -15,6 +15,7 @@ from katsura.state.connect import Arg, Store, translated
 from katsura.state.contents import TreeRef
 from katsura.state.queue import SEGMENT_STEPS_MAX
 from katsura.state.tree_calls import Count, TreeCalls, uncounted
+from katsura.state.tree_records import known_fields
 from katsura.state.trees import Limits
 
 _TREES_LOOKED_AT: Final = 32
@@ -140,4 +141,11 @@ def _fence(fence: Fence) -> tuple[Arg, ...]:
 def _item(text: bytes) -> WorkItem:
     found = json.loads(text)
     node = {name: NodeId(found[name]) for name in ("summary", "base", "last")}
-    return WorkItem(**{**found, **node, "kind": WorkKind(found["kind"]), "branch": BranchName(found["branch"])})
+    return WorkItem(
+        **{
+            **known_fields(WorkItem, found),
+            **node,
+            "kind": WorkKind(found["kind"]),
+            "branch": BranchName(found["branch"]),
+        }
+    )

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from katsura.domain.errors import DataLossError, Reason
 from katsura.domain.ids import BranchName, NodeId
+from katsura.domain.retention import Retention
 from katsura.domain.trees import (
     REDACTED,
     Attachment,
@@ -54,6 +55,12 @@ _TOMBSTONE: Final = b',"x":1}'
 """How the record of a redacted node ends."""
 _MERGE_IGNORES: Final = ("i", "o")
 """Fields in which identical children may differ: the client's step id, and the cost."""
+
+
+def known_fields(kind: type, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a record are fields of the dataclass `kind`: what a newer version of us keeps with it is not for us."""
+    names = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    return {name: value for name, value in found.items() if name in names}
 
 
 def is_tombstone(record: bytes) -> bool:
@@ -211,7 +218,7 @@ def judgement_json(judgement: Judgement) -> str:
 
 def judgement_of(text: str | bytes, version: int) -> Judgement:
     """The way back from `judgement_json`."""
-    status, fidelity, outcome, note, restore, required, checks = json.loads(text)
+    status, fidelity, outcome, note, restore, required, checks, *_ = json.loads(text)
     return Judgement(
         status=SummaryStatus(status),
         fidelity=Verdict(fidelity),
@@ -232,7 +239,7 @@ def references_json(references: Iterable[Reference], *, declared: bool = False) 
 def references_of(text: str | bytes) -> tuple[Reference, ...]:
     """The way back from `references_json`."""
     found = json.loads(text)
-    return tuple(Reference(NodeId(n), ReferenceKind(kind), tree, bool(told)) for n, kind, told, tree in found)
+    return tuple(Reference(NodeId(n), ReferenceKind(kind), tree, bool(told)) for n, kind, told, tree, *_ in found)
 
 
 def mark_of(found: Sequence[int]) -> StaleMark:
@@ -252,9 +259,19 @@ def policy_json(policy: TreePolicy) -> str:
 
 
 def policy_of(text: str | bytes) -> TreePolicy:
-    """The way back from `policy_json`."""
-    raw, hints, durability, ttl, compressor, validators = json.loads(text)
+    """The way back from `policy_json`. What a newer version of us adds is not for us."""
+    raw, hints, durability, ttl, compressor, validators, *_ = json.loads(text)
     return TreePolicy(raw, compressor, tuple(validators), hints, Durability(durability), ttl)
+
+
+def retention_json(retention: Retention | None) -> str:
+    """A retention as JSON; empty where there is none."""
+    return _json([retention.abandoned, retention.revisions, retention.abandoned_s]).decode() if retention else ""
+
+
+def retention_of(text: str | bytes) -> Retention | None:
+    """The way back from `retention_json`."""
+    return Retention(*json.loads(text)[:3]) if text else None
 
 
 def pack_ids(token_ids: Sequence[int]) -> bytes:

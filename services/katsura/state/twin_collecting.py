@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from katsura.domain.ids import NodeId
+from katsura.domain.retention import Retention
 from katsura.domain.trees import Branch, EventKind, Node, Step, Summary
-from katsura.state.collecting import HOLDS_PER_CALL, LOOKS_MIN, Collected, Retention
+from katsura.state.collecting import HOLDS_PER_CALL, LOOKS_MIN, Collected
 from katsura.state.contents import TreeRef
+from katsura.state.trees import refusal
 from katsura.state.twin_contents import erase
 from katsura.state.twin_tree import TwinForest, TwinTree
 
@@ -13,12 +15,29 @@ from katsura.state.twin_tree import TwinForest, TwinTree
 class TwinCollecting(TwinForest):
     """The part of the twin that forgets."""
 
-    async def collect(self, ref: TreeRef, keep: Retention, looks: int) -> Collected:
+    async def claim_collecting(self, ref: TreeRef, keep: Retention, worker: str, lease_ms: int) -> int:
+        """The fencing token of a claim to collect; 0 where nothing is to be done."""
+        state, now = self._state(ref), self._tick()
+        later = state.garbage_at is None or state.tree.revision < state.garbage_at
+        if not _retired(state, keep, now) and not state.collected and later:
+            return 0
+        _, end_ms, other = state.collector
+        if end_ms > now and other != worker:
+            return 0
+        state.claims += 1
+        state.collector = (state.claims, now + lease_ms, worker)
+        return state.claims
+
+    async def collect(self, ref: TreeRef, keep: Retention, looks: int, token: int = 0) -> Collected:
         """Drop abandoned branches and the content of what nobody can reach."""
         state = self._state(ref)
-        left = [b for b in state.branches.values() if b.left and b.name != state.tree.default_branch]
-        left.sort(key=lambda b: b.order, reverse=True)
-        gone = tuple(sorted(b.name for b in left[keep.abandoned :]))
+        if token and token != state.collector[0]:
+            raise refusal(ref, "LEASE_LOST", "collect", "taken")
+        gone = _retired(state, keep, self._tick())
+        if not state.collected and state.garbage_at is not None and state.tree.revision >= state.garbage_at:
+            state.garbage_at = None
+        if gone:
+            state.garbage_at = state.tree.revision + keep.revisions + 1
         stay = [b for name, b in state.branches.items() if name not in gone]
         looks = min(looks, max(LOOKS_MIN, HOLDS_PER_CALL // (len(stay) + 1)))
         last = min(state.collected + looks, state.tree.node_count)
@@ -37,10 +56,27 @@ class TwinCollecting(TwinForest):
         state.events = [e for e in state.events if e.position.revision > newest]
         done = last == state.tree.node_count
         state.collected = 0 if done else last
+        if done and token:
+            state.collector = (0, 0, "")
         ids = tuple(node.node_id for node in dead)
         if ids or gone:
             state.commit(EventKind.COLLECTED, "", ids)
         return Collected(gone, ids, done)
+
+
+def _retired(state: TwinTree, keep: Retention, now: int) -> tuple[str, ...]:
+    """Abandoned branches that do not stay: neither among the newest, nor owed anything, nor worked on."""
+    left = [b for b in state.branches.values() if b.left and b.name != state.tree.default_branch]
+    left.sort(key=lambda b: b.order, reverse=True)
+    living = {node.node_id for b in state.branches.values() if b not in left for node in state.up(b.head)}
+    worked = {item.branch for item in state.work.values() if item.worker and item.lease_end_ms > now}
+
+    def goes(i: int, branch: Branch) -> bool:
+        old = keep.abandoned_s > 0 and branch.left_ms > 0 and now - branch.left_ms >= keep.abandoned_s * 1000
+        owed = set(state.waiting_at(branch.head)) - living
+        return (i >= keep.abandoned or old) and branch.name not in worked and not owed
+
+    return tuple(sorted(b.name for i, b in enumerate(left) if goes(i, b)))
 
 
 def _reached(state: TwinTree, stay: list[Branch]) -> set[NodeId]:

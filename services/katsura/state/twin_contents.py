@@ -75,6 +75,11 @@ class TwinContents(TwinForest):
                 goal=tree.goal if change.goal is None else change.goal,
                 pins=tuple(pins),
                 labels=labels,
+                policy=replace(
+                    tree.policy,
+                    retention=change.retention or tree.policy.retention,
+                    ttl_s=tree.policy.ttl_s if change.ttl_s is None else change.ttl_s,
+                ),
                 default_branch=BranchName(change.default_branch or tree.default_branch),
             )
             state.commit(EventKind.TREE_UPDATED, "", ())

@@ -77,6 +77,10 @@ class TwinTree:
     doubts: Doubts = field(default_factory=Doubts)
     gone: set[str] = field(default_factory=set)
     collected: int = 0
+    garbage_at: int | None = None
+    """Revision from which one more pass over all nodes finds what was too new before."""
+    collector: tuple[int, int, str] = (0, 0, "")
+    """The newest claim to collect: token, when it ends, worker."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

@@ -54,7 +54,8 @@ def charges_from(flat: Mapping[str, int]) -> dict[str, Charge]:
     agents: dict[str, dict[str, int]] = {}
     for name, count in flat.items():
         agent, _, what = name.rpartition("\n")
-        agents.setdefault(agent, {})[_FIELDS[what]] = count
+        if what in _FIELDS:  # a newer version of us may count more
+            agents.setdefault(agent, {})[_FIELDS[what]] = count
     return {agent: Charge(**counts) for agent, counts in agents.items()}
 
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, Reason
 from katsura.domain.ids import checked_name
+from katsura.domain.retention import Retention
 from katsura.domain.trees import (
     Durability,
     Effect,
@@ -43,8 +44,8 @@ TEXT_BYTES_MAX: Final = 4 * KIB
 RELATED_MAX: Final = 64
 REFERENCES_MAX: Final = 64
 INVALIDATE_MAX: Final = 256
-KEEP_ABANDONED: Final = 8
-KEEP_REVISIONS: Final = 1000
+KEEP_MAX: Final = 1 << 31
+"""Of branches and revisions that stay."""
 ITEMS_MAX: Final = 256
 """Of each list in a summary."""
 NODES_MAX: Final = 1000
@@ -101,6 +102,14 @@ def check_map(items: Mapping[str, str], field: str) -> None:
         check_text(value, f"{field}[{key[:32]!r}]")
 
 
+def check_retention(retention: Retention | None, field: str) -> None:
+    """Refuse a retention that keeps less than nothing."""
+    if retention is not None:
+        check_range(retention.abandoned, f"{field}.keep_abandoned", 0, KEEP_MAX)
+        check_range(retention.revisions, f"{field}.keep_revisions", 1, KEEP_MAX)
+        check_range(retention.abandoned_s, f"{field}.abandoned_ttl_s", 0, TTL_S_MAX)
+
+
 def complete_policy(policy: TreePolicy, offered: Durability) -> TreePolicy:
     """`policy` with defaults for what was left out.
 
@@ -112,6 +121,7 @@ def complete_policy(policy: TreePolicy, offered: Durability) -> TreePolicy:
     check_range(policy.hint_limit, "policy.hint_limit", 0, HINTS_MAX)
     check_range(policy.ttl_s, "policy.ttl_s", 0, TTL_S_MAX)
     check_range(policy.rollup_fanout, "policy.rollup_fanout", 0, FANOUT_MAX)
+    check_retention(policy.retention, "policy.retention")
     if policy.compressor:
         check_compressor(policy.compressor, "policy.compressor")
     check_validators(policy.validators, "policy.validators")

@@ -171,6 +171,11 @@ local function expire(t)
   end
 end
 
+local function persist(t)
+  for _, suffix in ipairs(SUFFIXES) do redis.call('PERSIST', t[suffix]) end
+  for _, digest in ipairs(redis.call('SMEMBERS', t.tokenizers)) do redis.call('PERSIST', t.prefix .. 'tokens:' .. digest) end
+end
+
 local settle  -- memory_1_tree_references.lua
 
 -- Close a commit: revision, event, replay record, life time. `answer` becomes the JSON that the caller gets; where it
@@ -191,7 +196,7 @@ local function commit(t, args, now, event, branch_name, ids, answer)
 end
 
 -- ARGV: 1-4, incarnation, goal, pins, policy, labels, ttl_ms, branch name, raw token limit, roll-up fanout, origin
--- (JSON, '' for none), agent.
+-- (JSON, '' for none), agent, retention (JSON, '' for none).
 register('create', function(keys, args)
   local t = keys_of(keys[1])
   local made = redis.call('HGET', t.meta, 'create')
@@ -214,6 +219,7 @@ register('create', function(keys, args)
              'raw_limit', args[12], 'rollup', args[13])
   if args[14] ~= '' then redis.call('HSET', t.meta, 'origin', args[14]) end
   if args[15] ~= '' then redis.call('HSET', t.meta, 'agent', args[15]) end
+  if args[16] ~= '' then redis.call('HSET', t.meta, 'retention', args[16]) end
   save_branch(t, branch)
   local request = args[3]
   args[3] = ''  -- kept in `meta` instead: this record is never dropped for newer ones

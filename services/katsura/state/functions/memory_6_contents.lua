@@ -1,13 +1,20 @@
 -- Memory trees, part 6: what a tree holds beside its paths: its own texts, bytes put beside nodes, listing and finding.
 
+-- From the commit that follows on, a tree lives for so many milliseconds; 0: for ever.
+local function live_for(t, ttl_ms)
+  if ttl_ms == 0 then persist(t) end
+  t.ttl_ms = ttl_ms
+  redis.call('HSET', t.meta, 'ttl_ms', ttl_ms)
+end
+
 -- ARGV: 1-4, goal given (1), goal, pins to add, to remove, labels to set, to remove (JSON), default branch ('': keep),
--- most pins, most labels.
+-- most pins, most labels, retention (JSON, '': keep), time to live in ms ('': keep).
 register('update', function(keys, args)
   local t, missing = open(keys)
   if not t then return missing end
   local again = replay(t, args)
   if again then return again end
-  local m = redis.call('HMGET', t.meta, 'goal', 'pins', 'labels', 'policy', 'created', 'rollup', 'origin', 'agent')
+  local m = redis.call('HMGET', t.meta, 'goal', 'pins', 'labels', 'policy', 'created', 'rollup', 'origin', 'agent', 'retention')
   local goal = args[5] == '1' and args[6] or m[1]
   local gone, there, pins = {}, {}, {}
   for _, pin in ipairs(cjson.decode(args[8])) do gone[pin] = true end
@@ -31,10 +38,14 @@ register('update', function(keys, args)
   local pins_text = #pins > 0 and cjson.encode(pins) or '[]'
   local labels_text = cjson.encode(labels)
   redis.call('HSET', t.meta, 'goal', goal, 'pins', pins_text, 'labels', labels_text, 'default', t.default)
+  local retention = args[14] ~= '' and args[14] or m[9] or ''
+  if retention ~= '' then redis.call('HSET', t.meta, 'retention', retention) end
+  if args[15] ~= '' then live_for(t, tonumber(args[15])) end
   return commit(t, args, now_ms(t), EVENT.UPDATED, '', {},
                 {goal = goal, pins = pins_text, labels = labels_text, policy = m[4], default = t.default,
                  next = t.next, branch_count = t.branch_count, created = tonumber(m[5]), rollup = m[6] or '0',
-                 stale = redis.call('ZCARD', t.stale_ids), origin = m[7] or '', agent = m[8] or ''})
+                 stale = redis.call('ZCARD', t.stale_ids), origin = m[7] or '', agent = m[8] or '',
+                 retention = retention, ttl_ms = t.ttl_ms})
 end)
 
 -- `extras` HASH: `<id>` -> `<count> <bytes>`, `<id>:<k>` -> `<key size> <key><payload>`, `<id>=<key>` -> k.
