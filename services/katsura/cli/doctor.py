@@ -9,7 +9,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 
 from rich.console import Console
@@ -64,6 +64,7 @@ def _machine() -> Iterator[Finding]:
         word for line in _lines("/proc/cpuinfo") if line.startswith(("flags", "Features")) for word in line.split()
     )
     yield checks.cpu(len(os.sched_getaffinity(0)), flags)
+    yield checks.kernels((resources.files("katsura") / "native" / "kernels.so").is_file(), flags)
     available = next((line.split()[1] for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")), None)
     if available is not None:
         yield checks.memory(int(available) * 1024)

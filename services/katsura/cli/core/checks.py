@@ -114,6 +114,19 @@ def cpu(count: int, flags: frozenset[str]) -> Finding:
     return warn("cpu", what, "answers will be slow; take a machine with AVX2 or newer")
 
 
+def kernels(built: bool, flags: frozenset[str]) -> Finding:
+    """Our own kernels, compiled when Katsura was installed."""
+    if built and "avx2" in flags:
+        return good("kernels", "our own, compiled here")
+    if built:
+        return warn("kernels", "our own need AVX2: models are computed by torch's operators", "take a machine with AVX2")
+    return warn(
+        "kernels",
+        "our own were not compiled: models are computed by torch's operators, half as fast",
+        "install a C compiler (apt install gcc libc6-dev), then Katsura again: pip install --force-reinstall --no-deps",
+    )
+
+
 def files(limit: int) -> Finding:
     """Open files a process may have."""
     if limit >= FILES_MIN:
