@@ -119,7 +119,9 @@ def kernels(built: bool, flags: frozenset[str]) -> Finding:
     if built and "avx2" in flags:
         return good("kernels", "our own, compiled here")
     if built:
-        return warn("kernels", "our own need AVX2: models are computed by torch's operators", "take a machine with AVX2")
+        return warn(
+            "kernels", "our own need AVX2: models are computed by torch's operators", "take a machine with AVX2"
+        )
     return warn(
         "kernels",
         "our own were not compiled: models are computed by torch's operators, half as fast",
