@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from katsura.api.memory.v1 import (
@@ -20,11 +21,13 @@ from katsura.api.memory.v1 import (
 from katsura.memory.block_server import BlockServicer
 from katsura.memory.blocks import Blocks
 from katsura.memory.cold import Sweeper
+from katsura.memory.collecting import Collector
 from katsura.memory.config import MemoryConfig
 from katsura.memory.queue_server import WorkServicer
 from katsura.memory.quotas import Meter
 from katsura.memory.server import MemoryServicer
 from katsura.memory.service import Memory
+from katsura.memory.upkeep import repeat
 from katsura.memory.usage_server import UsageServicer
 from katsura.rpc.clock import SystemClock
 from katsura.rpc.serve import Server, run_process
@@ -72,18 +75,26 @@ async def main() -> None:
     )
 
     server.set_ready(True)
-    sweeping = None
-    if config.cold_after_s:
-        sweeper = Sweeper(trees, tenants, clock, config.cold_after_s, config.cold_every_s)
-        sweeping = asyncio.get_running_loop().create_task(sweeper.run())
+    upkeep = [asyncio.create_task(repeat(turn, every_s)) for turn, every_s in _upkeep(config, trees, tenants, clock)]
     try:
         await server.run(drain=memory.close)
     finally:
-        if sweeping is not None:
-            sweeping.cancel()
-            await asyncio.gather(sweeping, return_exceptions=True)
+        for task in upkeep:
+            task.cancel()
+        await asyncio.gather(*upkeep, return_exceptions=True)
         await meter.close()
         await store.close()
+
+
+def _upkeep(
+    config: MemoryConfig, trees: RedisTreeStore, tenants: RedisTenantStore, clock: SystemClock
+) -> Iterator[tuple[Callable[[], Awaitable[None]], float]]:
+    """What the process does beside serving, and how often."""
+    if config.cold_after_s:
+        yield Sweeper(trees, tenants, clock, config.cold_after_s).turn, config.cold_every_s
+    if config.collect_every_s:
+        worker = f"{config.serve.instance_id}:{secrets.token_hex(4)}"
+        yield Collector(trees, tenants, worker, config.retention).turn, config.collect_every_s
 
 
 if __name__ == "__main__":

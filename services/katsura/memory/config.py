@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from katsura.domain.errors import InvalidArgumentError
+from katsura.domain.retention import KEEP_REVISIONS, Retention
 from katsura.domain.usage import Quotas
 from katsura.rpc.env import Env
 from katsura.rpc.serve import ServeConfig
@@ -27,6 +28,8 @@ class MemoryConfig:
         cold_folder: where cold trees go, shared by all memory processes of a store; empty: nowhere.
         cold_after_s: trees that nobody has written or brought back for so long are moved there; 0: only when asked.
         cold_every_s: how often they are looked for.
+        collect_every_s: how often the service collects what retention does not keep; 0: only when asked.
+        retention: of trees that have none of their own; None: nothing of theirs is forgotten by itself.
     """
 
     serve: ServeConfig
@@ -39,6 +42,8 @@ class MemoryConfig:
     cold_folder: str
     cold_after_s: float
     cold_every_s: float
+    collect_every_s: float
+    retention: Retention | None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> MemoryConfig:
@@ -68,6 +73,8 @@ class MemoryConfig:
             cold_folder=env.text("KATSURA_MEMORY_COLD_FOLDER", ""),
             cold_after_s=env.real("KATSURA_MEMORY_COLD_AFTER_S", 0.0),
             cold_every_s=env.real("KATSURA_MEMORY_COLD_EVERY_S", 300.0, low=0.1),
+            collect_every_s=env.real("KATSURA_MEMORY_COLLECT_EVERY_S", 60.0),
+            retention=_retention(env),
         )
         env.finish()
         if config.cold_after_s and not config.cold_folder:
@@ -76,3 +83,10 @@ class MemoryConfig:
                 field="KATSURA_MEMORY_COLD_FOLDER",
             )
         return config
+
+
+def _retention(env: Env) -> Retention | None:
+    abandoned = env.number("KATSURA_MEMORY_KEEP_ABANDONED", -1, low=-1)
+    revisions = env.number("KATSURA_MEMORY_KEEP_REVISIONS", KEEP_REVISIONS, low=1)
+    age_s = env.number("KATSURA_MEMORY_ABANDONED_TTL_S", 0)
+    return Retention(abandoned, revisions, age_s) if abandoned >= 0 else None

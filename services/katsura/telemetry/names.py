@@ -61,6 +61,9 @@ ROUTER_COORDINATOR: Final = "katsura_router_coordinator"
 MEMORY_COMMITS: Final = "katsura_memory_commits_total"
 MEMORY_CONFLICTS: Final = "katsura_memory_conflicts_total"
 MEMORY_ASSEMBLE_SECONDS: Final = "katsura_memory_assemble_seconds"
+MEMORY_COLLECTED_NODES: Final = "katsura_memory_collected_nodes_total"
+MEMORY_COLLECTED_BRANCHES: Final = "katsura_memory_collected_branches_total"
+MEMORY_COLLECT_LOST: Final = "katsura_memory_collect_lost_total"
 
 # Operator
 OPERATOR_PASSES: Final = "katsura_operator_reconcile_total"

@@ -10,20 +10,11 @@ from katsura.memory.cold import Sweeper
 from katsura.state.tenants import TwinTenantStore
 from katsura.state.trees import Limits, NewTree, TreeRef
 from katsura.state.trees_twin import TwinTreeStore
+from katsura.testing.clocks import HandClock
 from katsura.testing.tree_suite import NO_REQUEST, grow
 
 ACME, OTHER = TenantId("acme"), TenantId("other")
 NEW = NewTree("", (), TreePolicy(), {})
-
-
-class HandClock:
-    ms = 0
-
-    def wall_ms(self) -> int:
-        return self.ms
-
-    def monotonic_s(self) -> float:
-        return self.ms / 1000
 
 
 class Shelf:
