@@ -15,6 +15,9 @@ class Snapshot:
     objects: Mapping[str, tuple[Object, ...]]
     now: str
     _index: dict[tuple[str, str, str], Object] = field(default_factory=dict, compare=False, repr=False)
+    _labelled: dict[tuple[str, str, str], dict[str, list[Object]]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         for kind, found in self.objects.items():
@@ -31,5 +34,12 @@ class Snapshot:
         return self._index.get((kind.name, namespace, name))
 
     def labelled(self, kind: Kind, namespace: str, **wanted: str) -> list[Object]:
-        """Objects of a kind that carry these labels; `__` in a name stands for `/` and `_` for `.` is not needed."""
-        return [o for o in self.of(kind, namespace) if all(labels_of(o).get(k) == v for k, v in wanted.items())]
+        """Objects of a kind that carry these labels (one or more), by name."""
+        (first, value), *others = wanted.items()
+        key = (kind.name, namespace, first)
+        if key not in self._labelled:
+            index = self._labelled[key] = {}
+            for obj in self.of(kind, namespace):
+                index.setdefault(labels_of(obj).get(first, ""), []).append(obj)
+        found = self._labelled[key].get(value, [])
+        return [o for o in found if all(labels_of(o).get(k) == v for k, v in others)]
