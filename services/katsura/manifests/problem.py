@@ -176,6 +176,7 @@ def _model(deployment: ModelDeployment, config: Mapping[str, Any], asked: Demand
 
 def _helpers(bundle: Bundle, asked: Mapping[str, Demand], calibration: Calibration) -> list[Service]:
     cost, rates = calibration.helpers, memory_rates(bundle)
+    total = sum(d.requests_s for d in asked.values())
     spread = max((d.spec.placement.min_domains for d in bundle.deployments), default=1)
     made: list[Service] = []
     for deployment in bundle.deployments:
@@ -189,6 +190,7 @@ def _helpers(bundle: Bundle, asked: Mapping[str, Demand], calibration: Calibrati
                 ram_bytes=cost["router_ram_bytes"],
                 instances_min=deployment.spec.replicas_of("router"),
                 domains_min=min(deployment.spec.placement.min_domains, deployment.spec.replicas_of("router")),
+                follows=MappingProxyType({deployment.metadata.name: 1.0}),
             )
         )
     for store in bundle.memory_stores:
@@ -202,6 +204,7 @@ def _helpers(bundle: Bundle, asked: Mapping[str, Demand], calibration: Calibrati
                 ram_bytes=cost["memory_ram_bytes"],
                 instances_min=store.spec.replicas,
                 domains_min=min(spread, store.spec.replicas),  # no model outlives its memory
+                follows=MappingProxyType({n: d.requests_s / total for n, d in asked.items() if d.requests_s}),
             )
         )
     return made

@@ -115,7 +115,10 @@ class ModelService:
 
 @dataclass(frozen=True, slots=True)
 class HelperService:
-    """A CPU service (memory, router): each instance takes `cores` and `ram_bytes` and serves `capacity` requests/s."""
+    """A CPU service (memory, router): each instance takes `cores` and `ram_bytes` and serves `capacity` requests/s.
+
+    `follows`: parts of its demand by the model whose requests they are; what that does not serve is not asked of it.
+    """
 
     name: str
     role: str
@@ -126,6 +129,7 @@ class HelperService:
     instances_min: int = 1
     domains_min: int = 1
     spot_share: float = 0.0
+    follows: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
 
 Service = ModelService | HelperService

@@ -14,7 +14,7 @@ from typing import Final
 
 from katsura.placement.highs import INFINITY, Program
 from katsura.placement.patterns import Column
-from katsura.placement.problem import ANYWHERE, ModelService, NodeClass, Objective, Problem, Service
+from katsura.placement.problem import ANYWHERE, HelperService, ModelService, NodeClass, Objective, Problem, Service
 
 UNMET_FACTOR: Final = 20.0
 """Price of an unmet demand, in multiples of the price of all nodes."""
@@ -169,10 +169,11 @@ class _Builder:
             if service.requests_s > 0:
                 # Scaled by the demand, so that every coefficient is near 1.
                 terms = {z[i]: self.columns[i].requests_s / service.requests_s for i in mine}
+                terms.update(unmet(service, w))
                 if theta is None:
-                    self.p.row(f"demand:{service.name}", {**terms, w[service.name]: 1}, low=1)
+                    self.p.row(f"demand:{service.name}", terms, low=1)
                 else:
-                    self.p.row(f"demand:{service.name}", {**terms, w[service.name]: 1, theta: -1}, low=0)
+                    self.p.row(f"demand:{service.name}", {**terms, theta: -1}, low=0)
             exact = exact_instances(service)
             least = exact or instances_min(service)
             counts = {z[i]: 1.0 for i in mine}
@@ -251,6 +252,12 @@ class _Builder:
             elif price:
                 started = self.p.variable(f"m:{column.key}", price, 0, INFINITY)
                 self.p.row(f"moved:{column.key}", {z[i]: 1, started: -1}, high=held)
+
+
+def unmet(service: Service, w: Mapping[str, int]) -> dict[int, float]:
+    """What of a demand is not to be met, as terms: its own part, and of a helper what its models do not serve."""
+    follows = service.follows if isinstance(service, HelperService) else {}
+    return {w[service.name]: 1.0, **{w[name]: part for name, part in follows.items() if name in w}}
 
 
 def _units(column: Column) -> float:

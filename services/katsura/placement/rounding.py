@@ -15,7 +15,7 @@ from typing import Final
 from katsura.placement.highs import Program
 from katsura.placement.patterns import Column
 from katsura.placement.problem import Problem
-from katsura.placement.program import Built
+from katsura.placement.program import Built, unmet
 
 _SHARE_MIN: Final = 1 / 60
 """Part of a demand below which a column is too fine for its rounding to matter."""
@@ -34,15 +34,15 @@ def round_demands(problem: Problem, columns: Sequence[Column], built: Built) -> 
         shares = {built.z[i]: columns[i].requests_s / service.requests_s for i in mine[service.name]}
         for divisor in sorted({round(min(1.0, share), 9) for share in shares.values()}, reverse=True):
             if divisor > _SHARE_MIN:
-                _round(built.program, f"rounded:{service.name}", shares, built.w[service.name], divisor)
+                _round(built.program, f"rounded:{service.name}", shares, unmet(service, built.w), divisor)
 
 
-def _round(program: Program, name: str, shares: dict[int, float], unmet: int, divisor: float) -> None:
+def _round(program: Program, name: str, shares: dict[int, float], unmet: dict[int, float], divisor: float) -> None:
     whole = 1 / divisor
     fraction = whole - math.floor(whole + 1e-9)
     if fraction < _FRACTION_MIN:
         return
-    terms = {unmet: whole / fraction}
+    terms = {i: part * whole / fraction for i, part in unmet.items()}
     for i, share in shares.items():
         floor = math.floor(share * whole + 1e-9)
         terms[i] = floor + min(max(0.0, share * whole - floor), fraction) / fraction

@@ -28,6 +28,9 @@ _INNER_GAP: Final = 0.5
 _PROMISING: Final = 6
 """Columns of each service, by reduced cost, that the first search of a large program tries."""
 
+_SERVED_MIN: Final = 1e-5
+"""Least part of a demand whose serving a search tells from none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Solved:
@@ -214,7 +217,14 @@ def _solve_whole(built: Built, relaxed: Answer, effort: Effort, start: Sequence[
             return answer
         for i, high in zip(built.w.values(), highest, strict=True):
             built.program.high[i] = high
-    return solve(built.program, effort, start)
+    return solve(built.program, _closer(effort, relaxed, built), start)
+
+
+def _closer(effort: Effort, relaxed: Answer, built: Built) -> Effort:
+    """Where only a part can be served, a gap of that part: beside the price of the rest it would look like nothing."""
+    unmet = [v for i in built.w.values() if (v := relaxed.values[i]) > 1e-9] if relaxed.values else []
+    served = 1 - sum(unmet) / len(unmet) if unmet else 1.0
+    return replace(effort, gap=effort.gap * max(_SERVED_MIN, served))
 
 
 def _part(effort: Effort, share: float, spent: float) -> Effort:

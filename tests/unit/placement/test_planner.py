@@ -8,7 +8,7 @@ import pytest
 from katsura.placement.agents import AgentGraph, AgentRuns, Call, Edge, summarise
 from katsura.placement.patterns import enumerate_patterns
 from katsura.placement.planner import plan, plan_for_agents
-from katsura.placement.problem import Effort, ModelService, Objective, Problem
+from katsura.placement.problem import Effort, HelperService, ModelService, Objective, Problem
 from katsura.testing.clusters import cards, model_service, node_class, problem_of
 
 
@@ -138,6 +138,19 @@ def test_nothing_at_all_fits_is_still_an_answer(effort: Effort) -> None:
     assert not made.feasible
     assert made.instances == ()
     assert made.refused[0].reason == "memory"
+
+
+def test_nobody_routes_what_no_model_serves(effort: Effort) -> None:
+    model = model_service("chat", cards()[0], 200, itl_ms=100)
+    nodes = replace(node_class("L4", 6, per_node=4), cores=8.0)
+    alone = plan(problem_of([model], [nodes]), effort, explain=False).services[0]
+    assert 0 < alone.capacity < 0.5 * model.requests_s
+    # For all of the demand it would take 20 cores, which the model's processes need.
+    router = HelperService("chat-router", "router", 200.0, 10.0, 1.0, 1e9, follows={"chat": 1.0})
+    made = plan(problem_of([model, router], [nodes]), effort, explain=False)
+    assert not made.feasible
+    assert made.services[0].capacity > 0.9 * alone.capacity
+    assert made.services[1].instances == 2
 
 
 def test_models_of_a_late_agent_are_held_to_shorter_times(effort: Effort) -> None:
