@@ -1,5 +1,7 @@
 """A real server and a real channel: who calls, errors and traces as they cross the wire."""
 
+import json
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from katsura.rpc import status
 from katsura.rpc.channel import open_channel
 from katsura.rpc.context import CallContext, Metadata, current_tenant, outgoing
 from katsura.rpc.serve import ServeConfig, Server
+from katsura.telemetry import log
 
 TENANT = Tenant(TenantId("ann"), b"a" * 32)
 ANN: Metadata = outgoing(CallContext(TENANT), "token")
@@ -71,6 +74,18 @@ async def test_a_bug_is_answered_without_its_details(stub: stubs.MemoryServiceSt
     error = await failure(stub.GetTree(pb.GetTreeRequest(tree_id="bug"), metadata=ANN))
     assert isinstance(error, InternalError)
     assert "secret" not in error.message
+
+
+async def test_a_bug_is_logged_under_the_ids_of_its_call(
+    stub: stubs.MemoryServiceStub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    log.configure("memory", log.LogFormat.JSON, "warning")
+    call = CallContext(TENANT, request_id="req-7", session_id="trip")
+    await failure(stub.GetTree(pb.GetTreeRequest(tree_id="bug"), metadata=outgoing(call, "token")))
+    (line,) = [json.loads(line) for line in capsys.readouterr().err.splitlines() if "our own fault" in line]
+    assert (line["katsura.tenant"], line["katsura.request"], line["katsura.session"]) == ("ann", "req-7", "trip")
+    assert "ZeroDivisionError" in line["exception"]
 
 
 async def test_a_stream_delivers_before_it_fails(stub: stubs.MemoryServiceStub) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Callable
 
 from opentelemetry.trace import SpanKind
@@ -22,6 +23,7 @@ from katsura.gateway.core.envelope import envelope, status_of
 from katsura.telemetry import log, names, trace
 
 _LOG = log.get(__name__)
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 
 
@@ -51,12 +53,13 @@ class Boundary:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.match(given) else f"req-{self._new_id()}"
         scope.setdefault("state", {})["request_id"] = request_id
-        begun = False
+        sent = 0  # the status, once the reply has begun
+        start_s = time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
-            nonlocal begun
+            nonlocal sent
             if message["type"] == "http.response.start":
-                begun = True
+                sent = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
@@ -70,8 +73,14 @@ class Boundary:
             error = await self._served(scope, receive, send_with_id)
             if error is not None and status_of(error) >= 500:
                 _LOG.warning("a request failed", reason=error.reason.value, error=error.message)
-            if error is not None and not begun:
+            if error is not None and not sent:
                 await error_reply(error)(scope, receive, send_with_id)
+            tell = _LOG.debug if scope["path"] in _PROBES else _LOG.info
+            tell(
+                f"{scope['method']} {scope['path']}",
+                status=sent if error is None else status_of(error),
+                ms=round((time.perf_counter() - start_s) * 1000, 1),
+            )
 
     async def _served(self, scope: Scope, receive: Receive, send: Send) -> KatsuraError | None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NoReturn
 
 from starlette.requests import Request
@@ -21,6 +22,7 @@ from katsura.gateway.deps import Deps
 from katsura.gateway.turn import Caller
 from katsura.rpc.context import CallContext
 from katsura.state.tenants import KEY_PREFIX, TenantStore
+from katsura.telemetry import log
 
 KEY_CACHE_S = 2.0
 """How long a resolved key is believed: a revoked one is refused at most this much later."""
@@ -78,11 +80,20 @@ class Doorkeeper:
 
 
 async def caller_of(request: Request, deps: Deps, doorkeeper: Doorkeeper, session_id: str = "") -> Caller:
-    """Who calls and until when; the deadline counts from now."""
+    """Who calls and until when; the deadline counts from now, and log lines of the request carry the tenant."""
     tenant = await doorkeeper.tenant(request)
-    call = CallContext(tenant, internal=True, request_id=request.state.request_id, session_id=session_id)
+    log.bind(tenant=tenant.tenant_id)
+    call = CallContext(tenant, internal=True, request_id=request.state.request_id)
     deadline = Deadline(deps.clock, timeout_of(request, deps.config.request_timeout_s))
-    return Caller(call, deadline, f"w{deps.token()}")
+    return in_session(Caller(call, deadline, f"w{deps.token()}"), session_id)
+
+
+def in_session(caller: Caller, session_id: str) -> Caller:
+    """`caller` at work in a session, which its calls, its routing and its log lines name; empty changes nothing."""
+    if not session_id:
+        return caller
+    log.bind(session=session_id)
+    return replace(caller, call=replace(caller.call, session_id=session_id))
 
 
 def timeout_of(request: Request, longest_s: float) -> float:

@@ -12,7 +12,9 @@ from starlette.types import Receive, Scope, Send
 
 from katsura.domain.errors import CancelledError, KatsuraError
 from katsura.gateway.core.sse import KEEPALIVE
+from katsura.telemetry import log
 
+_LOG = log.get(__name__)
 T = TypeVar("T")
 
 
@@ -62,6 +64,7 @@ class EventStream(Response):
         except KatsuraError as error:
             if not self._sent:
                 raise
+            _LOG.warning("a stream broke off", reason=error.reason.value, error=error.message)
             await self._send(send, self._failed(error))
         finally:
             await _ended(comments)

@@ -134,7 +134,12 @@ def _around(method: str, call: calls.CallContext, parent: str) -> Any:
         log.ids(tenant=tenant, session=call.session_id, request=call.request_id),
         trace.span(names.SPAN_RPC_SERVER, {names.RPC_METHOD: method}, parent=parent, kind=SpanKind.SERVER),
     ):
-        yield
+        try:
+            yield
+        except KatsuraError:
+            raise
+        except Exception as error:  # logged here, where the line carries the ids of the call
+            raise _bug(method, error) from error
 
 
 class _Measured:

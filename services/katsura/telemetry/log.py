@@ -35,6 +35,12 @@ def ids(*, tenant: str = "", session: str = "", request: str = "") -> Iterator[N
             _IDS.reset(token)
 
 
+def bind(*, tenant: str = "", session: str = "") -> None:
+    """Attach ids that became known in the middle of an `ids` block: they end with it."""
+    given = {names.TENANT: tenant, names.SESSION: session}
+    _IDS.set({**(_IDS.get() or {}), **{key: value for key, value in given.items() if value}})
+
+
 class Log:
     """A logger whose calls take fields by keyword: `log.info("shard ready", epoch=3)`."""
 
@@ -97,5 +103,5 @@ def configure(process: str, log_format: LogFormat, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("uvicorn.access", "asyncio", "httpx", "httpcore"):
+    for noisy in ("uvicorn.access", "asyncio", "httpx", "httpcore", "grpc"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -36,6 +36,18 @@ def test_ids_end_with_their_block_and_empty_ones_keep_the_outer(capsys: pytest.C
     assert "session" not in outer
 
 
+def test_ids_that_become_known_later_end_with_the_block_around_them(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("gateway", log.LogFormat.HUMAN, "info")
+    with log.ids(request="r1"):
+        log.bind(tenant="ann")
+        log.bind(session="s1")
+        log.get("x").info("inner")
+    log.get("x").info("outer")
+    inner, outer = capsys.readouterr().err.splitlines()
+    assert all(part in inner for part in ("request=r1", "tenant=ann", "session=s1"))
+    assert "=" not in outer
+
+
 def test_ids_may_end_in_another_context_than_they_began_in() -> None:
     ids = log.ids(tenant="ann")
     copy_context().run(ids.__enter__)

@@ -18,7 +18,7 @@ from katsura.gateway.core.prompt import Part
 from katsura.gateway.core.sse import DONE, event
 from katsura.gateway.deps import Deps
 from katsura.gateway.generation import Shown
-from katsura.gateway.incoming import Doorkeeper, caller_of, json_body, named_once
+from katsura.gateway.incoming import Doorkeeper, caller_of, in_session, json_body, named_once
 from katsura.gateway.streaming import EventStream, until_gone
 from katsura.gateway.trees import Place, Trees
 from katsura.gateway.turn import Answered, Turn, Wish, choose_model, plain_prompt, tree_prompt, trees_of
@@ -58,9 +58,10 @@ def chat_routes(deps: Deps, door: Doorkeeper) -> APIRouter:
     async def create_chat_completion(request: Request) -> Response:
         """Answer a conversation, whole or as a stream."""
         started_s = deps.clock.monotonic_s()
-        caller = await caller_of(request, deps, door, request.headers.get(SESSION_HEADER, "")[:128])
+        caller = await caller_of(request, deps, door)
         body = read_chat_request(await json_body(request, deps.config.body_bytes_max))
         session = read_session(request, dict(body.metadata))
+        caller = in_session(caller, session.tree_id)
         model = await choose_model(deps, caller, body.model, session.tree_id)
         wish = Wish(body.sampling, Limit(body.max_new_tokens), body.stop, body.choice_count)
         answer_reserve(model.revision.context_tokens, wish.limit)

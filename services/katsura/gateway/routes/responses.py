@@ -26,8 +26,8 @@ from katsura.gateway.core.responses_request import ResponsesRequest, read_respon
 from katsura.gateway.core.sse import event
 from katsura.gateway.deps import Deps
 from katsura.gateway.generation import Shown
-from katsura.gateway.incoming import Doorkeeper, caller_of, json_body
-from katsura.gateway.routes.chat import SESSION_HEADER, SessionName, open_session, read_session
+from katsura.gateway.incoming import Doorkeeper, caller_of, in_session, json_body
+from katsura.gateway.routes.chat import SessionName, open_session, read_session
 from katsura.gateway.streaming import EventStream, until_gone
 from katsura.gateway.trees import MADE_BY, MADE_BY_RESPONSES, Place, Trees
 from katsura.gateway.turn import Answered, Caller, Turn, Wish, choose_model, plain_prompt, tree_prompt, trees_of
@@ -41,7 +41,7 @@ def responses_routes(deps: Deps, door: Doorkeeper) -> APIRouter:
     @router.post("/v1/responses", response_model=None)
     async def create_response(request: Request) -> Response:
         """Answer, and keep the turn unless `store` is false."""
-        caller = await caller_of(request, deps, door, request.headers.get(SESSION_HEADER, "")[:128])
+        caller = await caller_of(request, deps, door)
         body = read_responses_request(await json_body(request, deps.config.body_bytes_max))
         session = read_session(request, dict(body.metadata))
         running = await _begin(deps, caller, body, session)
@@ -93,7 +93,8 @@ async def _begin(deps: Deps, caller: Caller, body: ResponsesRequest, session: Se
             raise InvalidArgumentError(
                 f"{session.param} names another session than previous_response_id belongs to", field=session.param
             )
-    model = await choose_model(deps, caller, body.model, previous.tree_id if previous else session.tree_id)
+    caller = in_session(caller, previous.tree_id if previous else session.tree_id)
+    model = await choose_model(deps, caller, body.model, caller.call.session_id)
     wish = Wish(body.sampling, Limit(body.max_new_tokens, "max_output_tokens", "input"))
     answer_reserve(model.revision.context_tokens, wish.limit)
     before = [Part(Message("system", body.instructions))] if body.instructions else []
@@ -101,6 +102,7 @@ async def _begin(deps: Deps, caller: Caller, body: ResponsesRequest, session: Se
     place: Place | None = None
     if body.store:
         place = await _open(trees, body, session, previous, token)
+        caller = in_session(caller, place.tree_id)
         prompt = await tree_prompt(model, trees, place, wish, before)
     else:
         history = await trees.path(previous) if previous else []
