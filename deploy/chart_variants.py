@@ -22,6 +22,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "whole-cluster": ('operator.namespaces=["*"]', "operator.inventory=nodes", "operator.aggregateRoles=true"),
     "openshift": ("podSecurity.runAsUser=null", "podSecurity.fsGroup=null"),
     "no-demo": ("demo.enabled=false",),
+    "own-data": (
+        "memoryStore.deletionPolicy=Delete",
+        "memoryStore.archive.pvc=cold-trees",
+        "memoryStore.archive.afterSeconds=86400",
+    ),
     "open-network": ("networkPolicy.enabled=false",),
     "ingress": ("gateway.ingress.enabled=true", "gateway.ingress.host=ai.example.org", "gateway.service.port=8080"),
     "http-route": (

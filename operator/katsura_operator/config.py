@@ -64,6 +64,7 @@ class OperatorConfig:
         env = Env(environ)
         own = env.text("KATSURA_OPERATOR_NAMESPACE")
         names = env.names("KATSURA_OPERATOR_NAMESPACES", (own,))
+        fs_group = env.number("KATSURA_OPERATOR_FS_GROUP", -1, low=-1)
         settings = Settings(
             namespace=own,
             services_image=env.text("KATSURA_OPERATOR_SERVICES_IMAGE"),
@@ -74,6 +75,8 @@ class OperatorConfig:
             nodes_observed=env.choice("KATSURA_OPERATOR_INVENTORY", Inventory, Inventory.DECLARED) is Inventory.NODES,
             overcommit=env.real("KATSURA_OPERATOR_OVERCOMMIT", 1.0, low=1.0, high=100.0),
             wire_version=WIRE_VERSION,
+            fs_group=None if fs_group < 0 else fs_group,
+            dns=env.names("KATSURA_OPERATOR_DNS"),
         )
         made = cls(
             settings=settings,

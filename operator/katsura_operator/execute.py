@@ -36,6 +36,7 @@ from katsura_operator.core.objects import (
     name_of,
     namespace_of,
 )
+from katsura_operator.core.purging import FINALIZER
 from katsura_operator.core.snapshot import Snapshot
 from katsura_operator.kube import Kube
 
@@ -75,6 +76,8 @@ class Executor:
         """
         self._done = Outcome()
         start = self._kube.writes
+        for obj in desired.hold:
+            await self._try(obj, self._kube.set_finalizers(obj, (*_finalizers(obj), FINALIZER)))
         if desired.plan is not None:
             await self._store_plan(desired.plan)
         for body in desired.seeds:
@@ -89,6 +92,9 @@ class Executor:
             await self._try(obj, self._kube.delete(obj))
         for body in desired.events:
             await self._try(body, self._kube.create(body))
+        for obj in desired.release:
+            left = [name for name in _finalizers(obj) if name != FINALIZER]
+            await self._try(obj, self._kube.set_finalizers(obj, left))
         for obj, body in desired.statuses:
             await self._try(obj, self._kube.apply(body, subresource="status"))
         self._done.writes = self._kube.writes - start
@@ -158,6 +164,10 @@ def controller_of(obj: Object) -> str:
     """uid of the owner that controls it; empty for none."""
     owners = obj["metadata"].get("ownerReferences") or ()
     return next((str(o["uid"]) for o in owners if o.get("controller")), "")
+
+
+def _finalizers(obj: Object) -> tuple[str, ...]:
+    return tuple(obj["metadata"].get("finalizers") or ())
 
 
 def _without_nulls(value: Any) -> Any:

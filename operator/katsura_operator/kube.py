@@ -11,7 +11,7 @@ resourceVersion, so that nothing is deleted on a stale belief. Answers become er
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -88,6 +88,13 @@ class Kube:
         """Set annotations of an object that has not changed since it was read."""
         known = {key: obj["metadata"][key] for key in ("uid", "resourceVersion")}
         body = {"metadata": {**known, "annotations": dict(annotations)}}
+        path = kind_of(obj).path(namespace_of(obj), name_of(obj))
+        return await self._write("PATCH", path, body, MERGE, {"fieldManager": MANAGER})
+
+    async def set_finalizers(self, obj: Object, names: Sequence[str]) -> dict[str, Any]:
+        """Set who must agree to the end of an object that has not changed since it was read."""
+        known = {key: obj["metadata"][key] for key in ("uid", "resourceVersion")}
+        body = {"metadata": {**known, "finalizers": list(names)}}
         path = kind_of(obj).path(namespace_of(obj), name_of(obj))
         return await self._write("PATCH", path, body, MERGE, {"fieldManager": MANAGER})
 

@@ -18,6 +18,7 @@ import kopf
 from katsura.telemetry import log
 from katsura_operator.core.objects import (
     AGENT,
+    JOB,
     MEMORY_STORE,
     MODEL_DEPLOYMENT,
     NODE,
@@ -32,7 +33,7 @@ from katsura_operator.core.signature import signature
 
 _LOG = log.get(__name__)
 _TOLD_S: Final = 30.0
-_KINDS: Final = (MODEL_DEPLOYMENT, MEMORY_STORE, AGENT, ROLE_POOL, WORKLOAD, POD)
+_KINDS: Final = (MODEL_DEPLOYMENT, MEMORY_STORE, AGENT, ROLE_POOL, WORKLOAD, POD, JOB)
 _CLUSTER_KINDS: Final = (PROFILE, NODE, SLICE)
 
 
@@ -55,7 +56,7 @@ class Watch:
         kopf.on.login(registry=registry)(_login)
         for kind in self._kinds:
             group, _, version = kind.api_version.rpartition("/")
-            labels = {POOL: kopf.PRESENT} if kind in (WORKLOAD, POD) else None
+            labels = {POOL: kopf.PRESENT} if kind in (WORKLOAD, POD, JOB) else None
             see = kopf.on.event(group, version, kind.plural, registry=registry, id=kind.plural, labels=labels)
             see(self._handle)
         await kopf.operator(

@@ -38,7 +38,19 @@ def pod(role: str, namespace: str = "ns") -> Peer:
     return Peer(role, namespace, (("app.kubernetes.io/part-of", "katsura"), ("katsura.dev/role", role)))
 
 
-ROLES = ("gateway", "operator", "memory", "router", "attention", "experts", "unified", "valkey", "test", "cleanup")
+ROLES = (
+    "gateway",
+    "operator",
+    "memory",
+    "router",
+    "attention",
+    "experts",
+    "unified",
+    "valkey",
+    "purge",
+    "test",
+    "cleanup",
+)
 STRANGER = Peer("stranger", "elsewhere", (("app", "x"),))
 NEIGHBOUR = Peer("neighbour", "ns", (("app", "x"),))
 IMPOSTOR = pod("gateway", "elsewhere")
@@ -53,7 +65,7 @@ CALLS = {
     ("operator", "experts", pods.GRPC),
     ("attention", "experts", pods.DATA),
 }
-STORE_USERS = {"gateway", "memory", "router", "attention", "experts", "unified", "test"}
+STORE_USERS = {"gateway", "memory", "router", "attention", "experts", "unified", "purge", "test"}
 API_USERS = {"operator", "test", "cleanup"}
 OPEN = {"stranger", "neighbour", "dns", "outside"}
 """No policy of ours selects them: they may send wherever they are let in."""
@@ -133,7 +145,8 @@ def test_every_connection_that_services_need_is_allowed_and_no_other(render: Ren
 
 
 @pytest.mark.parametrize(
-    "variant", ["ha", "openshift", "no-demo", "ingress", "http-route", "cert-manager", "monitored", "pinned"]
+    "variant",
+    ["ha", "openshift", "no-demo", "ingress", "http-route", "cert-manager", "monitored", "pinned", "own-data"],
 )
 def test_what_changes_nothing_for_the_network_opens_nothing(render: Render, variant: str) -> None:
     assert allowed(render(*VARIANTS[variant])) == expected()
@@ -148,9 +161,9 @@ def resource(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
     return {**made, "metadata": {**metadata, "creationTimestamp": NOW}}
 
 
-def made_by_the_operator() -> dict[str, dict[str, str]]:
-    """Labels of the pods of a memory store and of an external engine, by role."""
-    external = {"image": "vllm:1", "port": 8000, "replicas": 1}
+def made_by_the_operator(dns: tuple[str, ...] = (), **more: Any) -> Documents:
+    """What it makes of a memory store and of an external engine."""
+    external = {"image": "vllm:1", "port": 8000, "replicas": 1, **more}
     model = {"source": "file:///m"}
     seen = Snapshot(
         {
@@ -162,25 +175,72 @@ def made_by_the_operator() -> dict[str, dict[str, str]]:
         NOW,
     )
     reading = read(seen)
-    settings = Settings("ns", "s", "e")
-    made = desire(seen, reading, place(reading, seen, settings), settings, {})
-    templates = [o["spec"]["template"]["metadata"]["labels"] for o in made.keep if o["kind"] == "Deployment"]
+    settings = Settings("ns", "s", "e", dns=dns)
+    return [dict(o) for o in desire(seen, reading, place(reading, seen, settings), settings, {}).keep]
+
+
+def labels_by_role(made: Documents) -> dict[str, dict[str, str]]:
+    """Labels of pods, by role."""
+    templates = [o["spec"]["template"]["metadata"]["labels"] for o in made if o["kind"] == "Deployment"]
     return {labels["katsura.dev/role"]: labels for labels in templates}
 
 
 def test_the_reader_s_pods_carry_the_labels_that_the_operator_gives() -> None:
-    found = made_by_the_operator()
+    found = labels_by_role(made_by_the_operator())
     assert {"memory", "external"} == set(found)  # routers come with a model of ours
     assert dict(pod("memory").labels).items() <= found["memory"].items()
 
 
-def test_an_external_engine_is_its_owner_s_to_close_and_none_of_ours_calls_it(render: Render) -> None:
-    external = Peer("external", "ns", tuple(made_by_the_operator()["external"].items()))
-    policies = [d for d in render() if d["kind"] == "NetworkPolicy"]
-    port = ("TCP", 8000)
-    assert direction_allows(policies, external, STRANGER, port, "Ingress", "from")
-    assert direction_allows(policies, external, OUTSIDE, ("TCP", 443), "Egress", "to")
-    assert not [role for role in ROLES if direction_allows(policies, pod(role), external, port, "Egress", "to")]
+CLIENT = Peer("client", "ns", (("app", "notebook"),))
+ENGINE_PORTS = (("TCP", 8000), ("TCP", 8001), ("TCP", 443), ("TCP", 80), ("UDP", 53), ("TCP", 53))
+
+
+def around_an_engine(documents: Documents, made: Documents) -> tuple[set[str], set[tuple[str, str, int]]]:
+    """Who reaches an external engine on its port (and nobody on another), and what it reaches."""
+    policies = [d for d in (*documents, *made) if d["kind"] == "NetworkPolicy"]
+    engine = Peer("external", "ns", tuple(labels_by_role(made)["external"].items()))
+    peers = (*PEERS, CLIENT, IMPOSTOR)
+    inward = {
+        (peer.name + "@" + peer.namespace, port[1])
+        for peer in peers
+        for port in ENGINE_PORTS
+        if direction_allows(policies, engine, peer, port, "Ingress", "from")
+    }
+    outward = {
+        (peer.name, *port)
+        for peer in peers
+        for port in ENGINE_PORTS
+        if direction_allows(policies, engine, peer, port, "Egress", "to")
+    }
+    assert {port for _, port in inward} <= {8000}
+    return {name for name, _ in inward}, outward
+
+
+def test_an_external_engine_is_called_by_gateway_and_routers_alone_and_calls_dns(render: Render) -> None:
+    inward, outward = around_an_engine(render(), made_by_the_operator(("kube-system",)))
+    assert inward == {"gateway@ns", "router@ns"}
+    assert outward == {("dns", "UDP", 53), ("dns", "TCP", 53)}
+
+
+def test_what_an_external_engine_declares_is_opened_and_no_more(render: Render) -> None:
+    said = {"clients": {"app": "notebook"}, "egress": [{"cidr": "203.0.113.0/24"}]}
+    inward, outward = around_an_engine(render(), made_by_the_operator(("kube-system", "10.0.0.10/32"), **said))
+    assert inward == {"gateway@ns", "router@ns", "client@ns"}
+    assert outward == {("dns", "UDP", 53), ("dns", "TCP", 53), ("outside", "TCP", 443)}
+
+
+def test_without_policies_external_engines_have_none_either(render: Render) -> None:
+    def told(*values: str) -> str:
+        operator = next(
+            d for d in render(*values) if (d["kind"], d["metadata"]["name"]) == ("Deployment", "katsura-operator")
+        )
+        env = operator["spec"]["template"]["spec"]["containers"][0]["env"]
+        return next((e["value"] for e in env if e["name"] == "KATSURA_OPERATOR_DNS"), "")
+
+    assert told() == "kube-system"
+    assert told('networkPolicy.dns.cidrs=["169.254.20.10/32"]') == "kube-system,169.254.20.10/32"
+    assert told("networkPolicy.enabled=false") == ""
+    assert not [o for o in made_by_the_operator() if o["kind"] == "NetworkPolicy"]
 
 
 def test_without_policies_the_reader_finds_everything_open(render: Render) -> None:

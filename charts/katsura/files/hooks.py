@@ -25,6 +25,10 @@ SECONDS_MAX = float(os.environ.get("SECONDS_MAX", "300"))
 NAMESPACE = os.environ["NAMESPACE"]
 RELEASE = os.environ["RELEASE"]
 OURS = "app.kubernetes.io/managed-by=katsura-operator"
+PURGE = "katsura.dev/purge"
+"""Finalizer of stores whose deletion deletes their trees first."""
+FORGET = """kubectl patch memorystore {} -n {} --type merge -p '{{"metadata":{{"finalizers":null}}}}'"""
+RETAIN = """kubectl patch memorystore {} -n {} --type merge -p '{{"spec":{{"deletionPolicy":"Retain"}}}}'"""
 
 
 class Api:
@@ -60,7 +64,8 @@ class Api:
 
     def delete(self, path: str, plural: str, name: str) -> None:
         """Delete one resource; one that is gone is no trouble."""
-        answer = self._http.delete(f"{path}/namespaces/{NAMESPACE}/{plural}/{name}")
+        url = f"{path}/namespaces/{NAMESPACE}/{plural}/{name}"
+        answer = self._http.delete(url, params={"propagationPolicy": "Background"})  # a Job's pods would stay
         if answer.status_code != 404:
             answer.raise_for_status()
             say(f"deleted {plural}/{name}")
@@ -79,6 +84,11 @@ def condition(resource: dict[str, Any], kind: str = "Ready") -> tuple[bool, str]
             current = found.get("observedGeneration", generation) == generation
             return current and found["status"] == "True", f"{found['reason']}: {found['message']}"
     return False, "no status yet"
+
+
+def is_held(resource: dict[str, Any]) -> bool:
+    """Whether its deletion waits until its trees are deleted."""
+    return PURGE in resource["metadata"].get("finalizers", ())
 
 
 def until_ready(api: Api, plural: str, name: str) -> None:
@@ -178,11 +188,19 @@ def pre_delete() -> None:
     for plural in ("modeldeployments", "memorystores"):
         for item in api.items(GROUP, plural, mine):
             api.delete(GROUP, plural, item["metadata"]["name"])
-    start_s = time.monotonic()
+    start_s, told = time.monotonic(), ""
     while left := [i for plural in ("modeldeployments", "memorystores") for i in api.items(GROUP, plural, mine)]:
+        why = "; ".join(f"{item['metadata']['name']} {condition(item)[1]}" for item in left)
+        if why != told:
+            say(f"  {why}")
+            told = why
         if time.monotonic() - start_s > SECONDS_MAX:
-            names = ", ".join(item["metadata"]["name"] for item in left)
-            raise SystemExit(f"{names}: still not gone after {SECONDS_MAX:.0f} s; is the operator running?")
+            names = [item["metadata"]["name"] for item in left]
+            ways = "; ".join(RETAIN.format(n, NAMESPACE) for n, item in zip(names, left, strict=True) if is_held(item))
+            raise SystemExit(
+                f"{', '.join(names)}: still not gone after {SECONDS_MAX:.0f} s; is the operator running?"
+                + (f" To uninstall and keep the trees: {ways}, and `helm uninstall` again." if ways else "")
+            )
         time.sleep(0.5)
 
 
@@ -190,15 +208,20 @@ def post_delete() -> None:
     """After the operator: remove what it made that belongs to no resource, unless somebody's resources are left."""
     api = Api()
     api.delete("/api/v1", "pods", "katsura-test")
-    left = [f"{p}/{i['metadata']['name']}" for p in ("modeldeployments", "memorystores") for i in api.items(GROUP, p)]
+    left = [(p, i) for p in ("modeldeployments", "memorystores") for i in api.items(GROUP, p)]
     if left:
-        say(f"kept, with what the operator made: {', '.join(left)}")
+        say(f"kept, with what the operator made: {', '.join(p + '/' + i['metadata']['name'] for p, i in left)}")
+        for name in (item["metadata"]["name"] for _, item in left if is_held(item)):
+            say(f"  {name} asks for its trees to be deleted with it, which needs an operator; it ends without one by:")
+            say("  " + FORGET.format(name, NAMESPACE))
         return
     for path, plural in (
         (GROUP, "rolepools"),
         (GROUP, "placementplans"),
         ("/apis/apps/v1", "deployments"),
         ("/apis/policy/v1", "poddisruptionbudgets"),
+        ("/apis/networking.k8s.io/v1", "networkpolicies"),
+        ("/apis/batch/v1", "jobs"),
         ("/api/v1", "services"),
     ):
         for item in api.items(path, plural, OURS):

@@ -14,6 +14,7 @@ from typing import Any, Final
 from katsura.manifests.conditions import EventReason
 from katsura.manifests.decision import PoolPart
 from katsura.manifests.kinds import Engine, MemoryStore, ModelDeployment, ModelDeploymentSpec, RolloutStrategy
+from katsura.manifests.stores import MemoryStoreSpec
 from katsura_operator.core import report
 from katsura_operator.core.affinity import Expressions
 from katsura_operator.core.objects import (
@@ -21,6 +22,7 @@ from katsura_operator.core.objects import (
     DEPLOYMENT,
     NODE,
     POD,
+    POLICY,
     POOL,
     REVISION,
     ROLE,
@@ -40,6 +42,8 @@ from katsura_operator.core.objects import (
 )
 from katsura_operator.core.placing import Placement, Reading, Wanted, is_idle, plans, roles_of
 from katsura_operator.core.pods import GRPC, HELPER, METRICS, Size, external_template, template
+from katsura_operator.core.policies import external_policy
+from katsura_operator.core.purging import purging
 from katsura_operator.core.rollout import WORKLOAD_LABEL, Pool, Step, Target, advance
 from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Snapshot
@@ -59,9 +63,11 @@ class Desired:
         plan: PlacementPlan to store. seeds: objects made once, under another field manager. keep: objects that are
             kept as they are here. events: told before the statuses that they announce.
         statuses: (object as seen, object to apply to its status). mark, drain, remove: pods. delete: objects.
+        hold: objects that get `purging.FINALIZER`, before anything is made. release: that lose it.
     """
 
     plan: Mapping[str, Any] | None = None
+    hold: list[Object] = field(default_factory=list)
     seeds: list[Mapping[str, Any]] = field(default_factory=list)
     keep: list[Mapping[str, Any]] = field(default_factory=list)
     mark: list[Object] = field(default_factory=list)
@@ -69,6 +75,7 @@ class Desired:
     remove: list[Object] = field(default_factory=list)
     delete: list[Object] = field(default_factory=list)
     events: list[Mapping[str, Any]] = field(default_factory=list)
+    release: list[Object] = field(default_factory=list)
     statuses: list[tuple[Object, Mapping[str, Any]]] = field(default_factory=list)
 
 
@@ -89,6 +96,7 @@ def desire(
     for namespace in sorted({namespace_of(w.obj) for w in reading.deployments if _is_native(w)}):
         mind.routers(namespace)
     mind.the_rest()
+    mind.endings()
     in_force = {placement.plan_name} | {report.approved(w) for w in reading.deployments}
     stored = plans(snapshot, settings)
     made.delete += [p for p in stored[: -settings.plans_kept] if name_of(p) not in in_force]
@@ -127,8 +135,7 @@ class _Mind:
         count = max(said.spec.replicas, sum(p.processes for p in parts))
         name = f"{name_of(wanted.obj)}-memory"
         labels = {STORE: name_of(wanted.obj)}
-        url = said.spec.redis.url if said.spec.redis else ""
-        pool = self._pool(name, "memory", wanted.obj, labels, [(parts, count)], None, store_url=url)
+        pool = self._pool(name, "memory", wanted.obj, labels, [(parts, count)], None, store=said.spec)
         self._made.keep.append(self._service(name, wanted.obj, pool, GRPC))
         status, verdict = report.of_store(wanted.obj, pool, f"{name}.{namespace_of(wanted.obj)}:{GRPC}")
         self._tell(wanted.obj, status, verdict)
@@ -163,11 +170,21 @@ class _Mind:
         held = {(ns, f"{name}-{r}") for k, ns, name in self._reading.refused if k == "ModelDeployment" for r in _ROLES}
         held |= {(ns, ROUTERS) for kind, ns, _ in self._reading.refused if kind == "ModelDeployment"}
         held |= {(ns, f"{name}-memory") for kind, ns, name in self._reading.refused if kind == "MemoryStore"}
-        for kind in (WORKLOAD, SERVICE, BUDGET, ROLE_POOL):
+        for kind in (WORKLOAD, SERVICE, BUDGET, POLICY, ROLE_POOL):
             for obj in self._seen.of(kind):
                 pool = (namespace_of(obj), labels_of(obj).get(POOL))
                 if pool[1] is not None and pool not in kept and pool not in held:
                     self._made.delete.append(obj)
+
+    def endings(self) -> None:
+        """Stores that are deleted with their data, and those that may be."""
+        found, made = purging(self._seen, self._reading, self._settings), self._made
+        made.hold, made.release = found.hold, found.release
+        made.keep += found.keep
+        made.delete += found.delete
+        made.events += found.events
+        for obj, said in found.said:
+            self._tell(obj, {}, said)
 
     def _parts(self, wanted: Wanted) -> tuple[PoolPart, ...]:
         return self._placement.parts.get(wanted.qualified, ())
@@ -203,14 +220,14 @@ class _Mind:
         owners: Sequence[Wanted] = (),
         *,
         untouched: bool = False,
-        store_url: str = "",
+        store: MemoryStoreSpec | None = None,
     ) -> Pool:
         namespace = namespace_of(owned_by)
         workloads = tuple(self._seen.labelled(WORKLOAD, namespace, **{POOL: name}))
         pods = self._seen.labelled(POD, namespace, **{POOL: name})
         common = {POOL: name, ROLE: role, **labels}
         targets = tuple(
-            self._target(name, role, owned_by, common, parts, n, spec, owners, store_url) for parts, n in counted
+            self._target(name, role, owned_by, common, parts, n, spec, owners, store) for parts, n in counted
         )
         if untouched:
             count = sum(int(w["spec"].get("replicas", 1)) for w in workloads)
@@ -237,7 +254,7 @@ class _Mind:
         count: int,
         spec: ModelDeploymentSpec | None,
         owners: Sequence[Wanted],
-        store_url: str,
+        store: MemoryStoreSpec | None,
     ) -> Target:
         first = parts[0] if parts else None
         where = self._affinities.get(first.node_class, ()) if first and spec else ()
@@ -255,7 +272,7 @@ class _Mind:
             where=where,
             spec=spec,
             deployment=name_of(owned_by),
-            store_url=store_url,
+            store=store,
         )
         surge = {"maxSurge": 1, "maxUnavailable": 0}
         body["spec"] = {
@@ -290,6 +307,9 @@ class _Mind:
         self._made.keep += step.keep
         pool = Pool(name, "external", spec.external.replicas, workloads, pods_seen, (target,), step)
         self._made.keep.append(self._service(name, wanted.obj, pool, spec.external.port))
+        if self._settings.dns:
+            policy = self._head(POLICY, wanted.obj, name, {POOL: name, ROLE: "external"}, ())
+            self._made.keep.append(policy | {"spec": external_policy(name, spec.external, self._settings.dns)})
         return pool
 
     def _role_pool(

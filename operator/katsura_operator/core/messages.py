@@ -21,7 +21,7 @@ from katsura_operator.core.snapshot import Snapshot
 
 Key = tuple[str, str, str]
 _BODIES: Final = ("seeds", "keep", "events")
-_SEEN: Final = ("mark", "drain", "remove", "delete")
+_SEEN: Final = ("hold", "mark", "drain", "remove", "delete", "release")
 
 
 @dataclass(frozen=True, slots=True)

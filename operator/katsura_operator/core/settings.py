@@ -18,6 +18,9 @@ class Settings:
         overcommit: planned cores per core of a node: above 1 for demonstrations on small machines.
         wire_version: of the data plane; part of every revision.
         plans_kept: PlacementPlans that are kept.
+        fs_group: group that volumes of claims are given to, so that pods may write them; None where the platform does.
+        dns: namespaces of the cluster's DNS, and CIDRs of its caches. Where it is known, pods of external engines get a
+            NetworkPolicy.
     """
 
     namespace: str
@@ -31,3 +34,5 @@ class Settings:
     overcommit: float = 1.0
     wire_version: int = 1
     plans_kept: int = 5
+    fs_group: int | None = None
+    dns: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from katsura_operator.core.objects import Object, condition_of, digest, is_endin
 _STATUS: Final[Mapping[str, tuple[str, ...]]] = {
     "Deployment": ("observedGeneration", "replicas", "updatedReplicas", "readyReplicas"),
     "Pod": ("phase", "podIP"),
+    "Job": ("failed",),
     "Node": ("allocatable",),
 }
 _SPEC: Final[Mapping[str, tuple[str, ...]]] = {"Pod": ("nodeName",), "Node": ("unschedulable", "taints")}
@@ -23,5 +24,5 @@ def signature(obj: Object) -> str:
     read["ending"] = is_ending(obj)
     read["spec"] = {k: spec.get(k) for k in _SPEC[kind]} if kind in _SPEC else spec
     read["status"] = {k: status.get(k) for k in _STATUS.get(kind, ())}
-    read["ready"] = [condition_of(obj, name).get("status") for name in ("Ready", "PodScheduled")]
+    read["ready"] = [condition_of(obj, name).get("status") for name in ("Ready", "PodScheduled", "Complete")]
     return digest(read, length=16)

@@ -89,7 +89,10 @@ _TOLD: Final[Mapping[tuple[ConditionType, bool], EventReason]] = {
     (ConditionType.PLANNED, True): EventReason.PLAN_MADE,
 }
 _BAD: Final = frozenset(
-    (EventReason.BECAME_UNREADY, EventReason.DEGRADED, EventReason.REFUSED, EventReason.PLAN_INFEASIBLE)
+    (
+        *(EventReason.BECAME_UNREADY, EventReason.DEGRADED, EventReason.REFUSED),
+        *(EventReason.PLAN_INFEASIBLE, EventReason.PURGE_BLOCKED),
+    )
 )
 
 

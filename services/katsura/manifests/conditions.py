@@ -58,6 +58,8 @@ class Why(StrEnum):
     NO_NODES = "NoNodes"
     MEASURED = "Measured"
     ESTIMATED = "Estimated"
+    PURGING = "Purging"
+    PURGE_BLOCKED = "PurgeBlocked"
     DEPENDENCIES_READY = "DependenciesReady"
     DEPENDENCIES_NOT_READY = "DependenciesNotReady"
 
@@ -85,6 +87,8 @@ MEANING: Final[Mapping[Why, str]] = {
     Why.NO_NODES: "no node has this accelerator",
     Why.MEASURED: "coefficients were measured on it",
     Why.ESTIMATED: "coefficients come from data sheets; `katsura calibrate` measures them",
+    Why.PURGING: "the store is being deleted with its trees; memory pods end first, then a Job deletes",
+    Why.PURGE_BLOCKED: "its trees cannot be deleted now; the message says why, and how to let the store go without",
     Why.DEPENDENCIES_READY: "the model and the memory that it names are ready",
     Why.DEPENDENCIES_NOT_READY: "the model or the memory that it names is not ready; sessions degrade, none is stopped",
 }
@@ -103,6 +107,8 @@ class EventReason(StrEnum):
     DRAINED = "Drained"
     DEGRADED = "Degraded"
     RECOVERED = "Recovered"
+    PURGED = "Purged"
+    PURGE_BLOCKED = "PurgeBlocked"
 
 
 @dataclass(frozen=True, slots=True)

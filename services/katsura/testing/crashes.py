@@ -36,6 +36,10 @@ def _store(**spec: Any) -> Act:
     return lambda world: world.apply("MemoryStore", "default", spec)
 
 
+def _delete_store(world: World) -> None:
+    world.delete("MemoryStore", "default")
+
+
 def _nothing(world: World) -> None:
     """An empty namespace."""
 
@@ -95,6 +99,7 @@ SCENARIOS: Final = (
     Scenario("a plan is approved", _chat(placement={"advisory": True}), _approve),
     Scenario("a node is lost", _on_nodes, _lose_a_node, _NODES),
     Scenario("a store grows to 3", _store(), _store(replicas=3)),
+    Scenario("a store ends with its trees", _store(deletionPolicy="Delete"), _delete_store),
     Scenario("a deployment is deleted", _chat(), lambda world: world.delete("ModelDeployment", "chat")),
 )
 

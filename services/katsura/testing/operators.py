@@ -15,7 +15,7 @@ from katsura.testing.kube import OPERATOR, ControlPlane
 from katsura_operator.authority import Authority
 from katsura_operator.core.decision import decide
 from katsura_operator.core.desire import Desired
-from katsura_operator.core.objects import ALL, POD, WORKLOAD, Kind, labels_of, name_of
+from katsura_operator.core.objects import ALL, JOB, POD, WORKLOAD, Kind, condition_of, labels_of, name_of
 from katsura_operator.core.pods import GRPC
 from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Snapshot
@@ -25,6 +25,7 @@ from katsura_operator.reconcile import Reconciler
 
 _KINDS: Final[Mapping[str, Kind]] = {kind.name: kind for kind in ALL}
 _PASSES_MAX: Final = 12
+_JOB_ENDS: Final = ("SuccessCriteriaMet", "Complete")
 
 
 class Crash(Exception):  # noqa: N818  # what happens, not what went wrong
@@ -82,6 +83,8 @@ class World:
         self.settings = settings or Settings(namespace, "services:1", "engine:1")
         self.drained: list[tuple[str, str]] = []
         self.now = "2026-11-21T12:00:00Z"
+        self.job_trouble = ""
+        """Why Jobs fail; empty where they succeed."""
 
     @classmethod
     def in_memory(cls, settings: Settings | None = None) -> World:
@@ -153,7 +156,49 @@ class World:
             for pod in surplus:
                 self.plane.call("DELETE", f"{POD.path(self.namespace, name_of(pod))}?gracePeriodSeconds=0")
             changed = self._report(workload) or changed or bool(surplus) or len(pods) < count
+        ended = self._end_orphans()
+        return self._run_jobs() or ended or changed
+
+    def _end_orphans(self) -> bool:
+        """End pods of workloads that are gone, as the garbage collector would."""
+        alive = {obj["metadata"]["uid"] for kind in ("Deployment", "Job") for obj in self.all(kind)}
+        gone = [p for p in self.all("Pod") if p["metadata"]["ownerReferences"][0]["uid"] not in alive]
+        for pod in gone:
+            self.plane.call("DELETE", f"{POD.path(self.namespace, name_of(pod))}?gracePeriodSeconds=0")
+        return bool(gone)
+
+    def _run_jobs(self) -> bool:
+        """Run Jobs as their controller would: a pod each, which fails for as long as `job_trouble` says why."""
+        changed = False
+        for job in self.all("Job"):
+            if condition_of(job, "Complete"):
+                continue
+            name = f"{name_of(job)}-x"
+            if not any(name_of(pod) == name for pod in self.all("Pod")):
+                self._start(job, name, ready=False)
+                changed = True
+            if self.job_trouble:
+                changed = self._fail(name) or changed
+                continue
+            ends = [{"type": t, "status": "True", "lastTransitionTime": self.now} for t in _JOB_ENDS]
+            status = {"startTime": self.now, "completionTime": self.now, "succeeded": 1, "conditions": ends}
+            path = JOB.path(self.namespace, name_of(job), "status")
+            self.plane.call("PATCH", path, {"status": status}, kind="application/merge-patch+json")
+            changed = True
         return changed
+
+    def _fail(self, pod: str) -> bool:
+        if (self.plane.call("GET", POD.path(self.namespace, pod)).get("status") or {}).get("containerStatuses"):
+            return False
+        state = {
+            "lastState": {"terminated": {"exitCode": 1, "message": self.job_trouble}},
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+        }
+        container = {"name": "purge", "image": "s", "imageID": "", "ready": False, "restartCount": 1, **state}
+        body = {"status": {"containerStatuses": [container]}}
+        path = POD.path(self.namespace, pod, "status")
+        self.plane.call("PATCH", path, body, kind="application/strategic-merge-patch+json")
+        return True
 
     def pods(self, workload: str) -> list[Any]:
         """Pods of one workload."""
@@ -167,13 +212,13 @@ class World:
         path = POD.path(self.namespace, pod, "status")
         self.plane.call("PATCH", path, body, kind="application/strategic-merge-patch+json")
 
-    def _start(self, workload: Any, name: str) -> None:
+    def _start(self, workload: Any, name: str, *, ready: bool = True) -> None:
         template = workload["spec"]["template"]
-        owned = {"apiVersion": "apps/v1", "kind": "Deployment", "controller": True}
+        owned = {"apiVersion": workload["apiVersion"], "kind": workload["kind"], "controller": True}
         owned |= {key: workload["metadata"][key] for key in ("name", "uid")}
         metadata = {**template["metadata"], "name": name, "ownerReferences": [owned]}
         self.plane.call("POST", POD.path(self.namespace), {"metadata": metadata, "spec": template["spec"]})
-        self.set_ready(name, True)
+        self.set_ready(name, ready)
 
     def _report(self, workload: Any) -> bool:
         pods = self.pods(name_of(workload))
@@ -212,8 +257,9 @@ _PASSING: Final = {
 
 def digest_of(world: World) -> dict[str, Any]:
     """The state of a namespace without what is new in every run, by kind and name. Events are history, not state."""
-    kinds = ("ModelDeployment", "MemoryStore", "RolePool", "PlacementPlan", "Deployment", "Service")
-    found = [(kind, obj) for kind in (*kinds, "PodDisruptionBudget", "Secret") for obj in world.all(kind)]
+    kinds = ["ModelDeployment", "MemoryStore", "RolePool", "PlacementPlan", "Deployment", "Service", "Secret"]
+    kinds += ["PodDisruptionBudget", "NetworkPolicy", "Job"]
+    found = [(kind, obj) for kind in kinds for obj in world.all(kind)]
     return {f"{kind}/{name_of(obj)}": _lasting(obj, world.namespace) for kind, obj in found}
 
 
