@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -25,8 +25,6 @@ _LOG = log.get(__name__)
 _SECONDS = metrics.histogram(names.RPC_SECONDS, "Seconds a served call took.", ("method", "code"))
 _IN_FLIGHT = metrics.gauge(names.RPC_IN_FLIGHT, "Calls being served.")
 
-_OPEN_TO_ALL = ("/grpc.health.", "/grpc.reflection.")
-
 
 class Admission(Protocol):
     """Decides whether a call of a tenant may begin."""
@@ -36,27 +34,36 @@ class Admission(Protocol):
         ...
 
 
-class Boundary(grpc.aio.ServerInterceptor):
-    """The one interceptor of every server of ours."""
+class Boundary:
+    """What every method of ours is served behind. Where servicers are added, in place of the server itself.
+
+    Not an interceptor of gRPC's, which costs a third of an empty call: here each method is wrapped once.
+    """
 
     def __init__(
-        self, internal_token: str, resolver: calls.TenantResolver | None, admission: Admission | None = None
+        self,
+        server: grpc.aio.Server,
+        internal_token: str,
+        resolver: calls.TenantResolver | None,
+        admission: Admission | None = None,
     ) -> None:
+        self._server = server
         self._internal_token = internal_token
         self._resolver = resolver
         self._admission = admission
         self.active_count = 0
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap the method's handler."""
-        handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or method.startswith(_OPEN_TO_ALL):
-            return handler
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Generated code adds each service twice; the other way is the one that is served."""
+
+    def add_registered_method_handlers(
+        self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
+        """Serve the methods of a service."""
+        wrapped = {name: self._wrapped(f"/{service}/{name}", handler) for name, handler in handlers.items()}
+        self._server.add_registered_method_handlers(service, wrapped)
+
+    def _wrapped(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
                 self._unary(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer

@@ -20,7 +20,7 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import uvloop
@@ -95,15 +95,16 @@ class Server:
         self, config: ServeConfig, resolver: TenantResolver | None = None, admission: Admission | None = None
     ) -> None:
         self.config = config
-        self.boundary = Boundary(config.internal_token, resolver, admission)
-        self.grpc = grpc.aio.server(
-            interceptors=(self.boundary,),
+        self._grpc = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
                 ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
                 ("grpc.so_reuseport", 0),
             ),
         )
+        self.boundary = Boundary(self._grpc, config.internal_token, resolver, admission)
+        self.grpc = cast(grpc.aio.Server, self.boundary)
+        """Where servicers are added: `add_..._to_server(servicer, server.grpc)`."""
         self.address = ""
         self._health = health.aio.HealthServicer()
         self._probed: grpc.aio.Server | None = None
@@ -120,11 +121,11 @@ class Server:
         Args:
             services: full names of the services added to `self.grpc`, for reflection.
         """
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
-        reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self.address = self._bind(self.config.listen)
-        await self.grpc.start()
+        await self._grpc.start()
         await self._serve_probes()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -167,7 +168,7 @@ class Server:
             except TimeoutError:
                 _LOG.warning("drain timed out; ending what is left", seconds=self.config.drain_timeout_s)
         await self._end_lasting()
-        await self.grpc.stop(grace=2.0)
+        await self._grpc.stop(grace=2.0)
         if self._probed is not None:
             await self._probed.stop(grace=None)
         _LOG.info("stopped")
@@ -196,7 +197,7 @@ class Server:
             credentials = server_credentials(self.config.tls)
         else:
             require_local(listen)
-        return _add_port(self.grpc, listen, credentials, "KATSURA_LISTEN")
+        return _add_port(self._grpc, listen, credentials, "KATSURA_LISTEN")
 
     async def _set_health(self, state: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         await self._health.set("", state)

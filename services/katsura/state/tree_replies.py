@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import Any, Final
 
 from katsura.domain.ids import BranchName, NodeId
@@ -34,6 +35,8 @@ from katsura.state.tree_records import (
 )
 from katsura.state.trees import Event, Position, TreeRef, excerpt
 
+_KEPT: Final = 8192
+_KEPT_BYTES: Final = 2048
 _EVENT_KINDS: Final = frozenset(EventKind)
 
 
@@ -111,9 +114,18 @@ def stored_node(found: Sequence[Any]) -> Node:
 
 def shown_node(found: Sequence[Any]) -> Shown:
     """A node as a snapshot carries it."""
-    node_id, link, stored, verdict, count, token_ids = found
+    if len(found[2]) + len(found[5]) > _KEPT_BYTES:
+        return _shown(*found)
+    return _shown_before(*found)
+
+
+def _shown(node_id: int, link: bytes, stored: bytes, verdict: bytes, count: int, token_ids: bytes) -> Shown:
     node = node_of(node_id, link, stored, _judgement(verdict))
     return Shown(node, None if count < 0 else count, unpack_ids(token_ids))
+
+
+_shown_before: Final = lru_cache(_KEPT)(_shown)
+"""What every assembly of a branch reads again. Its arguments are all that it is made of, so it is never out of date."""
 
 
 def effect_of(node_id: int, stored: bytes) -> StandingEffect:

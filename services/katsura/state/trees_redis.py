@@ -494,7 +494,7 @@ class RedisTreeStore(
         if "abandoned" in said:
             return _revised(said, node)
         assert node.judgement is not None, "the functions write a verdict with each summary"
-        node = replace(node, judgement=judgement_of(said["judgement"], node.judgement.version))
+        node = replace(node, judgement=judgement_of(said["judgement"], said.get("version", node.judgement.version)))
         return Written(node, branch_of(said["branch"]), position_of(said))
 
     def _grown(self, ref: TreeRef, branch: str, plan: _Plan, hashes: Sequence[bytes], said: Mapping[str, Any]) -> Grown:

@@ -108,7 +108,7 @@ local function summarise(keys, args)
   local asked = status == PENDING and args[17] == '1'
   if asked then put_work(t, VALIDATE, branch.name, place.id, '', now) end
   return commit(t, args, now, EVENT.COMPRESSED, branch.name, {place.id},
-                {ids = {place.id}, branch = branch, judgement = args[16], asked = asked})
+                {ids = {place.id}, branch = branch, judgement = args[16], version = 1, asked = asked})
 end
 register('summarise', summarise)
 
@@ -128,7 +128,7 @@ local function judge(keys, args)
     adopt(t, branch, place)
   end
   return commit(t, args, now_ms(t), EVENT.MAINTAINED, branch.name, changed,
-                {ids = {id}, branch = branch, judgement = args[9]})
+                {ids = {id}, branch = branch, judgement = args[9], version = tonumber(args[7]) + 1})
 end
 register('judge', judge)
 
@@ -157,5 +157,5 @@ register('roll_up', function(keys, args)
   for _, child in ipairs(children) do redis.call('HSET', t.rollups, child.id, place.id) end
   redis.call('HSET', t.meta, 'next', t.next)
   return commit(t, args, now, EVENT.COMPRESSED, branch.name, {place.id},
-                {ids = {place.id}, branch = branch, judgement = args[10]})
+                {ids = {place.id}, branch = branch, judgement = args[10], version = 1})
 end)

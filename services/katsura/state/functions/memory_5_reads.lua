@@ -102,20 +102,47 @@ local function cost_of(unit, place)
   return unit[5] >= 0 and unit[5] or place.tokens
 end
 
+local LINKS_PAGE, RECORDS_PAGE = 32, 256
+
+-- A step of a path with what a walk needs of its place. Its parent is mostly the node before it, so links are fetched by
+-- the page.
+local function walked(t, page, id)
+  if id == 0 then return ROOT end
+  if not page[id] then
+    local ids = {}
+    for k = math.max(1, id - LINKS_PAGE + 1), id do ids[#ids + 1] = k end
+    for k, raw in ipairs(redis.call('HMGET', t.links, unpack(ids))) do page[ids[k]] = raw end
+  end
+  local parent, tokens, cum = string.match(page[id], '^(%d+) %d+ %d+ %d+ (%d+) (%d+)')
+  return {id = id, parent = tonumber(parent), tokens = tonumber(tokens), cum = tonumber(cum), raw = page[id]}
+end
+
+local function fill_records(t, units)
+  for first = 1, #units, RECORDS_PAGE do
+    local ids = {}
+    for k = first, math.min(#units, first + RECORDS_PAGE - 1) do ids[#ids + 1] = units[k][1] end
+    for k, record in ipairs(redis.call('HMGET', t.nodes, unpack(ids))) do units[first + k - 1][3] = record end
+  end
+end
+
 -- Raw steps, newest first, passing over the covers of VALID summaries, until they cost more than `limit`.
 local function raw_steps(t, branch, limit, most, tokens_key, with_ids)
-  local units, spent, at, summary = {}, 0, link(t, branch.head), rolled(t, link(t, branch.summary_head))
+  local page, units, spent, summary = {}, {}, 0, rolled(t, link(t, branch.summary_head))
+  local at = walked(t, page, branch.head)
   while at.id ~= 0 and spent <= limit and #units < most do
     if summary.id ~= 0 and summary.b == at.id then
-      if verdict(t, summary.id) == VALID then at = link(t, summary.a) end
+      if verdict(t, summary.id) == VALID then at = walked(t, page, summary.a) end
       summary = rolled(t, link(t, summary.parent))
     else
-      local unit = shown(t, tokens_key, with_ids, at, false)
+      local count = count_tokens(t, tokens_key, at.id)
+      local ids = with_ids and count >= 0 and redis.call('HGET', tokens_key, at.id) or ''
+      local unit = {at.id, at.raw, '', '', count, ids}
       spent = spent + cost_of(unit, at)
       units[#units + 1] = unit
-      at = link(t, at.parent)
+      at = walked(t, page, at.parent)
     end
   end
+  fill_records(t, units)
   return units, at
 end
 

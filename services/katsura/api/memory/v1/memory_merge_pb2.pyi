@@ -182,6 +182,7 @@ class MergeRequest(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     ON_CONFLICT_FIELD_NUMBER: _builtins.int
     SOURCE_TREE_ID_FIELD_NUMBER: _builtins.int
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repeated call answer the same result."""
     tree_id: _builtins.str
@@ -202,6 +203,8 @@ class MergeRequest(_message.Message):
     """
     source_tree_id: _builtins.str
     """Tree that did the work, where it was forked off this one: source is its branch, empty for its default branch."""
+    lease_token: _builtins.int
+    """Of a lease on the branch (AcquireLease); 0 where the caller holds none."""
     @_builtins.property
     def pick(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Steps of the source to copy (cherry-pick), in this order; none merges by summary: one note that says what the source
@@ -221,10 +224,11 @@ class MergeRequest(_message.Message):
         text: _builtins.str = ...,
         on_conflict: Global___ConflictPolicy.ValueType = ...,
         source_tree_id: _builtins.str = ...,
+        lease_token: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head", "expected_head", b"expected_head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head", "branch", b"branch", "expected_head", b"expected_head", "on_conflict", b"on_conflict", "pick", b"pick", "request_id", b"request_id", "source", b"source", "source_tree_id", b"source_tree_id", "text", b"text", "tree_id", b"tree_id", "unconditional", b"unconditional"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head", "branch", b"branch", "expected_head", b"expected_head", "lease_token", b"lease_token", "on_conflict", b"on_conflict", "pick", b"pick", "request_id", b"request_id", "source", b"source", "source_tree_id", b"source_tree_id", "text", b"text", "tree_id", b"tree_id", "unconditional", b"unconditional"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_head: _TypeAlias = _typing.Literal["expected_head"]  # noqa: Y015
     _WhichOneofArgType__expected_head: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head"]  # noqa: Y015

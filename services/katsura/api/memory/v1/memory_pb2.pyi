@@ -639,6 +639,8 @@ class Branch(_message.Message):
     AGENT_ID_FIELD_NUMBER: _builtins.int
     HELD_BY_TREE_FIELD_NUMBER: _builtins.int
     ABANDON_TIME_FIELD_NUMBER: _builtins.int
+    LEASE_HOLDER_FIELD_NUMBER: _builtins.int
+    LEASE_END_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name within the tree."""
     state: Global___BranchState.ValueType
@@ -665,6 +667,8 @@ class Branch(_message.Message):
     """Agent that it was made for; empty where nobody said."""
     held_by_tree: _builtins.str
     """Tree that was forked off here; empty for none. Such a branch keeps the place: readable, not writable."""
+    lease_holder: _builtins.str
+    """Who holds, or held last, a lease on it; empty where nobody does since it was released."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Made."""
@@ -672,6 +676,10 @@ class Branch(_message.Message):
     @_builtins.property
     def abandon_time(self) -> _timestamp_pb2.Timestamp:
         """When it was left behind; absent where it was not, or by a version of the service that did not say."""
+
+    @_builtins.property
+    def lease_end_time(self) -> _timestamp_pb2.Timestamp:
+        """When that lease ends: until then it takes writes under its token only."""
 
     def __init__(
         self,
@@ -691,10 +699,12 @@ class Branch(_message.Message):
         agent_id: _builtins.str = ...,
         held_by_tree: _builtins.str = ...,
         abandon_time: _timestamp_pb2.Timestamp | None = ...,
+        lease_holder: _builtins.str = ...,
+        lease_end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon_time", b"abandon_time", "create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon_time", b"abandon_time", "create_time", b"create_time", "lease_end_time", b"lease_end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon_time", b"abandon_time", "agent_id", b"agent_id", "boundary", b"boundary", "create_time", b"create_time", "cut", b"cut", "depth", b"depth", "fork_node", b"fork_node", "head", b"head", "held_by_tree", b"held_by_tree", "hint", b"hint", "name", b"name", "parent_branch", b"parent_branch", "raw_tokens", b"raw_tokens", "state", b"state", "summary_head", b"summary_head"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon_time", b"abandon_time", "agent_id", b"agent_id", "boundary", b"boundary", "create_time", b"create_time", "cut", b"cut", "depth", b"depth", "fork_node", b"fork_node", "head", b"head", "held_by_tree", b"held_by_tree", "hint", b"hint", "lease_end_time", b"lease_end_time", "lease_holder", b"lease_holder", "name", b"name", "parent_branch", b"parent_branch", "raw_tokens", b"raw_tokens", "state", b"state", "summary_head", b"summary_head"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

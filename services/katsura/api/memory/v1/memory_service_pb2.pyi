@@ -478,6 +478,7 @@ class GrowRequest(_message.Message):
     UNCONDITIONAL_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     DEDUPE_FIELD_NUMBER: _builtins.int
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repeated call answer the same result."""
     tree_id: _builtins.str
@@ -490,6 +491,8 @@ class GrowRequest(_message.Message):
     """Append wherever the head is."""
     dedupe: Global___Dedupe.ValueType
     """How identical children are treated."""
+    lease_token: _builtins.int
+    """Of a lease on the branch (AcquireLease); 0 where the caller holds none."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[_memory_pb2.Step]:
         """In order; at most 256."""
@@ -504,10 +507,11 @@ class GrowRequest(_message.Message):
         unconditional: _builtins.bool = ...,
         steps: _abc.Iterable[_memory_pb2.Step] | None = ...,
         dedupe: Global___Dedupe.ValueType = ...,
+        lease_token: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head", "expected_head", b"expected_head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head", "branch", b"branch", "dedupe", b"dedupe", "expected_head", b"expected_head", "request_id", b"request_id", "steps", b"steps", "tree_id", b"tree_id", "unconditional", b"unconditional"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head", "branch", b"branch", "dedupe", b"dedupe", "expected_head", b"expected_head", "lease_token", b"lease_token", "request_id", b"request_id", "steps", b"steps", "tree_id", b"tree_id", "unconditional", b"unconditional"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_head: _TypeAlias = _typing.Literal["expected_head"]  # noqa: Y015
     _WhichOneofArgType__expected_head: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head"]  # noqa: Y015
@@ -916,6 +920,7 @@ class ReviseRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     NEW_BRANCH_FIELD_NUMBER: _builtins.int
     KEEP_DEFAULT_FIELD_NUMBER: _builtins.int
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repeated call answer the same result."""
     tree_id: _builtins.str
@@ -934,6 +939,8 @@ class ReviseRequest(_message.Message):
     """Name of the new branch; empty lets the service choose."""
     keep_default: _builtins.bool
     """Whether the new branch becomes the tree's default branch if the old one was; default yes."""
+    lease_token: _builtins.int
+    """Of a lease on the branch (AcquireLease), which goes on on the new one; 0 where the caller holds none."""
     def __init__(
         self,
         *,
@@ -946,10 +953,11 @@ class ReviseRequest(_message.Message):
         reason: _builtins.str = ...,
         new_branch: _builtins.str = ...,
         keep_default: _builtins.bool | None = ...,
+        lease_token: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head", "_keep_default", b"_keep_default", "expected_head", b"expected_head", "keep_default", b"keep_default"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head", "_keep_default", b"_keep_default", "branch", b"branch", "expected_head", b"expected_head", "keep_default", b"keep_default", "new_branch", b"new_branch", "reason", b"reason", "request_id", b"request_id", "restore_after", b"restore_after", "tree_id", b"tree_id", "unconditional", b"unconditional"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head", "_keep_default", b"_keep_default", "branch", b"branch", "expected_head", b"expected_head", "keep_default", b"keep_default", "lease_token", b"lease_token", "new_branch", b"new_branch", "reason", b"reason", "request_id", b"request_id", "restore_after", b"restore_after", "tree_id", b"tree_id", "unconditional", b"unconditional"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_head: _TypeAlias = _typing.Literal["expected_head"]  # noqa: Y015
     _WhichOneofArgType__expected_head: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head"]  # noqa: Y015

@@ -6,6 +6,7 @@ import warnings
 from katsura.api.memory.v1 import memory_archive_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2
 from katsura.api.memory.v1 import memory_collect_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__collect__pb2
 from katsura.api.memory.v1 import memory_contents_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2
+from katsura.api.memory.v1 import memory_leases_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2
 from katsura.api.memory.v1 import memory_merge_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__merge__pb2
 from katsura.api.memory.v1 import memory_references_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2
 from katsura.api.memory.v1 import memory_service_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2
@@ -232,6 +233,21 @@ class MemoryServiceStub(object):
                 '/katsura.api.memory.v1.MemoryService/ImportTree',
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ImportTreeRequest.SerializeToString,
                 response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ImportTreeResponse.FromString,
+                _registered_method=True)
+        self.AcquireLease = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/AcquireLease',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2.AcquireLeaseRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2.AcquireLeaseResponse.FromString,
+                _registered_method=True)
+        self.RenewLease = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/RenewLease',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2.RenewLeaseRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2.RenewLeaseResponse.FromString,
+                _registered_method=True)
+        self.ReleaseLease = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/ReleaseLease',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2.ReleaseLeaseRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2.ReleaseLeaseResponse.FromString,
                 _registered_method=True)
         self.FreezeTree = channel.unary_unary(
                 '/katsura.api.memory.v1.MemoryService/FreezeTree',
@@ -565,6 +581,30 @@ class MemoryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AcquireLease(self, request, context):
+        """Takes a branch for one writer, for a while: Grow, ResumeStep, SetSlots, Merge and Revise are refused to everybody else
+        (ABORTED / LEASE_HELD), and to whoever comes with a token that is not the newest (ABORTED / LEASE_LOST). Both tell
+        "holder", "branch" and its "head" in the metadata. Summaries, verdicts and reads go on for everybody. It is no commit.
+        Errors: ABORTED / LEASE_HELD; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewLease(self, request, context):
+        """Holds a branch longer. Errors: ABORTED / LEASE_LOST.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseLease(self, request, context):
+        """Gives a branch back. Errors: ABORTED / LEASE_LOST.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FreezeTree(self, request, context):
         """Moves a tree into an object file; whoever touches it brings it back. Memory processes do it by themselves where they
         are told to (KATSURA_MEMORY_COLD_AFTER_S).
@@ -777,6 +817,21 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.ImportTree,
                     request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ImportTreeRequest.FromString,
                     response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ImportTreeResponse.SerializeToString,
+            ),
+            'AcquireLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcquireLease,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2.AcquireLeaseRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2.AcquireLeaseResponse.SerializeToString,
+            ),
+            'RenewLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewLease,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2.RenewLeaseRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2.RenewLeaseResponse.SerializeToString,
+            ),
+            'ReleaseLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseLease,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2.ReleaseLeaseRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2.ReleaseLeaseResponse.SerializeToString,
             ),
             'FreezeTree': grpc.unary_unary_rpc_method_handler(
                     servicer.FreezeTree,
@@ -1800,6 +1855,87 @@ class MemoryService(object):
             '/katsura.api.memory.v1.MemoryService/ImportTree',
             katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ImportTreeRequest.SerializeToString,
             katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2.ImportTreeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcquireLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/AcquireLease',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2.AcquireLeaseRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2.AcquireLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/RenewLease',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2.RenewLeaseRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2.RenewLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/ReleaseLease',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2.ReleaseLeaseRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2.ReleaseLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -8,6 +8,7 @@ from grpc import aio as _aio
 from katsura.api.memory.v1 import memory_archive_pb2 as _memory_archive_pb2
 from katsura.api.memory.v1 import memory_collect_pb2 as _memory_collect_pb2
 from katsura.api.memory.v1 import memory_contents_pb2 as _memory_contents_pb2
+from katsura.api.memory.v1 import memory_leases_pb2 as _memory_leases_pb2
 from katsura.api.memory.v1 import memory_merge_pb2 as _memory_merge_pb2
 from katsura.api.memory.v1 import memory_references_pb2 as _memory_references_pb2
 from katsura.api.memory.v1 import memory_service_pb2 as _memory_service_pb2
@@ -194,6 +195,16 @@ class MemoryServiceStub:
     Errors: ALREADY_EXISTS / TREE_EXISTS; DATA_LOSS / UNSPECIFIED (a node does not match its hash: nothing was
     imported).
     """
+    AcquireLease: _grpc.UnaryUnaryMultiCallable[_memory_leases_pb2.AcquireLeaseRequest, _memory_leases_pb2.AcquireLeaseResponse]
+    """Takes a branch for one writer, for a while: Grow, ResumeStep, SetSlots, Merge and Revise are refused to everybody else
+    (ABORTED / LEASE_HELD), and to whoever comes with a token that is not the newest (ABORTED / LEASE_LOST). Both tell
+    "holder", "branch" and its "head" in the metadata. Summaries, verdicts and reads go on for everybody. It is no commit.
+    Errors: ABORTED / LEASE_HELD; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE.
+    """
+    RenewLease: _grpc.UnaryUnaryMultiCallable[_memory_leases_pb2.RenewLeaseRequest, _memory_leases_pb2.RenewLeaseResponse]
+    """Holds a branch longer. Errors: ABORTED / LEASE_LOST."""
+    ReleaseLease: _grpc.UnaryUnaryMultiCallable[_memory_leases_pb2.ReleaseLeaseRequest, _memory_leases_pb2.ReleaseLeaseResponse]
+    """Gives a branch back. Errors: ABORTED / LEASE_LOST."""
     FreezeTree: _grpc.UnaryUnaryMultiCallable[_memory_archive_pb2.FreezeTreeRequest, _memory_archive_pb2.FreezeTreeResponse]
     """Moves a tree into an object file; whoever touches it brings it back. Memory processes do it by themselves where they
     are told to (KATSURA_MEMORY_COLD_AFTER_S).
@@ -366,6 +377,16 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     Errors: ALREADY_EXISTS / TREE_EXISTS; DATA_LOSS / UNSPECIFIED (a node does not match its hash: nothing was
     imported).
     """
+    AcquireLease: _aio.UnaryUnaryMultiCallable[_memory_leases_pb2.AcquireLeaseRequest, _memory_leases_pb2.AcquireLeaseResponse]  # type: ignore[assignment]
+    """Takes a branch for one writer, for a while: Grow, ResumeStep, SetSlots, Merge and Revise are refused to everybody else
+    (ABORTED / LEASE_HELD), and to whoever comes with a token that is not the newest (ABORTED / LEASE_LOST). Both tell
+    "holder", "branch" and its "head" in the metadata. Summaries, verdicts and reads go on for everybody. It is no commit.
+    Errors: ABORTED / LEASE_HELD; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE.
+    """
+    RenewLease: _aio.UnaryUnaryMultiCallable[_memory_leases_pb2.RenewLeaseRequest, _memory_leases_pb2.RenewLeaseResponse]  # type: ignore[assignment]
+    """Holds a branch longer. Errors: ABORTED / LEASE_LOST."""
+    ReleaseLease: _aio.UnaryUnaryMultiCallable[_memory_leases_pb2.ReleaseLeaseRequest, _memory_leases_pb2.ReleaseLeaseResponse]  # type: ignore[assignment]
+    """Gives a branch back. Errors: ABORTED / LEASE_LOST."""
     FreezeTree: _aio.UnaryUnaryMultiCallable[_memory_archive_pb2.FreezeTreeRequest, _memory_archive_pb2.FreezeTreeResponse]  # type: ignore[assignment]
     """Moves a tree into an object file; whoever touches it brings it back. Memory processes do it by themselves where they
     are told to (KATSURA_MEMORY_COLD_AFTER_S).
@@ -757,6 +778,34 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: ALREADY_EXISTS / TREE_EXISTS; DATA_LOSS / UNSPECIFIED (a node does not match its hash: nothing was
         imported).
         """
+
+    @_abc_1.abstractmethod
+    def AcquireLease(
+        self,
+        request: _memory_leases_pb2.AcquireLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_leases_pb2.AcquireLeaseResponse, _abc.Awaitable[_memory_leases_pb2.AcquireLeaseResponse]]:
+        """Takes a branch for one writer, for a while: Grow, ResumeStep, SetSlots, Merge and Revise are refused to everybody else
+        (ABORTED / LEASE_HELD), and to whoever comes with a token that is not the newest (ABORTED / LEASE_LOST). Both tell
+        "holder", "branch" and its "head" in the metadata. Summaries, verdicts and reads go on for everybody. It is no commit.
+        Errors: ABORTED / LEASE_HELD; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def RenewLease(
+        self,
+        request: _memory_leases_pb2.RenewLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_leases_pb2.RenewLeaseResponse, _abc.Awaitable[_memory_leases_pb2.RenewLeaseResponse]]:
+        """Holds a branch longer. Errors: ABORTED / LEASE_LOST."""
+
+    @_abc_1.abstractmethod
+    def ReleaseLease(
+        self,
+        request: _memory_leases_pb2.ReleaseLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_leases_pb2.ReleaseLeaseResponse, _abc.Awaitable[_memory_leases_pb2.ReleaseLeaseResponse]]:
+        """Gives a branch back. Errors: ABORTED / LEASE_LOST."""
 
     @_abc_1.abstractmethod
     def FreezeTree(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from katsura.api.memory.v1 import memory_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(katsura/api/memory/v1/memory_slots.proto\x12\x15katsura.api.memory.v1\x1a\"katsura/api/memory/v1/memory.proto\"\x96\x01\n\tSlotWrite\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x31\n\x08relation\x18\x03 \x01(\x0e\x32\x1f.katsura.api.memory.v1.Relation\x12\x0c\n\x04note\x18\x04 \x01(\t\x12\x1a\n\rexpected_node\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\x10\n\x0e_expected_node\"x\n\x0fSetSlotsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x03 \x01(\t\x12\x30\n\x06writes\x18\x04 \x03(\x0b\x32 .katsura.api.memory.v1.SlotWrite\"P\n\x10SetSlotsResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12\x10\n\x08revision\x18\x02 \x01(\x03\"2\n\x0fGetSlotsRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\">\n\x10GetSlotsResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.katsura.api.memory.v1.Node\"X\n\x15GetSlotHistoryRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\"D\n\x16GetSlotHistoryResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.katsura.api.memory.v1.Nodeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(katsura/api/memory/v1/memory_slots.proto\x12\x15katsura.api.memory.v1\x1a\"katsura/api/memory/v1/memory.proto\"\x96\x01\n\tSlotWrite\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x31\n\x08relation\x18\x03 \x01(\x0e\x32\x1f.katsura.api.memory.v1.Relation\x12\x0c\n\x04note\x18\x04 \x01(\t\x12\x1a\n\rexpected_node\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\x10\n\x0e_expected_node\"\x8d\x01\n\x0fSetSlotsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x03 \x01(\t\x12\x30\n\x06writes\x18\x04 \x03(\x0b\x32 .katsura.api.memory.v1.SlotWrite\x12\x13\n\x0blease_token\x18\x05 \x01(\x03\"P\n\x10SetSlotsResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12\x10\n\x08revision\x18\x02 \x01(\x03\"2\n\x0fGetSlotsRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\">\n\x10GetSlotsResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.katsura.api.memory.v1.Node\"X\n\x15GetSlotHistoryRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\"D\n\x16GetSlotHistoryResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.katsura.api.memory.v1.Nodeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,16 +34,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SLOTWRITE']._serialized_start=104
   _globals['_SLOTWRITE']._serialized_end=254
-  _globals['_SETSLOTSREQUEST']._serialized_start=256
-  _globals['_SETSLOTSREQUEST']._serialized_end=376
-  _globals['_SETSLOTSRESPONSE']._serialized_start=378
-  _globals['_SETSLOTSRESPONSE']._serialized_end=458
-  _globals['_GETSLOTSREQUEST']._serialized_start=460
-  _globals['_GETSLOTSREQUEST']._serialized_end=510
-  _globals['_GETSLOTSRESPONSE']._serialized_start=512
-  _globals['_GETSLOTSRESPONSE']._serialized_end=574
-  _globals['_GETSLOTHISTORYREQUEST']._serialized_start=576
-  _globals['_GETSLOTHISTORYREQUEST']._serialized_end=664
-  _globals['_GETSLOTHISTORYRESPONSE']._serialized_start=666
-  _globals['_GETSLOTHISTORYRESPONSE']._serialized_end=734
+  _globals['_SETSLOTSREQUEST']._serialized_start=257
+  _globals['_SETSLOTSREQUEST']._serialized_end=398
+  _globals['_SETSLOTSRESPONSE']._serialized_start=400
+  _globals['_SETSLOTSRESPONSE']._serialized_end=480
+  _globals['_GETSLOTSREQUEST']._serialized_start=482
+  _globals['_GETSLOTSREQUEST']._serialized_end=532
+  _globals['_GETSLOTSRESPONSE']._serialized_start=534
+  _globals['_GETSLOTSRESPONSE']._serialized_end=596
+  _globals['_GETSLOTHISTORYREQUEST']._serialized_start=598
+  _globals['_GETSLOTHISTORYREQUEST']._serialized_end=686
+  _globals['_GETSLOTHISTORYRESPONSE']._serialized_start=688
+  _globals['_GETSLOTHISTORYRESPONSE']._serialized_end=756
 # @@protoc_insertion_point(module_scope)

@@ -73,12 +73,15 @@ class SetSlotsRequest(_message.Message):
     TREE_ID_FIELD_NUMBER: _builtins.int
     BRANCH_FIELD_NUMBER: _builtins.int
     WRITES_FIELD_NUMBER: _builtins.int
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repeated call answer the same result."""
     tree_id: _builtins.str
     """The tree."""
     branch: _builtins.str
     """The branch; empty means the default branch."""
+    lease_token: _builtins.int
+    """Of a lease on the branch (AcquireLease); 0 where the caller holds none."""
     @_builtins.property
     def writes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotWrite]:
         """Different keys; at most 64."""
@@ -90,10 +93,11 @@ class SetSlotsRequest(_message.Message):
         tree_id: _builtins.str = ...,
         branch: _builtins.str = ...,
         writes: _abc.Iterable[Global___SlotWrite] | None = ...,
+        lease_token: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "request_id", b"request_id", "tree_id", b"tree_id", "writes", b"writes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "lease_token", b"lease_token", "request_id", b"request_id", "tree_id", b"tree_id", "writes", b"writes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

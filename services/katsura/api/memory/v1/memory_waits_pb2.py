@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from katsura.api.memory.v1 import memory_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(katsura/api/memory/v1/memory_waits.proto\x12\x15katsura.api.memory.v1\x1a\"katsura/api/memory/v1/memory.proto\"\x80\x02\n\x11ResumeStepRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x03 \x01(\t\x12\x1a\n\rexpected_head\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\runconditional\x18\x05 \x01(\x08\x12\x0f\n\x07node_id\x18\x06 \x01(\x03\x12\x35\n\nresolution\x18\x07 \x01(\x0e\x32!.katsura.api.memory.v1.Resolution\x12)\n\x04step\x18\x08 \x01(\x0b\x32\x1b.katsura.api.memory.v1.StepB\x10\n\x0e_expected_head\"n\n\x12ResumeStepResponse\x12)\n\x04node\x18\x01 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12-\n\x06\x62ranch\x18\x02 \x01(\x0b\x32\x1d.katsura.api.memory.v1.Branch\"5\n\x12ListWaitingRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\"D\n\x07Waiting\x12\x0e\n\x06\x62ranch\x18\x01 \x01(\t\x12)\n\x04node\x18\x02 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\"F\n\x13ListWaitingResponse\x12/\n\x07waiting\x18\x01 \x03(\x0b\x32\x1e.katsura.api.memory.v1.Waitingb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(katsura/api/memory/v1/memory_waits.proto\x12\x15katsura.api.memory.v1\x1a\"katsura/api/memory/v1/memory.proto\"\x95\x02\n\x11ResumeStepRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x03 \x01(\t\x12\x1a\n\rexpected_head\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\runconditional\x18\x05 \x01(\x08\x12\x0f\n\x07node_id\x18\x06 \x01(\x03\x12\x35\n\nresolution\x18\x07 \x01(\x0e\x32!.katsura.api.memory.v1.Resolution\x12)\n\x04step\x18\x08 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Step\x12\x13\n\x0blease_token\x18\t \x01(\x03\x42\x10\n\x0e_expected_head\"n\n\x12ResumeStepResponse\x12)\n\x04node\x18\x01 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12-\n\x06\x62ranch\x18\x02 \x01(\x0b\x32\x1d.katsura.api.memory.v1.Branch\"5\n\x12ListWaitingRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\"D\n\x07Waiting\x12\x0e\n\x06\x62ranch\x18\x01 \x01(\t\x12)\n\x04node\x18\x02 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\"F\n\x13ListWaitingResponse\x12/\n\x07waiting\x18\x01 \x03(\x0b\x32\x1e.katsura.api.memory.v1.Waitingb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,13 +33,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'katsura.api.memory.v1.memor
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RESUMESTEPREQUEST']._serialized_start=104
-  _globals['_RESUMESTEPREQUEST']._serialized_end=360
-  _globals['_RESUMESTEPRESPONSE']._serialized_start=362
-  _globals['_RESUMESTEPRESPONSE']._serialized_end=472
-  _globals['_LISTWAITINGREQUEST']._serialized_start=474
-  _globals['_LISTWAITINGREQUEST']._serialized_end=527
-  _globals['_WAITING']._serialized_start=529
-  _globals['_WAITING']._serialized_end=597
-  _globals['_LISTWAITINGRESPONSE']._serialized_start=599
-  _globals['_LISTWAITINGRESPONSE']._serialized_end=669
+  _globals['_RESUMESTEPREQUEST']._serialized_end=381
+  _globals['_RESUMESTEPRESPONSE']._serialized_start=383
+  _globals['_RESUMESTEPRESPONSE']._serialized_end=493
+  _globals['_LISTWAITINGREQUEST']._serialized_start=495
+  _globals['_LISTWAITINGREQUEST']._serialized_end=548
+  _globals['_WAITING']._serialized_start=550
+  _globals['_WAITING']._serialized_end=618
+  _globals['_LISTWAITINGRESPONSE']._serialized_start=620
+  _globals['_LISTWAITINGRESPONSE']._serialized_end=690
 # @@protoc_insertion_point(module_scope)

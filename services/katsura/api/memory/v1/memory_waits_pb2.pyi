@@ -33,6 +33,7 @@ class ResumeStepRequest(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     RESOLUTION_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    LEASE_TOKEN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repeated call answer the same result."""
     tree_id: _builtins.str
@@ -47,6 +48,8 @@ class ResumeStepRequest(_message.Message):
     """The waiting step."""
     resolution: _memory_pb2.Resolution.ValueType
     """How it went."""
+    lease_token: _builtins.int
+    """Of a lease on the branch (AcquireLease); 0 where the caller holds none."""
     @_builtins.property
     def step(self) -> _memory_pb2.Step:
         """What came of it: the tool's answer, or the words of who approved or refused; absent says only how it went."""
@@ -62,10 +65,11 @@ class ResumeStepRequest(_message.Message):
         node_id: _builtins.int = ...,
         resolution: _memory_pb2.Resolution.ValueType = ...,
         step: _memory_pb2.Step | None = ...,
+        lease_token: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head", "expected_head", b"expected_head", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head", "branch", b"branch", "expected_head", b"expected_head", "node_id", b"node_id", "request_id", b"request_id", "resolution", b"resolution", "step", b"step", "tree_id", b"tree_id", "unconditional", b"unconditional"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head", "branch", b"branch", "expected_head", b"expected_head", "lease_token", b"lease_token", "node_id", b"node_id", "request_id", b"request_id", "resolution", b"resolution", "step", b"step", "tree_id", b"tree_id", "unconditional", b"unconditional"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_head: _TypeAlias = _typing.Literal["expected_head"]  # noqa: Y015
     _WhichOneofArgType__expected_head: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head"]  # noqa: Y015
