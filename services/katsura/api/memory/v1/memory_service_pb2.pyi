@@ -1689,22 +1689,26 @@ class WatchRequest(_message.Message):
     TREE_ID_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     AFTER_REVISION_FIELD_NUMBER: _builtins.int
+    EVENTS_PER_MESSAGE_FIELD_NUMBER: _builtins.int
     tree_id: _builtins.str
     """The tree."""
     resume_token: _builtins.str
     """Events after this token; empty starts at after_revision."""
     after_revision: _builtins.int
     """Events after this revision; 0 starts at the first that is kept, -1 at the next one."""
+    events_per_message: _builtins.int
+    """Most events that may travel in one message, for watchers who fall behind; 0 and 1: each travels alone."""
     def __init__(
         self,
         *,
         tree_id: _builtins.str = ...,
         resume_token: _builtins.str = ...,
         after_revision: _builtins.int = ...,
+        events_per_message: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision", "resume_token", b"resume_token", "tree_id", b"tree_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision", "events_per_message", b"events_per_message", "resume_token", b"resume_token", "tree_id", b"tree_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1721,6 +1725,7 @@ class WatchResponse(_message.Message):
     BRANCH_FIELD_NUMBER: _builtins.int
     NODE_IDS_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     kind: Global___EventKind.ValueType
     """What it did."""
     branch: _builtins.str
@@ -1735,6 +1740,10 @@ class WatchResponse(_message.Message):
     def node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Nodes that it made or changed."""
 
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchResponse]:
+        """Later events that travel with this one, in order; only where events_per_message is more than 1."""
+
     def __init__(
         self,
         *,
@@ -1743,10 +1752,11 @@ class WatchResponse(_message.Message):
         branch: _builtins.str = ...,
         node_ids: _abc.Iterable[_builtins.int] | None = ...,
         resume_token: _builtins.str = ...,
+        more: _abc.Iterable[Global___WatchResponse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "kind", b"kind", "node_ids", b"node_ids", "position", b"position", "resume_token", b"resume_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "kind", b"kind", "more", b"more", "node_ids", b"node_ids", "position", b"position", "resume_token", b"resume_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
