@@ -7,11 +7,13 @@ import random
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from katsura.placement import calibration, catalogue
-from katsura.placement.cost import Layout
+from katsura.placement.cost import BF16, Layout, Load, decode_terms
+from katsura.placement.fit import Point
 from katsura.placement.greedy import share_cost
 from katsura.placement.patterns import enumerate_patterns
 from katsura.placement.problem import UNIFIED
@@ -24,6 +26,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     import placing.artefact
     import placing.bound
     import placing.helix
+    import placing.neighbours
     import placing.points
     import placing.rivals
 
@@ -182,3 +185,27 @@ def test_a_node_that_nearly_does_it_alone_needs_a_whole_one_beside_it(bench: Mod
     """Of four layers 100 tokens/s: the first nodes do 99 of them alone, which is no 99 hundredths of a layer."""
     rates = [(200.0, 99.0), (200.0, 99.0), (60.0,)]
     assert bench.bound.bound(4, rates, (0, 0, 0)) == pytest.approx(99.0, rel=1e-4)
+
+
+def test_a_measured_neighbour_tells_more_than_one_of_another_version(bench: ModuleType) -> None:
+    card, device = cards()[0], catalogue.built_in().named("H100")
+    fits = bench.prediction.Fits(bench.prediction.PRIOR, {})
+
+    def row(batch: float, version: str = "1", slower: float = 1.5) -> Any:
+        load, layout = Load(1000, 200), Layout()
+        terms = decode_terms(card, device, BF16, layout, batch, load)
+        seconds = slower * fits.every.step_s(terms)
+        point = Point(terms, seconds, batch, load.context)
+        names = ("m", "m", "h100_sxm", "vllm", version, "bf16", ("", ""), "agg", load, batch, layout, 1.0, point)
+        return bench.points.Row(f"{batch}-{version}", *names, 0.1, 0.0, True, False, True, (str(batch), version))
+
+    seen = [row(16), row(64), row(64, "2", 1.0)]
+    told = bench.neighbours.tell(seen, [row(32), row(32, "2"), row(32, "3")], fits)
+    near, other, unknown = (told[f"32-{version}"] for version in "123")
+    assert near.seconds > 1.1 * other.seconds
+    assert near.spread < unknown.spread
+    alone = bench.neighbours.tell([], [row(32)], fits)["32-1"]
+    assert alone.spread > near.spread
+    made = bench.prediction.Decision((row(32), row(16)), near.seconds * 0.8, 1.0)
+    ((pick, _),) = bench.neighbours.choose_warily([made], {**told, "16-1": replace(near, seconds=near.seconds / 2)})
+    assert pick.batch == 16
