@@ -59,6 +59,18 @@ def test_ctrl_c_while_starting_leaves_nothing(serve: Callable[..., Any]) -> None
     assert house.end(signal.SIGINT) == Exit.OK
 
 
+def test_a_full_disk_is_told_and_ends_nothing(serve: Callable[..., Any]) -> None:
+    house = serve(topology="Unified").up()
+    (house.data / "run.partial").symlink_to("/dev/full")  # from here on the record cannot be written
+    os.kill(house.pid_of("memory-0"), signal.SIGKILL)
+    assert "No space left on device" in house.until("cannot write to the data folder")
+    house.until("memory-0 is back")
+    (house.data / "run.partial").unlink()
+    os.kill(house.pid_of("router-0"), signal.SIGKILL)
+    house.until("router-0 is back")
+    assert httpx.get(f"{house.url}/v1/models", timeout=60).status_code == 200
+
+
 def test_a_broken_model_folder_is_said_plainly(katsura: Katsura, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     manifest = tmp_path / "m.yaml"

@@ -149,6 +149,13 @@ async def ask(socket: str, command: bytes, lines: int) -> list[bytes]:
         await writer.wait_closed()
 
 
+async def test_a_log_that_cannot_be_opened_is_told_and_ends_nothing_else(data: DataFolder) -> None:
+    (data.logs / "memory-0.log").mkdir()
+    async with running(data, child("memory-0"), child("gateway", Role.GATEWAY)) as (_, watch):
+        fleet = await watch.until(lambda f: "cannot start memory-0: Is a directory" in watch.said)
+        assert not fleet.ended
+
+
 async def test_the_embedded_store_keeps_its_data_over_a_kill(data: DataFolder, run_dir: Path) -> None:
     socket = f"{run_dir}/store.sock"
     async with running(data, store(data, run_dir)) as (_, watch):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from katsura.cli.exit import NotRunningError, RunningError
-from katsura.domain.errors import PermissionDeniedError, ResourceExhaustedError
+from katsura.domain.errors import PermissionDeniedError, Reason, ResourceExhaustedError
 
 LOG_BYTES_MAX = 8 << 20
 """A log longer than this at the start of a process is set aside as `NAME.log.1`."""
@@ -131,12 +131,23 @@ class DataFolder:
             return None
 
     def write_run(self, record: RunRecord) -> None:
-        """Replace the record at once, readable by the owner only: it holds a secret."""
+        """Replace the record at once, readable by the owner only: it holds a secret.
+
+        Raises:
+            ResourceExhaustedError: the disk takes no more; the record before this one stays.
+        """
         partial = self._run_file.with_suffix(".partial")
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(record.to_json())
-        partial.replace(self._run_file)
+        try:
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(record.to_json())
+            partial.replace(self._run_file)
+        except OSError as error:
+            raise ResourceExhaustedError(
+                f"cannot write to the data folder {self.root}: {error.strerror}; the store cannot keep anything "
+                "either until there is room again",
+                reason=Reason.DISK_FULL,
+            ) from error
 
     def forget_run(self) -> None:
         """Remove the record and the sockets of a run that has ended."""

@@ -137,9 +137,10 @@ class Supervisor:
     async def _start(self, name: str, now_s: float) -> None:
         spec = self._specs[name]
         ready, tell_ready = os.pipe()
-        log = self._data.open_log(name)
         inherited = self._inherited(spec, tell_ready)
+        log = -1
         try:
+            log = self._data.open_log(name)
             process = await asyncio.create_subprocess_exec(
                 *self._command(spec),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -156,7 +157,8 @@ class Supervisor:
             return
         finally:
             os.close(tell_ready)
-            os.close(log)
+            if log >= 0:
+                os.close(log)
         self._processes[name] = process
         self.fleet, _ = advance(self.fleet, Started(name, process.pid), now_s)
         self._watch(self._watch_end(name, process))

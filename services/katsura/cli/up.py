@@ -30,7 +30,12 @@ from katsura.cli.exit import Exit, PortTakenError
 from katsura.cli.narrate import Narrator
 from katsura.cli.prepare import prepare
 from katsura.cli.supervisor import Supervisor
-from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
+from katsura.domain.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from katsura.manifests.bundle import Bundle, read_manifests
 from katsura.weights.sources import default_cache_root
 
@@ -235,6 +240,7 @@ class _House:
         self._data = data
         self._tell = narrator
         self._all_ready = asyncio.Event()
+        self._disk_full = False
         self._supervisor = supervisor
 
     async def run(self) -> Exit:
@@ -277,9 +283,20 @@ class _House:
 
     def _changed(self, fleet: Fleet) -> None:
         self._tell.fleet(fleet)
-        self._data.write_run(self._record())
+        self._write_record()
         if fleet.all_ready:
             self._all_ready.set()
+
+    def _write_record(self) -> None:
+        """Keep `run.json` true. A full disk is no reason to end what runs: it is told once, and tried again."""
+        try:
+            self._data.write_run(self._record())
+        except ResourceExhaustedError as error:
+            if not self._disk_full:
+                self._tell.say(error.message, trouble=True)
+            self._disk_full = True
+        else:
+            self._disk_full = False
 
     async def _announce(self) -> None:
         """Wait until the first answer is possible, show the screen, let the guest in."""

@@ -20,7 +20,7 @@ from katsura.cli.data import (
     start_ticks,
 )
 from katsura.cli.exit import NotRunningError
-from katsura.domain.errors import AlreadyExistsError, PermissionDeniedError
+from katsura.domain.errors import AlreadyExistsError, PermissionDeniedError, ResourceExhaustedError
 
 RECORD = RunRecord(
     pid=7,
@@ -48,6 +48,14 @@ def test_a_record_is_read_as_it_was_written_and_is_for_the_owner_only(folder: Da
     assert folder.read_run() == RECORD
     assert (folder.root / "run.json").stat().st_mode & 0o777 == 0o600
     assert folder.root.stat().st_mode & 0o077 == 0
+
+
+def test_a_full_disk_is_said_and_leaves_the_record_before(folder: DataFolder) -> None:
+    folder.write_run(RECORD)
+    (folder.root / "run.partial").symlink_to("/dev/full")
+    with pytest.raises(ResourceExhaustedError, match="No space left on device"):
+        folder.write_run(replace(RECORD, pid=8))
+    assert folder.read_run() == RECORD
 
 
 def test_a_record_does_not_show_its_secret() -> None:
