@@ -45,10 +45,19 @@ def delete(world: World) -> None:
     world.delete("ModelDeployment", "chat")
 
 
+async def remembering(world: World) -> None:
+    world.apply("MemoryStore", "default", {"deletionPolicy": "Delete"})
+    await world.settle()
+
+
+def purge(world: World) -> None:
+    world.delete("MemoryStore", "default")
+
+
 @pytest.mark.parametrize(
     ("begin", "act", "stride"),
-    [(nothing, create, 7), (serving, change, 5), (serving, shrink, 4), (serving, delete, 4)],
-    ids=["create", "new revision", "scale down", "delete"],
+    [(nothing, create, 7), (serving, change, 5), (serving, shrink, 4), (serving, delete, 4), (remembering, purge, 3)],
+    ids=["create", "new revision", "scale down", "delete", "purge"],
 )
 async def test_a_crash_after_any_write_ends_in_the_same_state(
     make_world: MakeWorld, begin: Callable[[World], Any], act: Callable[[World], None], stride: int
@@ -59,8 +68,8 @@ async def test_a_crash_after_any_write_ends_in_the_same_state(
 @pytest.mark.soak
 @pytest.mark.parametrize(
     ("begin", "act"),
-    [(nothing, create), (serving, change), (serving, shrink), (serving, delete)],
-    ids=["create", "new revision", "scale down", "delete"],
+    [(nothing, create), (serving, change), (serving, shrink), (serving, delete), (remembering, purge)],
+    ids=["create", "new revision", "scale down", "delete", "purge"],
 )
 async def test_every_crash_point_ends_in_the_same_state(
     make_world: MakeWorld, begin: Callable[[World], Any], act: Callable[[World], None]

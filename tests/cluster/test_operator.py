@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -246,3 +248,71 @@ async def test_the_authority_is_made_once(world: World, secret: str) -> None:
     before = world.get("Secret", secret)["data"]
     await world.settle()
     assert world.get("Secret", secret)["data"] == before
+
+
+async def test_a_store_that_deletes_is_held_from_before_its_pods_until_its_job_is_complete(world: World) -> None:
+    world.apply("MemoryStore", "default", {"deletionPolicy": "Delete", "archive": {"pvc": "cold-trees"}})
+    world.apply("MemoryStore", "kept", {})
+    await world.settle()
+    held = world.get("MemoryStore", "default")["metadata"]["finalizers"]
+    assert held == ["katsura.dev/purge"]
+    assert "finalizers" not in world.get("MemoryStore", "kept")["metadata"]
+    world.job_trouble = "another MemoryStore keeps its trees there too"
+    world.delete("MemoryStore", "default")
+    await world.settle()
+    blocked = world.condition("MemoryStore", "default")
+    assert (blocked["status"], blocked["reason"]) == ("False", "PurgeBlocked")
+    assert "another MemoryStore" in blocked["message"]
+    columns = world.plane.kubectl("-n", world.namespace, "get", "kms", "default")
+    assert "PurgeBlocked" in columns
+    assert {e["reason"] for e in world.all("Event")} >= {"BecameUnready", "PurgeBlocked"}
+    world.delete("MemoryStore", "kept")
+    world.job_trouble = ""
+    await world.settle()
+    assert [o["metadata"]["name"] for o in world.all("MemoryStore")] == []
+    assert world.all("Job") == []
+    told = [e["reason"] for e in world.all("Event")]
+    assert told.count("Purged") == 1
+
+
+async def test_the_command_of_the_condition_lets_a_deleted_store_go_with_its_trees_kept(world: World) -> None:
+    world.apply("MemoryStore", "default", {"deletionPolicy": "Delete"})
+    await world.settle()
+    world.job_trouble = "the store does not answer"
+    world.delete("MemoryStore", "default")
+    await world.settle()
+    command = world.condition("MemoryStore", "default")["message"].rpartition("kubectl ")[2]
+    world.plane.kubectl(*shlex.split(command))
+    await world.settle()
+    assert world.all("MemoryStore") == []
+    assert world.all("Job") == []
+
+
+async def test_purges_and_archives_are_taken_where_the_restricted_profile_is_enforced(
+    world: World,
+) -> None:
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    path = f"/api/v1/namespaces/{world.namespace}"
+    world.plane.call("PATCH", path, {"metadata": {"labels": labels}}, kind="application/merge-patch+json")
+    world.settings = replace(world.settings, fs_group=65532)
+    world.apply("MemoryStore", "default", {"deletionPolicy": "Delete", "archive": {"pvc": "cold-trees"}})
+    await world.settle()
+    world.job_trouble = "not yet"
+    world.delete("MemoryStore", "default")
+    await world.settle()
+    (pod,) = world.all("Pod")
+    assert pod["metadata"]["labels"]["katsura.dev/role"] == "purge"
+
+
+async def test_an_external_engine_is_closed_but_for_what_it_declares(world: World) -> None:
+    world.settings = replace(world.settings, dns=("kube-system",))
+    external = {"image": "vllm/vllm-openai:v0.14", "egress": [{"cidr": "0.0.0.0/0"}], "clients": {"app": "notebook"}}
+    world.apply("ModelDeployment", "vllm", {"model": MODEL, "engine": "external", "external": external})
+    await world.settle()
+    policy = world.get("NetworkPolicy", "vllm-external")["spec"]
+    assert policy["podSelector"] == {"matchLabels": {"katsura.dev/pool": "vllm-external"}}
+    assert policy["ingress"][0]["ports"] == [{"protocol": "TCP", "port": 8000}]
+    assert policy["egress"][1]["ports"] == [{"protocol": "TCP", "port": 443}]
+    world.settings = replace(world.settings, dns=())
+    await world.settle()
+    assert world.all("NetworkPolicy") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,18 @@ async def test_every_request_is_granted_and_every_right_is_used_or_justified(wor
     assert await leader.step()
     assert await leader.step()
     await leader.give_back()
+    world.settings = replace(world.settings, dns=("kube-system",))
+    external = {"image": "vllm/vllm-openai:v0.14"}
+    world.apply("ModelDeployment", "vllm", {"model": MODEL, "engine": "external", "external": external})
     world.apply("MemoryStore", "default", {})
+    world.apply("MemoryStore", "brief", {"deletionPolicy": "Delete", "redis": {"url": "redis://h"}})
     world.apply("Agent", "a", {"modelRef": {"name": "chat"}})
     for replicas in (1, 2, 3, 2, 1, 2):
         spec = {"model": MODEL, "topology": "Unified", "roles": {"unified": {"replicas": replicas}}}
         world.apply("ModelDeployment", "chat", spec)
         await world.settle()
-    world.delete("ModelDeployment", "chat")
+    for kind, name in (("ModelDeployment", "chat"), ("ModelDeployment", "vllm"), ("MemoryStore", "brief")):
+        world.delete(kind, name)
     await world.settle()
     used, refused = asked(list(world.plane.audited())[before:])
     assert refused == []

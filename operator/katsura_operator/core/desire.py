@@ -34,6 +34,7 @@ from katsura_operator.core.objects import (
     Object,
     annotations_of,
     digest,
+    key_of,
     labels_of,
     make,
     name_of,
@@ -170,10 +171,12 @@ class _Mind:
         held = {(ns, f"{name}-{r}") for k, ns, name in self._reading.refused if k == "ModelDeployment" for r in _ROLES}
         held |= {(ns, ROUTERS) for kind, ns, _ in self._reading.refused if kind == "ModelDeployment"}
         held |= {(ns, f"{name}-memory") for kind, ns, name in self._reading.refused if kind == "MemoryStore"}
+        policies = {key_of(o) for o in self._made.keep if o["kind"] == POLICY.name}
         for kind in (WORKLOAD, SERVICE, BUDGET, POLICY, ROLE_POOL):
             for obj in self._seen.of(kind):
                 pool = (namespace_of(obj), labels_of(obj).get(POOL))
-                if pool[1] is not None and pool not in kept and pool not in held:
+                wanted = key_of(obj) in policies if kind is POLICY else pool in kept
+                if pool[1] is not None and not wanted and pool not in held:
                     self._made.delete.append(obj)
 
     def endings(self) -> None:

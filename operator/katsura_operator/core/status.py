@@ -62,13 +62,16 @@ def status_of(obj: Object, body: Mapping[str, Any], said: Sequence[Said], now: s
 
 
 def is_reported(obj: Object, wanted: Mapping[str, Any]) -> bool:
-    """Whether the status that stands says the same, fields that are not said any more included."""
+    """Whether the status that stands says the same, fields that are not said any more included.
+
+    The API server fills in the defaults of counts and texts that are not said: they say nothing.
+    """
     return bool(_plain(obj.get("status") or {}) == _plain(wanted["status"]))
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {k: p for k, v in value.items() if (p := _plain(v)) not in (None, "", [], {})}
+        return {k: p for k, v in value.items() if (p := _plain(v)) not in (None, "", 0, [], {})}
     if isinstance(value, list | tuple):
         items = [_plain(v) for v in value]
         return sorted(items, key=lambda v: str(v.get("type", v.get("name")))) if _is_map(items) else items

@@ -151,7 +151,7 @@ class World:
             names = (f"{name}-{workload['metadata']['generation']}-{index}" for index in itertools.count())
             free = (name for name in names if name not in taken)
             for fresh in itertools.islice(free, max(0, count - len(pods))):
-                self._start(workload, fresh)
+                self._start(WORKLOAD, workload, fresh)
             surplus = sorted(pods, key=_cost)[: max(0, len(pods) - count)]
             for pod in surplus:
                 self.plane.call("DELETE", f"{POD.path(self.namespace, name_of(pod))}?gracePeriodSeconds=0")
@@ -175,7 +175,7 @@ class World:
                 continue
             name = f"{name_of(job)}-x"
             if not any(name_of(pod) == name for pod in self.all("Pod")):
-                self._start(job, name, ready=False)
+                self._start(JOB, job, name, ready=False)
                 changed = True
             if self.job_trouble:
                 changed = self._fail(name) or changed
@@ -212,9 +212,9 @@ class World:
         path = POD.path(self.namespace, pod, "status")
         self.plane.call("PATCH", path, body, kind="application/strategic-merge-patch+json")
 
-    def _start(self, workload: Any, name: str, *, ready: bool = True) -> None:
+    def _start(self, kind: Kind, workload: Any, name: str, *, ready: bool = True) -> None:
         template = workload["spec"]["template"]
-        owned = {"apiVersion": workload["apiVersion"], "kind": workload["kind"], "controller": True}
+        owned = {"apiVersion": kind.api_version, "kind": kind.name, "controller": True}
         owned |= {key: workload["metadata"][key] for key in ("name", "uid")}
         metadata = {**template["metadata"], "name": name, "ownerReferences": [owned]}
         self.plane.call("POST", POD.path(self.namespace), {"metadata": metadata, "spec": template["spec"]})

@@ -38,3 +38,11 @@ def test_every_mistake_is_told_at_once() -> None:
 def test_an_address_without_a_port_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="host:port"):
         OperatorConfig.from_env({**LEAST, "KATSURA_OPERATOR_LISTEN": "here"})
+
+
+def test_volumes_and_dns_are_left_alone_where_nothing_is_said() -> None:
+    least = OperatorConfig.from_env(LEAST).settings
+    assert (least.fs_group, least.dns) == (None, ())
+    said = {"KATSURA_OPERATOR_FS_GROUP": "65532", "KATSURA_OPERATOR_DNS": "kube-system,169.254.20.10/32"}
+    made = OperatorConfig.from_env({**LEAST, **said}).settings
+    assert (made.fs_group, made.dns) == (65532, ("kube-system", "169.254.20.10/32"))

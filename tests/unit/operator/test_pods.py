@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +12,12 @@ from katsura.attention.config import ShardConfig
 from katsura.cli.core.layout import Place, lay_out
 from katsura.experts.config import MemberConfig
 from katsura.manifests.bundle import Bundle, read_manifests
+from katsura.manifests.kinds import ModelCacheSpec
+from katsura.manifests.stores import ArchiveSpec, MemoryStoreSpec, RedisSpec
 from katsura.memory.config import MemoryConfig
+from katsura.memory.purge import PurgeConfig
 from katsura.router.config import RouterConfig
-from katsura_operator.core.pods import Size, external_template, model_path, template
+from katsura_operator.core.pods import HELPER, Size, external_template, model_path, purge_template, template
 from katsura_operator.core.settings import Settings
 
 SETTINGS = Settings("n", "services:1", "engine:1", overcommit=4)
@@ -143,3 +147,42 @@ def test_pods_may_believe_the_authority_of_a_store_of_the_user_s_own_and_start_w
         "store-tls.crt": "tls.crt",
         "store-tls.key": "tls.key",
     }
+
+
+def test_a_memory_pod_mounts_the_archive_that_its_process_is_told_of_and_may_write_there() -> None:
+    store = MemoryStoreSpec(
+        archive=ArchiveSpec("cold-trees", after_seconds=86_400), redis=RedisSpec("redis://h:6379/2")
+    )
+    settings = replace(SETTINGS, fs_group=65532)
+    made = template("memory", HELPER, settings, labels={"katsura.dev/pool": "p"}, store=store)
+    told = MemoryConfig.from_env(environment(made))
+    assert (told.store_url, told.cold_after_s) == ("redis://h:6379/2", 86_400.0)
+    mounts = {m["mountPath"]: m["name"] for m in made["spec"]["containers"][0]["volumeMounts"]}
+    volumes = {v["name"]: v for v in made["spec"]["volumes"]}
+    assert volumes[mounts[told.cold_folder]]["persistentVolumeClaim"] == {"claimName": "cold-trees"}
+    assert made["spec"]["securityContext"]["fsGroup"] == 65532
+
+
+@pytest.mark.parametrize(("fs_group", "cache", "given"), [(7, True, True), (7, False, False), (None, True, False)])
+def test_volumes_of_claims_are_given_to_the_pods_group_and_no_others(fs_group: int, cache: bool, given: bool) -> None:
+    spec = bundle().deployments[0].spec
+    model = replace(spec.model, cache=ModelCacheSpec("weights") if cache else None)
+    settings = replace(SETTINGS, fs_group=fs_group)
+    labels = {"katsura.dev/pool": "p"}
+    made = template("unified", HELPER, settings, labels=labels, spec=replace(spec, model=model), deployment="chat")
+    assert ("fsGroup" in made["spec"]["securityContext"]) is given
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_purge_takes_its_pods_environment_and_keeps_to_the_restricted_profile(own: bool) -> None:
+    url = "redis://h:6379/2" if own else ""
+    made = purge_template(SETTINGS, {"katsura.dev/pool": "p"}, url, "cold", ["g:6379/0"], spares_secret=own)
+    told = PurgeConfig.from_env(environment(made))
+    assert told.spared == ("g:6379/0",)
+    assert told.store_url == (url or "redis://a:6379")
+    assert told.spared_url == ("redis://a:6379" if own else "")
+    container = made["spec"]["containers"][0]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    env = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert env["KATSURA_PURGE_MESSAGE_FILE"] == container["terminationMessagePath"]

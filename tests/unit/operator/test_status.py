@@ -30,6 +30,14 @@ def test_a_status_that_says_the_same_is_not_written_again() -> None:
     assert not is_reported(thing(READY), status_of(thing(READY, generation=2) | {}, {}, [READY], NEW))
 
 
+def test_counts_that_the_api_server_fills_in_are_no_news() -> None:
+    filled = thing(READY)
+    filled["status"] |= {"replicas": 0, "readyReplicas": 0, "endpoint": ""}
+    assert is_reported(filled, status_of(thing(READY), {}, [READY], NEW))
+    filled["status"] |= {"replicas": 1}
+    assert not is_reported(filled, status_of(thing(READY), {}, [READY], NEW))
+
+
 def test_events_come_with_transitions_and_a_crash_does_not_double_them() -> None:
     assert [e["reason"] for e in transitions(thing(UNREADY), [READY], NEW)] == ["BecameReady"]
     assert transitions(thing(READY), [READY], NEW) == []

@@ -173,3 +173,15 @@ def test_an_external_engine_is_refused_and_settings_of_a_cluster_are_told() -> N
         lay_out(external, place, {"m": "/m"})
     advisory = read_manifests([("f", f"{head}{model}  placement: {{advisory: true}}\n")])
     assert lay_out(advisory, place, {"m": "/m"}).notes == ("m: only a cluster heeds placement",)
+
+
+def test_an_archive_is_a_folder_here_and_what_only_a_cluster_does_is_said() -> None:
+    store = "apiVersion: katsura.dev/v1alpha1\nkind: MemoryStore\nmetadata: {name: default}\nspec: "
+    demo = (SAMPLES / "demo.yaml").read_text("utf-8").partition("---")[0]
+    said = store + "{archive: {pvc: cold, afterSeconds: 60}, deletionPolicy: Delete}"
+    bundle = read_manifests([("m", demo), ("s", said)])
+    layout = lay_out(bundle, PLACE, {d.metadata.name: "/models/m" for d in bundle.deployments})
+    env = by_name(layout)["memory-0"].env
+    assert (env["KATSURA_MEMORY_COLD_FOLDER"], env["KATSURA_MEMORY_COLD_AFTER_S"]) == ("/data/cold", "60")
+    assert any("archive.pvc" in note for note in layout.notes)
+    assert any("deletionPolicy" in note for note in layout.notes)
