@@ -204,14 +204,15 @@ def _name_of(field: FieldDescriptorProto) -> str:
 
 
 def _reached(shown: list[str], types: Mapping[str, Type]) -> list[str]:
-    """Types below those that are shown already, in the order in which the protos define them."""
-    seen, queue = set(shown), list(shown)
+    """Types that others lead to, in the order in which the protos define them."""
+    seen, queue, led_to = set(shown), list(shown), set[str]()
     while queue:
         for name in types[queue.pop()].refers():
+            led_to.add(name)
             if name in types and name not in seen:
                 seen.add(name)
                 queue.append(name)
-    return [name for name in types if name in seen and name not in shown]
+    return [name for name in types if name in led_to]
 
 
 def _first_page(services: list[Service]) -> str:

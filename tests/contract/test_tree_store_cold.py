@@ -124,13 +124,19 @@ async def test_watching_goes_on_where_it_was(store: TreeStore, ref: TreeRef) -> 
     assert (event.kind, event.position.revision) == (EventKind.TREE_UPDATED, seen + 1)
 
 
-async def test_trees_with_tasks_or_a_time_to_live_stay(store: TreeStore, ref: TreeRef) -> None:
+async def test_trees_with_tasks_a_lease_or_a_time_to_live_stay(store: TreeStore, ref: TreeRef) -> None:
     await grow(store, ref, "a")
     await store.schedule(ref, WorkKind.COMPRESS, "", 0, "")
     assert not await store.freeze(ref)
     brief = new_ref()
     await store.create(brief, replace(NEW, policy=replace(NEW.policy, ttl_s=3600)), NO_REQUEST)
     assert not await store.freeze(brief)
+    leased = new_ref()
+    await store.create(leased, NEW, NO_REQUEST)
+    token = (await store.lease(leased, "", "one", 3_600_000)).lease_token
+    assert not await store.freeze(leased)
+    await store.release_lease(leased, "", token)
+    assert await store.freeze(leased)
     assert await contents(store, ref) == ["a"]
     await refused(NotFoundError, Reason.TREE_NOT_FOUND, store.freeze(new_ref()))
 

@@ -6,25 +6,22 @@ compares the names). Times are milliseconds since the Unix epoch, by the store's
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, is_dataclass
-from dataclasses import fields as dataclass_fields
+from dataclasses import dataclass, field
 from enum import IntEnum
-from functools import cache
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Final
 
 from katsura.domain.ids import BranchName, NodeId, TreeId
+from katsura.domain.requests import LATE as LATE
+from katsura.domain.requests import Request as Request
+from katsura.domain.requests import request_of as request_of
 from katsura.domain.retention import Retention
 
 ROOT: Final = NodeId(0)
 """Where every path begins; no node has this id."""
 ROOT_HASH: Final = bytes(32)
 """Parent hash of a first node."""
-LATE: Final = {"late": True}
-"""Of a field that older versions of us do not know: at its default it is no part of a request's digest, so that one
-which an older version answered is still known."""
 REDACTED: Final = "[redacted]"
 """What a node says whose content was destroyed."""
 
@@ -234,6 +231,8 @@ class Branch:
         agent_id: whom it was made for.
         held_by: tree that was forked off here: the branch keeps the place, and is not writable.
         left_ms: when it was left behind; 0 where it was not, or by a version of us that did not say.
+        lease_token, lease_holder, lease_end_ms: of the newest lease on it; 0 where there was none, nobody since it was
+            given back.
     """
 
     name: BranchName
@@ -252,6 +251,9 @@ class Branch:
     agent_id: str = ""
     held_by: str = ""
     left_ms: int = 0
+    lease_token: int = 0
+    lease_holder: str = ""
+    lease_end_ms: int = 0
 
     @property
     def left(self) -> bool:
@@ -559,35 +561,3 @@ class Snapshot:
 def cover_digest(hashes: Iterable[bytes]) -> bytes:
     """Digest over the content hashes of a cover, in order, 32 bytes."""
     return blake2b(b"".join(hashes), digest_size=32, person=b"katsura-cover").digest()
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """Identity of a mutation: repeating it with the same digest answers the same; an empty id is never remembered."""
-
-    request_id: str
-    digest: str
-
-
-def request_of(request_id: str, operation: str, *fields: object) -> Request:
-    """The identity of a call: a digest over its named fields, so that the wire's encoding never matters."""
-    text = json.dumps([operation, *fields], default=_plain, sort_keys=True, separators=(",", ":"))
-    return Request(request_id, blake2b(text.encode(), digest_size=16).hexdigest())
-
-
-def _plain(value: object) -> object:
-    """What JSON has no word for, one layer at a time."""
-    kind: Any = type(value)
-    if is_dataclass(value):
-        return {name: item for name, unsaid in _fields(kind) if (item := getattr(value, name)) != unsaid}
-    if isinstance(value, bytes):
-        return blake2b(value, digest_size=16).hexdigest()
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"a request has no field of type {kind.__name__}")
-
-
-@cache
-def _fields(kind: Any) -> tuple[tuple[str, object], ...]:
-    """Names of fields, and the value at which each is left out (one that none has, for most)."""
-    return tuple((f.name, f.default if f.metadata.get("late") else _fields) for f in dataclass_fields(kind))

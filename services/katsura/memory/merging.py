@@ -93,7 +93,8 @@ class Branching(Operations):
         for i, node_id in enumerate(pick):
             limits.check_range(node_id, f"pick[{i}]", 1, ID_MAX)
         fields = (write.branch, write.expected_head, write.unconditional, source, tuple(pick), text, on_conflict)
-        request = request_of(write.request_id, "merge", *fields, *([source_tree] if source_tree else []))
+        said = request_of(write.request_id, "merge", *fields, *([source_tree] if source_tree else []))
+        request = write.under(said)
 
         async def attempt() -> Merged:
             if source_tree:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from katsura.domain.errors import ConflictError, InvalidArgumentError, Reason
+from katsura.domain.trees import Request
 from katsura.memory.core import limits
 from katsura.state.trees import (
     TreeRef,
@@ -36,6 +37,11 @@ class Write:
     branch: str
     expected_head: int | None
     unconditional: bool
+    lease_token: int = 0
+
+    def under(self, request: Request) -> Request:
+        """The request, made under the lease of this write."""
+        return replace(request, lease_token=self.lease_token) if self.lease_token else request
 
     def checked(self) -> Write:
         """This, with `expected_head` None exactly where any head will do."""
@@ -47,6 +53,7 @@ class Write:
             )
         if self.expected_head is not None and self.unconditional:
             raise limits.refuse("unconditional", "expected_head is given too; send one of them")
+        limits.check_range(self.lease_token, "lease_token", 0, ID_MAX)
         if self.expected_head is not None:
             limits.check_range(self.expected_head, "expected_head", 0, ID_MAX)
         return self
@@ -77,8 +84,8 @@ class Operations:
         for _ in range(_ATTEMPTS - 1):
             try:
                 return await attempt()
-            except ConflictError:
-                if write.expected_head is not None:
+            except ConflictError as error:
+                if write.expected_head is not None or error.reason in (Reason.LEASE_HELD, Reason.LEASE_LOST):
                     raise
         return await attempt()
 

@@ -303,7 +303,7 @@ class MemoryServicer(StructureServicer):
         """Write named values."""
         writes = [translate.slot_from(write, f"writes[{i}]") for i, write in enumerate(request.writes)]
         nodes, revision = await self._memory.set_slots(
-            ref_of(request.tree_id), request.request_id, request.branch, writes
+            ref_of(request.tree_id), request.request_id, request.branch, writes, request.lease_token
         )
         return slots_pb.SetSlotsResponse(nodes=map(translate.node_message, nodes), revision=revision)
 
@@ -412,4 +412,5 @@ def _write(request: WriteRequest) -> Write:
         branch=request.branch,
         expected_head=request.expected_head if request.HasField("expected_head") else None,
         unconditional=request.unconditional,
+        lease_token=0 if isinstance(request, pb.CompressRequest) else request.lease_token,
     )

@@ -29,6 +29,7 @@ from katsura.memory.core import limits
 from katsura.memory.core.assemble import Assembly, assemble
 from katsura.memory.core.tokens import estimate, estimate_step
 from katsura.memory.descent import Descent
+from katsura.memory.leases import Leases
 from katsura.memory.merging import Branching
 from katsura.memory.operations import ID_MAX, Write, as_answer, committing
 from katsura.memory.queue import Queue
@@ -64,7 +65,7 @@ class Assembled:
     stale: tuple[StaleStep, ...]
 
 
-class Memory(Queue, Recall, Contents, Slots, Branching, References, Waits, Descent, Archive):
+class Memory(Queue, Recall, Contents, Slots, Leases, Branching, References, Waits, Descent, Archive):
     """Trees of all tenants. `close` ends validations that still run.
 
     Args:
@@ -112,9 +113,8 @@ class Memory(Queue, Recall, Contents, Slots, Branching, References, Waits, Desce
         """Append steps, all or none."""
         write = write.checked()
         complete = limits.complete_steps(steps)
-        request = request_of(
-            write.request_id, "grow", write.branch, write.expected_head, write.unconditional, complete, merge
-        )
+        fields = (write.branch, write.expected_head, write.unconditional, complete, merge)
+        request = write.under(request_of(write.request_id, "grow", *fields))
         new = [NewStep(step, estimate_step(step)) for step in complete]
         with committing("grow"):
             return await self._trees.grow(write.tree, write.branch, write.expected_head, new, merge, request)
@@ -129,7 +129,7 @@ class Memory(Queue, Recall, Contents, Slots, Branching, References, Waits, Desce
         if new_branch:
             checked_name(new_branch, "new_branch")
         fields = (write.branch, write.expected_head, write.unconditional, restore_after, reason, new_branch)
-        request = request_of(write.request_id, "revise", *fields, keep_default)
+        request = write.under(request_of(write.request_id, "revise", *fields, keep_default))
 
         async def attempt() -> Revised:
             retreat = await self._trees.retreat(write.tree, write.branch, write.expected_head, restore_after)

@@ -17,12 +17,13 @@ class Slots(Operations):
     """The operations on slots."""
 
     async def set_slots(
-        self, ref: TreeRef, request_id: str, branch: str, writes: Sequence[SlotWrite]
+        self, ref: TreeRef, request_id: str, branch: str, writes: Sequence[SlotWrite], lease_token: int = 0
     ) -> tuple[tuple[Node, ...], int]:
         """Write slots, all or none; their nodes, and the tree's revision."""
         limits.check_text(request_id, "request_id")
         check_writes(writes)
-        request = request_of(request_id, "set_slots", branch, tuple(writes))
+        write = Write(request_id, ref, branch, None, True, lease_token).checked()
+        request = write.under(request_of(request_id, "set_slots", branch, tuple(writes)))
 
         async def attempt() -> tuple[tuple[Node, ...], int]:
             state = await self._trees.slots(ref, branch)
@@ -32,7 +33,7 @@ class Slots(Operations):
         with committing("set_slots"):
             if (done := await self._trees.slots_replayed(ref, request)) is not None:
                 return done
-            return await self._until_it_holds(Write(request_id, ref, branch, None, True), attempt)
+            return await self._until_it_holds(write, attempt)
 
     async def get_slots(self, ref: TreeRef, branch: str) -> tuple[Node, ...]:
         """The writes that hold now, by key."""

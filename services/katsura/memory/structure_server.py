@@ -1,4 +1,4 @@
-"""The part of the memory service on gRPC that is about how steps hang together: references, what is stale or waits."""
+"""The part of the memory service on gRPC about how steps hang together, what waits, what goes and who may write."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 
 from katsura.api.memory.v1 import memory_collect_pb2 as collect_pb
+from katsura.api.memory.v1 import memory_leases_pb2 as leases_pb
 from katsura.api.memory.v1 import memory_references_pb2 as references_pb
 from katsura.api.memory.v1 import memory_service_pb2_grpc
 from katsura.api.memory.v1 import memory_waits_pb2 as waits_pb
@@ -99,6 +100,7 @@ class StructureServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             request.branch,
             request.expected_head if request.HasField("expected_head") else None,
             request.unconditional,
+            request.lease_token,
         )
         resolution = translate.enum_of(Resolution, request.resolution, "resolution")
         said = translate.step_from(request.step, "step") if request.HasField("step") else None
@@ -113,6 +115,31 @@ class StructureServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         return waits_pb.ListWaitingResponse(
             waiting=[waits_pb.Waiting(branch=name, node=translate.node_message(node)) for name, node in found]
         )
+
+    async def AcquireLease(  # noqa: N802
+        self, request: leases_pb.AcquireLeaseRequest, context: Context
+    ) -> leases_pb.AcquireLeaseResponse:
+        """Take a branch for one writer."""
+        branch = await self._memory.acquire_lease(
+            ref_of(request.tree_id), request.branch, request.holder, request.ttl_s
+        )
+        return leases_pb.AcquireLeaseResponse(lease_token=branch.lease_token, branch=translate.branch_message(branch))
+
+    async def RenewLease(  # noqa: N802
+        self, request: leases_pb.RenewLeaseRequest, context: Context
+    ) -> leases_pb.RenewLeaseResponse:
+        """Hold a branch longer."""
+        branch = await self._memory.renew_lease(
+            ref_of(request.tree_id), request.branch, request.lease_token, request.ttl_s
+        )
+        return leases_pb.RenewLeaseResponse(branch=translate.branch_message(branch))
+
+    async def ReleaseLease(  # noqa: N802
+        self, request: leases_pb.ReleaseLeaseRequest, context: Context
+    ) -> leases_pb.ReleaseLeaseResponse:
+        """Give a branch back."""
+        branch = await self._memory.release_lease(ref_of(request.tree_id), request.branch, request.lease_token)
+        return leases_pb.ReleaseLeaseResponse(branch=translate.branch_message(branch))
 
 
 def ref_of(tree_id: str) -> TreeRef:

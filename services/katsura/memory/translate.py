@@ -236,6 +236,8 @@ def branch_message(branch: Branch) -> tree_pb.Branch:
         agent_id=branch.agent_id,
         held_by_tree=branch.held_by,
         abandon_time=time_message(branch.left_ms) if branch.left_ms else None,
+        lease_holder=branch.lease_holder,
+        lease_end_time=time_message(branch.lease_end_ms) if branch.lease_end_ms else None,
     )
 
 

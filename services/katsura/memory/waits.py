@@ -32,7 +32,7 @@ class Waits(Operations):
         attributes = {**step.attributes, CLOSES: owed} if owed else step.attributes
         step = replace(step, resolves=NodeId(node_id), resolution=resolution, attributes=attributes)
         fields = (write.branch, write.expected_head, write.unconditional, node_id, resolution, said)
-        request = request_of(write.request_id, "resume", *fields)
+        request = write.under(request_of(write.request_id, "resume", *fields))
         new = [NewStep(step, estimate_step(step))]
         with committing("resume"):
             grown = await self._trees.grow(write.tree, write.branch, write.expected_head, new, False, request)

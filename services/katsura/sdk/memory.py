@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Final, cast
 
 from katsura.api.memory.v1 import memory_archive_pb2 as archive_pb
@@ -17,6 +18,7 @@ from katsura.sdk.connection import ATTEMPTS_MAX, Connection, new_request_id
 from katsura.sdk.memory_structure import StructureCalls
 
 _PIECE_BYTES: Final = 1 << 20
+_EVENTS_PER_MESSAGE: Final = 256
 EMPTY_ROOT = -1
 """`fork(at_node=EMPTY_ROOT)` makes a branch without steps."""
 
@@ -93,6 +95,7 @@ class MemoryClient(StructureCalls):
         expected_head: int | None = None,
         dedupe: pb.Dedupe.ValueType = pb.DEDUPE_UNSPECIFIED,
         request_id: str = "",
+        lease_token: int = 0,
     ) -> pb.GrowResponse:
         """Append steps. `expected_head` None appends wherever the head is; else a moved head is ABORTED."""
         request = pb.GrowRequest(
@@ -103,6 +106,7 @@ class MemoryClient(StructureCalls):
             unconditional=expected_head is None,
             steps=steps,
             dedupe=dedupe,
+            lease_token=lease_token,
         )
         return cast(pb.GrowResponse, await self._call("Grow", request))
 
@@ -182,6 +186,7 @@ class MemoryClient(StructureCalls):
         expected_head: int | None = None,
         new_branch: str = "",
         request_id: str = "",
+        lease_token: int = 0,
     ) -> pb.ReviseResponse:
         """Go back to `restore_after` on a new branch; the old one is abandoned and leaves a hint."""
         request = pb.ReviseRequest(
@@ -193,6 +198,7 @@ class MemoryClient(StructureCalls):
             restore_after=restore_after,
             reason=reason,
             new_branch=new_branch,
+            lease_token=lease_token,
         )
         return cast(pb.ReviseResponse, await self._call("Revise", request))
 
@@ -295,9 +301,12 @@ class MemoryClient(StructureCalls):
         set_labels: Mapping[str, str] | None = None,
         remove_labels: Sequence[str] = (),
         default_branch: str = "",
+        retention: tree_pb.Retention | None = None,
+        ttl_s: int | None = None,
         request_id: str = "",
     ) -> tree_pb.Tree:
-        """Change goal, pins or labels, or switch to another default branch; what is not named stays."""
+        """Change goal, pins, labels, retention or time to live, or switch to another default branch; what is not named
+        stays."""
         request = contents_pb.UpdateTreeRequest(
             request_id=request_id or new_request_id(),
             tree_id=tree_id,
@@ -307,6 +316,8 @@ class MemoryClient(StructureCalls):
             set_labels=dict(set_labels or {}),
             remove_labels=remove_labels,
             default_branch=default_branch,
+            retention=retention,
+            ttl_s=ttl_s,
         )
         return cast(contents_pb.UpdateTreeResponse, await self._call("UpdateTree", request)).tree
 
@@ -389,11 +400,21 @@ class MemoryClient(StructureCalls):
         return cast(contents_pb.SearchResponse, await self._call("Search", request))
 
     async def set_slots(
-        self, tree_id: str, writes: Sequence[slots_pb.SlotWrite], *, branch: str = "", request_id: str = ""
+        self,
+        tree_id: str,
+        writes: Sequence[slots_pb.SlotWrite],
+        *,
+        branch: str = "",
+        request_id: str = "",
+        lease_token: int = 0,
     ) -> list[tree_pb.Node]:
         """Write named values of a branch, all or none; `set_slot` for one."""
         request = slots_pb.SetSlotsRequest(
-            request_id=request_id or new_request_id(), tree_id=tree_id, branch=branch, writes=writes
+            request_id=request_id or new_request_id(),
+            tree_id=tree_id,
+            branch=branch,
+            writes=writes,
+            lease_token=lease_token,
         )
         return list(cast(slots_pb.SetSlotsResponse, await self._call("SetSlots", request)).nodes)
 
@@ -442,6 +463,7 @@ class MemoryClient(StructureCalls):
         text: str = "",
         on_conflict: merge_pb.ConflictPolicy.ValueType = merge_pb.CONFLICT_POLICY_UNSPECIFIED,
         request_id: str = "",
+        lease_token: int = 0,
     ) -> merge_pb.MergeResponse:
         """Bring the work of `source`, a branch of this tree or of one forked off it, to a branch: one note that tells
         of it, or copies of the steps in `pick`."""
@@ -456,6 +478,7 @@ class MemoryClient(StructureCalls):
             pick=pick,
             text=text,
             on_conflict=on_conflict,
+            lease_token=lease_token,
         )
         return cast(merge_pb.MergeResponse, await self._call("Merge", request))
 
@@ -493,12 +516,23 @@ class MemoryClient(StructureCalls):
         )
         return list(cast(contents_pb.RedactResponse, await self._call("Redact", request)).redacted_node_ids)
 
-    def watch(
+    async def watch(
         self, tree_id: str, *, resume_token: str = "", after_revision: int = 0
     ) -> AsyncGenerator[pb.WatchResponse, None]:
         """Every commit after a point, once and in order; go on after a failure with the last `resume_token`."""
-        request = pb.WatchRequest(tree_id=tree_id, resume_token=resume_token, after_revision=after_revision)
-        return self._connection.stream(self._stub.Watch, request)
+        request = pb.WatchRequest(
+            tree_id=tree_id,
+            resume_token=resume_token,
+            after_revision=after_revision,
+            events_per_message=_EVENTS_PER_MESSAGE,
+        )
+        async with aclosing(self._connection.stream(self._stub.Watch, request)) as messages:
+            async for message in messages:
+                more = list(message.more)
+                message.ClearField("more")
+                yield message
+                for event in more:
+                    yield event
 
     async def _call(self, name: str, request: object, attempts: int = ATTEMPTS_MAX) -> object:
         return await self._connection.unary(getattr(self._stub, name), f"memory.{name}", request, attempts=attempts)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from katsura.api.memory.v1 import memory_collect_pb2 as collect_pb
+from katsura.api.memory.v1 import memory_leases_pb2 as leases_pb
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_references_pb2 as references_pb
 from katsura.api.memory.v1 import memory_waits_pb2 as waits_pb
@@ -79,6 +80,7 @@ class StructureCalls:
         branch: str = "",
         expected_head: int | None = None,
         request_id: str = "",
+        lease_token: int = 0,
     ) -> waits_pb.ResumeStepResponse:
         """End the waiting of a step with what came of it; `step` absent says only how it went."""
         request = waits_pb.ResumeStepRequest(
@@ -90,6 +92,7 @@ class StructureCalls:
             node_id=node_id,
             resolution=resolution,
             step=step,
+            lease_token=lease_token,
         )
         return cast(waits_pb.ResumeStepResponse, await self._call("ResumeStep", request))
 
@@ -106,3 +109,20 @@ class StructureCalls:
             tree_id=tree_id, keep_abandoned=keep_abandoned, keep_revisions=keep_revisions, page_size=page_size
         )
         return cast(collect_pb.CollectGarbageResponse, await self._call("CollectGarbage", request))
+
+    async def acquire_lease(
+        self, tree_id: str, holder: str, *, branch: str = "", ttl_s: int = 0
+    ) -> leases_pb.AcquireLeaseResponse:
+        """Take a branch for `holder`, `ttl_s` seconds long (0: 60); it is then written under `lease_token` only."""
+        request = leases_pb.AcquireLeaseRequest(tree_id=tree_id, branch=branch, holder=holder, ttl_s=ttl_s)
+        return cast(leases_pb.AcquireLeaseResponse, await self._call("AcquireLease", request))
+
+    async def renew_lease(self, tree_id: str, lease_token: int, *, branch: str = "", ttl_s: int = 0) -> tree_pb.Branch:
+        """Hold a branch longer; also where the lease has ended and nobody took the branch since."""
+        request = leases_pb.RenewLeaseRequest(tree_id=tree_id, branch=branch, lease_token=lease_token, ttl_s=ttl_s)
+        return cast(leases_pb.RenewLeaseResponse, await self._call("RenewLease", request)).branch
+
+    async def release_lease(self, tree_id: str, lease_token: int, *, branch: str = "") -> tree_pb.Branch:
+        """Give a branch back."""
+        request = leases_pb.ReleaseLeaseRequest(tree_id=tree_id, branch=branch, lease_token=lease_token)
+        return cast(leases_pb.ReleaseLeaseResponse, await self._call("ReleaseLease", request)).branch

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -112,6 +113,8 @@ def line_of(part: Archived) -> bytes:
             heads, rollups = dict(part.slot_heads), [[k, v] for k, v in sorted(part.rollups.items())]
             # Beside `tree` and `branches`, whose fields older versions of us know by heart.
             left = {branch["name"]: branch.pop("left_ms") for branch in branches}
+            for branch, name in itertools.product(branches, ("lease_token", "lease_holder", "lease_end_ms")):
+                del branch[name]  # leases end with the tree that they were taken in
             del tree["policy"]["retention"]
             fields: dict[str, Any] = {"format": FORMAT, "tree": {**tree, "labels": dict(part.tree.labels)}}
             late = {

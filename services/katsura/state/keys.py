@@ -128,8 +128,10 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
 
     - `meta` HASH: goal, pins, policy, labels (JSON); revision, next (last node id), branch_count, default, created,
       updated (ms), ttl_ms, raw_limit, rollup, incarnation, create (replay record), replayed, claims, bytes;
+      retention (JSON), collected, garbage_at, collector (memory_9_zcollect.lua);
       `importing` alone (a token, for 10 minutes) while an import fills the keys.
-    - `branches` HASH name -> JSON of heads. - `versions` HASH `<chain parent>:<base>:<last>` -> summaries made of it.
+    - `branches` HASH name -> JSON of heads, and of the newest lease.
+    - `versions` HASH `<chain parent>:<base>:<last>` -> summaries made of it.
     - `nodes` HASH id -> `<ms> <revision> <birth branch>\\n<salt 16 bytes><JSON>`; changed by Redact only.
     - `links` HASH id -> `parent len jump depth tokens cum a b hash` (memory_1_tree.lua); never changed.
     - `blobs` HASH id -> opaque bytes and attachments, sized; never changed.

@@ -68,11 +68,17 @@ class TreeCalls:
         return said
 
     async def _write(self, ref: TreeRef, function: str, request: Request, *arguments: Arg) -> dict[str, Any]:
-        answer = await self._answer(
-            ref, function, self._limits.events, self._limits.replays, *identity(request), *arguments
-        )
+        answer = await self._write_answer(ref, function, request, *arguments)
         self._added(ref, answer)
         return await self._settled(ref, said_of(ref, answer))
+
+    async def _write_answer(self, ref: TreeRef, function: str, request: Request, *arguments: Arg) -> list[Any]:
+        """What a write answers; one under a lease is another function, which takes the token last."""
+        lease: tuple[Arg, ...] = ()
+        if request.lease_token:
+            function, lease = f"{function}_leased", (request.lease_token,)
+        kept = (self._limits.events, self._limits.replays)
+        return await self._answer(ref, function, *kept, *identity(request), *arguments, *lease)
 
     async def _settled(self, ref: TreeRef, said: dict[str, Any]) -> dict[str, Any]:
         """What a commit answers, once every mark that it leads to was spread."""

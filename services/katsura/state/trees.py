@@ -8,7 +8,7 @@ repeated with the same `Request`. Reasons of refusal:
 
     NotFoundError            TREE_NOT_FOUND (also for another tenant's id), BRANCH_NOT_FOUND, NODE_NOT_FOUND
     AlreadyExistsError       TREE_EXISTS, BRANCH_EXISTS, REQUEST_ID_REUSED (also for a client_step_id with another body)
-    ConflictError            HEAD_MOVED: metadata "head" is the branch's head now
+    ConflictError            HEAD_MOVED: metadata "head" is the branch's head now; LEASE_HELD, LEASE_LOST: "holder", too
     FailedPreconditionError  BAD_BOUNDARY, BAD_REFERENCE, BRANCH_NOT_WRITABLE, NOT_WAITING, TREE_HELD
 """
 
@@ -54,6 +54,7 @@ from katsura.state.cold import TreeCold
 from katsura.state.collecting import TreeCollecting
 from katsura.state.contents import TreeContents
 from katsura.state.contents import TreeRef as TreeRef
+from katsura.state.leases import TreeLeases, lease_refusal
 from katsura.state.merging import TreeMerging
 from katsura.state.queue import TreeQueue
 from katsura.state.references import TreeReferences
@@ -191,7 +192,16 @@ class Event:
 
 
 class TreeStore(
-    TreeContents, TreeSlots, TreeMerging, TreeQueue, TreeReferences, TreeCollecting, TreeArchive, TreeCold, Protocol
+    TreeContents,
+    TreeSlots,
+    TreeLeases,
+    TreeMerging,
+    TreeQueue,
+    TreeReferences,
+    TreeCollecting,
+    TreeArchive,
+    TreeCold,
+    Protocol,
 ):
     """Trees of all tenants. A branch given as "" is the tree's default branch."""
 
@@ -391,6 +401,8 @@ def refusal(ref: TreeRef, reason: str, *details: str) -> KatsuraError:
             why = "it is done" if details[1] == "done" else "another worker has it, or it was given back"
             text = f"the claim of {first!r} is not the newest: {why}; drop the result and claim again"
             return ConflictError(text, reason=Reason.LEASE_LOST, field="token", metadata={"work_id": first})
+        case "LEASE_HELD" | "BRANCH_LEASE_LOST":
+            return lease_refusal(reason == "LEASE_HELD", first, details[1], details[2])
         case "NO_WORK":
             text = f"nothing waits on branch {details[1]!r}: no step is raw, or summary {details[2]} is not pending"
             return FailedPreconditionError(text, reason=Reason.NO_WORK, metadata={"branch": details[1]})

@@ -37,6 +37,7 @@ from katsura.state.cold_redis import RedisCold
 from katsura.state.collecting_redis import RedisCollecting
 from katsura.state.connect import Arg, Store, translated
 from katsura.state.contents_redis import RedisContents
+from katsura.state.leases_redis import RedisLeases
 from katsura.state.merging_redis import RedisMerging
 from katsura.state.objects import ObjectStore
 from katsura.state.queue_redis import RedisQueue
@@ -46,7 +47,6 @@ from katsura.state.tree_calls import (
     MEMORY_FUNCTIONS,
     NO_LIMIT,
     Count,
-    identity,
     said_of,
     step_arguments,
     uncounted,
@@ -113,7 +113,15 @@ class _Plan:
 
 
 class RedisTreeStore(
-    RedisCold, RedisContents, RedisSlots, RedisMerging, RedisQueue, RedisReferences, RedisCollecting, TreeWatch
+    RedisCold,
+    RedisContents,
+    RedisSlots,
+    RedisLeases,
+    RedisMerging,
+    RedisQueue,
+    RedisReferences,
+    RedisCollecting,
+    TreeWatch,
 ):
     """Trees of all tenants in one store."""
 
@@ -211,9 +219,7 @@ class RedisTreeStore(
             arguments += [plan.base_hash.hex(), int(merge), charges]
             for i, new in enumerate(steps):
                 arguments += step_arguments(new.step, new.tokens, digests[i], records[i], hashes[i])
-            answer = await self._answer(
-                ref, "grow", self._limits.events, self._limits.replays, *identity(request), *arguments
-            )
+            answer = await self._write_answer(ref, "grow", request, *arguments)
             if answer[0] != b"REPLAN":
                 self._added(ref, answer)
                 said = await self._settled(ref, said_of(ref, answer))
@@ -367,12 +373,10 @@ class RedisTreeStore(
         """Abandon the branch for a new one that ends at `retreat.restore_after` and carries `hint`."""
         record = record_of(hint, secrets.token_bytes(SALT_BYTES))
         effects = [[e.node_id, int(e.effect), e.undo_ref, e.excerpt] for e in retreat.effects]
-        answer = await self._answer(
+        answer = await self._write_answer(
             ref,
             "revise",
-            self._limits.events,
-            self._limits.replays,
-            *identity(request),
+            request,
             retreat.branch.name,
             retreat.branch.head,
             retreat.restore_after,

@@ -54,6 +54,7 @@ from katsura.state.twin_cold import TwinCold
 from katsura.state.twin_collecting import TwinCollecting
 from katsura.state.twin_contents import TwinContents
 from katsura.state.twin_doubt import doubt_left, stale_on
+from katsura.state.twin_leases import TwinLeases
 from katsura.state.twin_merging import TwinMerging
 from katsura.state.twin_queue import TwinQueue, ask_for_verdict, fenced
 from katsura.state.twin_references import TwinReferences
@@ -63,7 +64,16 @@ from katsura.state.twin_usage import TwinUsage
 
 
 class TwinTreeStore(
-    TwinCold, TwinContents, TwinSlots, TwinMerging, TwinQueue, TwinUsage, TwinReferences, TwinCollecting, TwinArchive
+    TwinCold,
+    TwinContents,
+    TwinSlots,
+    TwinLeases,
+    TwinMerging,
+    TwinQueue,
+    TwinUsage,
+    TwinReferences,
+    TwinCollecting,
+    TwinArchive,
 ):
     """Trees of all tenants in one dictionary."""
 
@@ -288,11 +298,12 @@ class TwinTreeStore(
         state = self._state(ref)
 
         def write() -> Revised:
-            old = state.writable(retreat.branch.name)
+            old = state.guarded(retreat.branch.name)
             state.compare(old, retreat.branch.head)
             new = state.branch_at(new_branch, old, retreat.restore_after)
             node = state.add(retreat.previous_hint, new.name, hint, tokens, new.depth)
-            new = state.branches[new.name] = replace(new, hint=node.node_id)
+            lease = {name: getattr(old, name) for name in ("lease_token", "lease_holder", "lease_end_ms")}
+            new = state.branches[new.name] = replace(new, hint=node.node_id, **lease)
             old = state.branches[old.name] = replace(old, state=BranchState.ABANDONED, left_ms=self._tick())
             doubt_left(state, old.head, state.depth(retreat.restore_after))
             if move_default and state.tree.default_branch == old.name:

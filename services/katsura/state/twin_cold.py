@@ -15,7 +15,8 @@ class TwinCold(TwinForest):
     async def freeze(self, ref: TreeRef) -> bool:
         """Move a tree out."""
         state = self._state(ref)
-        if state.tree.policy.ttl_s or state.work:
+        leased = any(branch.lease_end_ms > self._tick() for branch in state.branches.values())
+        if state.tree.policy.ttl_s or state.work or leased:
             return False
         self._frozen[ref] = self._trees.pop(ref)
         return True

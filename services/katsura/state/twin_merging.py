@@ -36,7 +36,7 @@ class TwinMerging(TwinForest):
 
         def write() -> Merged:
             seen = merging.parting
-            source, branch = state.branch(seen.other.name), state.writable(seen.branch.name)
+            source, branch = state.branch(seen.other.name), state.guarded(seen.branch.name)
             for now, then, slots in (
                 (branch, seen.branch, merging.slot_head),
                 (source, seen.other, merging.source_slot_head),

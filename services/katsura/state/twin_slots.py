@@ -39,7 +39,7 @@ class TwinSlots(TwinForest):
         state = self._state(ref)
 
         def write() -> tuple[tuple[NodeId, ...], int]:
-            branch = state.writable(seen.branch.name)
+            branch = state.guarded(seen.branch.name)
             head = state.slot_head(branch)
             if (head, branch.head) != (seen.head, seen.branch.head):
                 raise refusal(ref, "HEAD_MOVED", str(branch.head), branch.name)

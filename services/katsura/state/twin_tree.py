@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from katsura.domain.errors import KatsuraError
 from katsura.domain.ids import BranchName, NodeId
 from katsura.domain.trees import (
     ROOT,
@@ -76,6 +77,8 @@ class TwinTree:
     claims: int = 0
     doubts: Doubts = field(default_factory=Doubts)
     gone: set[str] = field(default_factory=set)
+    lease_token: int = 0
+    """What the write that is under way is made under."""
     collected: int = 0
     garbage_at: int | None = None
     """Revision from which one more pass over all nodes finds what was too new before."""
@@ -159,6 +162,18 @@ class TwinTree:
             raise refusal(self.ref, "BRANCH_NOT_WRITABLE", branch.name)
         return branch
 
+    def guarded(self, name: str) -> Branch:
+        """A branch whose path the write under way may change. Raises LEASE_HELD or LEASE_LOST, too."""
+        return self.guard(self.writable(name), self.lease_token)
+
+    def guard(self, branch: Branch, token: int) -> Branch:
+        """The branch, if a write under the lease `token` (0: none) may change its path."""
+        if token and (token != branch.lease_token or not branch.lease_holder):
+            raise lease_lost(self.ref, branch)
+        if not token and branch.lease_end_ms > self.tick():
+            raise refusal(self.ref, "LEASE_HELD", str(branch.head), branch.name, branch.lease_holder)
+        return branch
+
     def compare(self, branch: Branch, expected_head: int | None) -> None:
         """Refuse a head that has moved."""
         if expected_head is not None and expected_head != branch.head:
@@ -184,6 +199,7 @@ class TwinTree:
         seen = self.seen(request)
         if seen is not None:
             return seen  # type: ignore[return-value]
+        self.lease_token = request.lease_token
         answer = act()
         if request.request_id:
             self.replays[request.request_id] = (request.digest, answer)
@@ -193,7 +209,7 @@ class TwinTree:
 
     def grow(self, name: str, expected: int | None, steps: Sequence[NewStep], merge: bool) -> Grown:
         """Append steps, all or none."""
-        branch = self.writable(name)
+        branch = self.guarded(name)
         digests = [body_digest(new.step, repr(self.ref).encode()) for new in steps]
         found, base = self.resolve(branch, steps, digests, merge)
         repeated = [(branch.name, new.step.client_step_id) in self.steps for new in steps]
@@ -401,6 +417,11 @@ class TwinTree:
         self.changed.set()
         self.changed = asyncio.Event()
         return position
+
+
+def lease_lost(ref: TreeRef, branch: Branch) -> KatsuraError:
+    """The error where a token is not the newest of a branch."""
+    return refusal(ref, "BRANCH_LEASE_LOST", str(branch.head), branch.name, branch.lease_holder)
 
 
 class TwinForest:

@@ -20,8 +20,10 @@ SERVICES = (
     block_service_pb2.DESCRIPTOR.services_by_name["BlockService"],
 )
 READS = ("Get", "List", "Find", "Search", "Diff", "AssembleContext", "Export", "Verify", "Watch", "Recall")
-HARMLESS = {"AttachTokens", "CollectGarbage", "FreezeTree", "PutAttachments", "DeleteTree", "ImportTree"}
-"""Writes without a request_id: the first tokens and bytes stay whoever repeats; the others are sent once."""
+LEASES = {"AcquireLease", "RenewLease", "ReleaseLease"}
+HARMLESS = {"AttachTokens", "CollectGarbage", "FreezeTree", "PutAttachments", "DeleteTree", "ImportTree", *LEASES}
+"""Writes without a request_id: the first tokens and bytes stay whoever repeats, a branch taken again is under the newer
+token, giving back twice is giving back once; the others are sent once."""
 
 
 class Gone:

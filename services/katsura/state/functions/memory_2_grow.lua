@@ -141,10 +141,12 @@ local function charge(t, found, charges)
 end
 
 -- ARGV: 1-4, branch, expected head (-1: any), planned base, its content hash, merge, charges ('': none), then 13 per step.
-register('grow', function(keys, args)
+register_write('grow', function(keys, args)
   local t, branch, answer = begin(keys, args)
   if answer then return answer end
   if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
+  local fenced = guard(t, args, branch)
+  if fenced then return fenced end
   local count = (#args - GROW_ARGS) / STEP_ARGS
   local found, wrong = resolve(t, branch, args, count)
   if not found then return wrong end

@@ -49,7 +49,7 @@ end, {'no-writes'})
 
 -- ARGV: 1-4, branch, head seen, restore after, new branch, keep the default branch (1: move it along), hint kept,
 -- hint record, hash, tokens, ids of the standing effects. Behind a new commit's answer stand the hint's link and record.
-register('revise', function(keys, args)
+register_write('revise', function(keys, args)
   local t, missing = open(keys)
   if not t then return missing end
   local again = replay(t, args)
@@ -57,6 +57,8 @@ register('revise', function(keys, args)
   local old, unknown = load_branch(t, args[5])
   if not old then return unknown end
   if old.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', old.name} end
+  local fenced = guard(t, args, old)
+  if fenced then return fenced end
   if old.head ~= tonumber(args[6]) then return {'HEAD_MOVED', old.head, old.name} end
   local name, taken = free_name(t, args[8])
   if not name then return taken end
@@ -67,6 +69,7 @@ register('revise', function(keys, args)
                                                                   b = at.id, hash = args[12]})
   save_node(t, place, name, args[11], now)
   new.hint, old.state, old.left_ms = place.id, ABANDONED, now
+  new.lease_token, new.lease_holder, new.lease_end_ms = old.lease_token, old.lease_holder, old.lease_end_ms
   save_branch(t, new)
   save_branch(t, old)
   doubt_left(t, old.head, at.depth)

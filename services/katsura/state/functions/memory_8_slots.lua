@@ -62,10 +62,12 @@ local function append_slots(t, branch, head, args, first, now)
 end
 
 -- ARGV: 1-4, branch, slot head seen, head seen, most keys, then 5 per write.
-register('set_slots', function(keys, args)
+register_write('set_slots', function(keys, args)
   local t, branch, answer = begin(keys, args)
   if answer then return answer end
   if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
+  local fenced = guard(t, args, branch)
+  if fenced then return fenced end
   local seen, now = slot_head(t, branch), now_ms(t)
   if seen ~= tonumber(args[6]) or branch.head ~= tonumber(args[7]) then
     return {'HEAD_MOVED', branch.head, branch.name}

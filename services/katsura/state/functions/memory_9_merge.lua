@@ -32,12 +32,14 @@ end, {'no-writes'})
 
 -- ARGV: 1-4, branch, head seen, slot head seen, source, its head seen, its slot head seen, most keys, steps, keys in
 -- conflict (JSON), common node, then 13 per step (as in Grow) and 5 per slot.
-register('merge', function(keys, args)
+register_write('merge', function(keys, args)
   local t, branch, answer = begin(keys, args)
   if answer then return answer end
   local source, unknown_source = load_branch(t, args[8])
   if not source then return unknown_source end
   if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
+  local fenced = guard(t, args, branch)
+  if fenced then return fenced end
   local slots = slot_head(t, branch)
   if branch.head ~= tonumber(args[6]) or slots ~= tonumber(args[7]) then return {'HEAD_MOVED', branch.head, branch.name} end
   if source.head ~= tonumber(args[9]) or slot_head(t, source) ~= tonumber(args[10]) then

@@ -10,7 +10,7 @@ register('freeze', function(keys, args)
   local t, missing = open(keys)
   if not t then return missing end
   if t.revision ~= tonumber(args[1]) then return {'MOVED'} end
-  if t.ttl_ms ~= 0 or redis.call('HLEN', t.work) > 0 then return {'BUSY'} end
+  if t.ttl_ms ~= 0 or redis.call('HLEN', t.work) > 0 or is_leased(t) then return {'BUSY'} end
   local meta = redis.call('HGETALL', t.meta)
   local bytes = tonumber(redis.call('HGET', t.meta, 'bytes') or 0)
   redis.call('SET', t.cold, cjson.encode({object = args[2], digest = args[3], meta = meta}))
