@@ -97,6 +97,7 @@ class Placement:
         parts: per deployment or store (`namespace/name`). awaiting: deployments whose plan waits for approval.
         trouble: why nothing can be planned at all, its reason `why`; left_out: why a deployment is not in the plan.
         classes: of nodes that the plan knows.
+        named: per deployment an older plan, kept, that it names already and that gave it the same.
     """
 
     plan: Mapping[str, Any] | None = None
@@ -107,6 +108,14 @@ class Placement:
     why: Why = Why.PLAN_INFEASIBLE
     left_out: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     classes: tuple[NodeClass, ...] = ()
+    named: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
+
+    def plan_of(self, deployment: str) -> Mapping[str, Any] | None:
+        """The plan that a deployment names: its name changes when what the deployment gets does, and once it is old.
+
+        Else every plan would write to every deployment.
+        """
+        return self.named.get(deployment, self.plan)
 
     @property
     def plan_name(self) -> str:
@@ -267,7 +276,9 @@ def place(
     parts = _parts(current_of(made), problem)
     awaiting = _follow_approved(reading, stored, name_of(made), problem, parts)
     given = {k: tuple(v) for k, v in parts.items()}
-    return Placement(made, is_new, given, awaiting, trouble, why, left_out, problem.classes)
+    lasting = {name_of(p) for p in stored[max(0, len(stored) - settings.plans_kept + is_new) :]}
+    named = _named_already(reading, [p for p in solved if name_of(p) in lasting], made)
+    return Placement(made, is_new, given, awaiting, trouble, why, left_out, problem.classes, named)
 
 
 def standing(current: Current, problem: PlacementProblem) -> Current:
@@ -289,6 +300,30 @@ def _named(document: Mapping[str, Any], stored: list[Object], settings: Settings
     else:
         name = f"plan-{int(name_of(last).rpartition('-')[2]) + 1 if last else 1:06d}"
     return {**document, "metadata": {"name": name, "namespace": settings.namespace}}
+
+
+def _named_already(reading: Reading, kept: list[Object], in_force: Object) -> dict[str, Object]:
+    """Deployments whose status names a plan of `kept` that says of them what the one in force says."""
+    plans_by_name = {name_of(p): p for p in kept}
+    now, slices = _slices(in_force), dict[str, dict[str, Any]]()
+    named = {}
+    for wanted in reading.deployments:
+        name = str(((wanted.obj.get("status") or {}).get("plan") or {}).get("name", ""))
+        if name not in plans_by_name or name == name_of(in_force):
+            continue
+        if name not in slices:
+            slices[name] = _slices(plans_by_name[name])
+        if slices[name].get(wanted.qualified) == now.get(wanted.qualified):
+            named[wanted.qualified] = plans_by_name[name]
+    return named
+
+
+def _slices(plan: Object) -> dict[str, Any]:
+    """What a plan says of each service: its entry, and its assignments in any order."""
+    made: dict[str, Any] = {s["name"]: [s] for s in plan["status"].get("services", ())}
+    for entry in sorted(plan["status"]["assignments"], key=json.dumps):
+        made.setdefault(entry["service"], []).append(entry)
+    return made
 
 
 def _parts(current: Current, problem: PlacementProblem) -> dict[str, list[PoolPart]]:

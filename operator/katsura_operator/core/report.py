@@ -140,7 +140,8 @@ def _planned(wanted: Wanted, placement: Placement, *, idle: bool) -> Said:
         helps = [r["what"] for r in placement.plan["status"].get("relaxations", ())]
         more = f"; it would fit with: {', '.join(helps)}" if helps else ""
         return Said(kind, False, Why.INSUFFICIENT_CAPACITY, unmet.rstrip(": ") + more)
-    return Said(kind, True, Why.PLANNED, placement.plan_name)
+    plan = placement.plan_of(name)
+    return Said(kind, True, Why.PLANNED, name_of(plan) if plan else "")
 
 
 def _service_of(name: str, placement: Placement) -> Mapping[str, Any]:
@@ -149,16 +150,16 @@ def _service_of(name: str, placement: Placement) -> Mapping[str, Any]:
 
 
 def _slice(wanted: Wanted, placement: Placement) -> dict[str, Any]:
-    service = _service_of(wanted.qualified, placement)
-    if placement.plan is None or not service:
+    service, plan = _service_of(wanted.qualified, placement), placement.plan_of(wanted.qualified)
+    if plan is None or not service:
         return {}
     point = service.get("point") or {}
     made = {
-        "name": placement.plan_name,
+        "name": name_of(plan),
         "hourlyUsd": service.get("hourlyUsd", 0.0),
         "itlMs": point.get("itlMs"),
         "ttftMs": point.get("ttftMs"),
-        "gap": min(1.0, max(0.0, placement.plan["status"].get("gap", 0.0))),
+        "gap": min(1.0, max(0.0, plan["status"].get("gap", 0.0))),
     }
     return {k: v for k, v in made.items() if v is not None}
 

@@ -64,9 +64,9 @@ class RoleStatus:
 
 @dataclass(frozen=True, slots=True)
 class PlanSlice:
-    """What the plan in force promises this deployment."""
+    """What its plan promises this deployment."""
 
-    name: Annotated[str, Rule("the PlacementPlan", 1, 63)]
+    name: Annotated[str, Rule("the PlacementPlan that gave it what it has; newer ones may give it the same", 1, 63)]
     hourly_usd: Annotated[float, Rule("dollars per hour of its share of nodes", 0, 1_000_000_000)] = 0.0
     itl_ms: Annotated[float | None, Rule("predicted milliseconds between tokens", 0, 1_000_000_000)] = None
     ttft_ms: Annotated[float | None, Rule("predicted milliseconds to the first token", 0, 1_000_000_000)] = None

@@ -89,6 +89,22 @@ async def test_a_node_that_goes_is_missing_in_a_new_plan() -> None:
     assert world.get("ModelDeployment", "chat")["status"]["plan"]["name"] == "plan-000002"
 
 
+async def test_a_plan_that_gives_a_deployment_what_it_had_is_told_to_it_only_once_the_one_it_names_is_old() -> None:
+    world = World.in_memory()
+    world.apply("ModelDeployment", "calm", {"model": MODEL, "topology": "Unified"})
+    names = []
+    for replicas in (1, 2, 1, 2, 1, 2, 1):
+        spec = {"model": MODEL, "topology": "Unified", "roles": {"unified": {"replicas": replicas}}}
+        world.apply("ModelDeployment", "lively", spec)
+        await world.settle()
+        stored = sorted(str(p["metadata"]["name"]) for p in world.all("PlacementPlan"))
+        assert world.get("ModelDeployment", "lively")["status"]["plan"]["name"] == stored[-1]
+        names.append(world.get("ModelDeployment", "calm")["status"]["plan"]["name"])
+        assert world.condition("ModelDeployment", "calm", "Planned")["message"] == names[-1]
+        assert names[-1] in stored[-world.settings.plans_kept :]
+    assert names == ["plan-000001"] * 5 + ["plan-000006"] * 2
+
+
 def used(world: World) -> set[str]:
     """Nodes that the newest plan uses."""
     plan = max(world.all("PlacementPlan"), key=lambda p: str(p["metadata"]["name"]))
