@@ -25,6 +25,8 @@ from typing import Any
 from katsura.cli.exit import NotRunningError, RunningError
 from katsura.domain.errors import PermissionDeniedError, Reason, ResourceExhaustedError
 
+ROOM_BYTES_MIN = 1 << 20
+"""With less room than this on its disk, a data folder counts as full."""
 LOG_BYTES_MAX = 8 << 20
 """A log longer than this at the start of a process is set aside as `NAME.log.1`."""
 
@@ -143,11 +145,13 @@ class DataFolder:
                 file.write(record.to_json())
             partial.replace(self._run_file)
         except OSError as error:
-            raise ResourceExhaustedError(
-                f"cannot write to the data folder {self.root}: {error.strerror}; the store cannot keep anything "
-                "either until there is room again",
-                reason=Reason.DISK_FULL,
-            ) from error
+            raise self._full(str(error.strerror)) from error
+
+    def require_room(self) -> None:
+        """Raises ResourceExhaustedError where the disk is so full that the store will soon fail to write."""
+        free = shutil.disk_usage(self.root).free
+        if free < ROOM_BYTES_MIN:
+            raise self._full(f"{free >> 10} KiB are free")
 
     def forget_run(self) -> None:
         """Remove the record and the sockets of a run that has ended."""
@@ -175,6 +179,12 @@ class DataFolder:
                 return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-lines:])
         except FileNotFoundError:
             return ""
+
+    def _full(self, why: str) -> ResourceExhaustedError:
+        return ResourceExhaustedError(
+            f"cannot write to the data folder {self.root}: {why}; nothing can be kept until there is room again",
+            reason=Reason.DISK_FULL,
+        )
 
     def _who_runs(self) -> str:
         record = self.read_run()

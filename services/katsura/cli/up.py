@@ -291,6 +291,7 @@ class _House:
         """Keep `run.json` true. A full disk is no reason to end what runs: it is told once, and tried again."""
         try:
             self._data.write_run(self._record())
+            self._data.require_room()
         except ResourceExhaustedError as error:
             if not self._disk_full:
                 self._tell.say(error.message, trouble=True)

@@ -67,11 +67,12 @@ class Decider:
         self.draining = False
 
     def models(self) -> tuple[Model, ...]:
-        """Every deployment, by name."""
+        """Every deployment, by name. Raises UnavailableError (STORE_UNAVAILABLE) while nobody could know them."""
+        self._refuse_if_blind()
         return models(self._view.shards.values(), self._view.endpoints.values())
 
     def choose_model(self, asked: str, context_tokens: int) -> tuple[str, ModelPick]:
-        """A decision id and the model. Raises as `pick_model`, and UnavailableError (DRAINING)."""
+        """A decision id and the model. Raises as `pick_model` and `models`, and UnavailableError (DRAINING)."""
         self._refuse_if_draining()
         return _new_id(), pick_model(asked, context_tokens, self.models())
 
@@ -80,9 +81,10 @@ class Decider:
 
         Raises:
             InvalidArgumentError: the page hashes do not fit the prompt. NotFoundError: MODEL_NOT_FOUND.
-            UnavailableError: NO_SHARD (with the reason of each shard), or DRAINING.
+            UnavailableError: NO_SHARD (with the reason of each shard), DRAINING, or STORE_UNAVAILABLE.
         """
         self._refuse_if_draining()
+        self._refuse_if_blind()
         leases = self._leases(asked)
         _check(asked, leases)
         home = await self._home(tenant, asked)
@@ -121,6 +123,13 @@ class Decider:
     def _refuse_if_draining(self) -> None:
         if self.draining:
             raise UnavailableError("this router is draining; ask another one", reason=Reason.DRAINING)
+
+    def _refuse_if_blind(self) -> None:
+        """A router that was started while the store is away knows no model; it must not say that there is none."""
+        if not self._view.caught_up.is_set():
+            raise UnavailableError(
+                "this router has not read the store yet; ask again in a moment", reason=Reason.STORE_UNAVAILABLE
+            )
 
     def _leases(self, asked: ShardAsk) -> list[ShardLease]:
         mine = [lease for lease in self._view.shards.values() if lease.revision.deployment == asked.deployment]

@@ -58,6 +58,13 @@ def test_a_full_disk_is_said_and_leaves_the_record_before(folder: DataFolder) ->
     assert folder.read_run() == RECORD
 
 
+def test_too_little_room_is_told_before_the_store_fails(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.require_room()
+    monkeypatch.setattr(data_module, "ROOM_BYTES_MIN", 1 << 62)
+    with pytest.raises(ResourceExhaustedError, match="KiB are free; nothing can be kept"):
+        folder.require_room()
+
+
 def test_a_record_does_not_show_its_secret() -> None:
     assert "s3cret" not in repr(RECORD)
 

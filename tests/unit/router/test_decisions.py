@@ -42,6 +42,7 @@ class DeafStore(TwinHintStore):
 def decider(store: TwinHintStore) -> Decider:
     view = View(store, StoppedClock())
     view.shards = {lease.instance_id: lease for lease in (shard_record("s1"), shard_record("s2"))}
+    view.caught_up.set()
     return Decider(store, view)
 
 
@@ -80,6 +81,17 @@ async def test_a_revision_without_shards_and_an_unknown_deployment_are_told_apar
     with pytest.raises(NotFoundError, match="there are: demo") as refused:
         await decider(TwinHintStore(StoppedClock())).choose_shard(ADA, replace(ASK, deployment=DeploymentName("x")))
     assert refused.value.reason is Reason.MODEL_NOT_FOUND
+
+
+async def test_a_router_that_could_not_read_the_store_yet_says_so_and_not_that_there_is_no_model() -> None:
+    store = TwinHintStore(StoppedClock())
+    blind = Decider(store, View(store, StoppedClock()))
+    for ask in (lambda: blind.choose_model("demo", 0), blind.models):
+        with pytest.raises(UnavailableError) as refused:
+            ask()
+        assert refused.value.reason is Reason.STORE_UNAVAILABLE
+    with pytest.raises(UnavailableError):
+        await blind.choose_shard(ADA, ASK)
 
 
 async def test_a_draining_router_decides_nothing() -> None:
