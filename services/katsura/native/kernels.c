@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define TERMS 64  // of a sum, before it is added to the sums of earlier ones
 #define UNROLL _Pragma("GCC unroll 48")
 
 // One KV head of one sequence.
