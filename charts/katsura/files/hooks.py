@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -38,9 +39,15 @@ class Api:
         self._http = httpx.Client(
             base_url=f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}",
             headers={"authorization": f"Bearer {(ACCOUNT / 'token').read_text()}"},
-            verify=str(ACCOUNT / "ca.crt"),
+            verify=ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt")),
             timeout=30.0,
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
 
     def items(self, path: str, plural: str, selector: str = "") -> list[dict[str, Any]]:
         """What there is in our namespace; nothing where the kind is not known any more."""
@@ -139,9 +146,8 @@ def ask(gateway: Gateway, model: str, place: Position, question: str) -> Answer:
     return answer
 
 
-def test() -> None:
+def test(api: Api) -> None:
     """Wait for every model, stream a chat, fork its session, apply a resource and see it Ready."""
-    api = Api()
     names = [item["metadata"]["name"] for item in api.items(GROUP, "modeldeployments")]
     if not names:
         raise SystemExit("there is no ModelDeployment to test with; apply one (deploy/samples), then test again")
@@ -181,9 +187,8 @@ def test() -> None:
     say("everything works")
 
 
-def pre_delete() -> None:
+def pre_delete(api: Api) -> None:
     """While the operator still runs: delete the release's resources and wait until their finalizers are done."""
-    api = Api()
     mine = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/managed-by=Helm"
     for plural in ("modeldeployments", "memorystores"):
         for item in api.items(GROUP, plural, mine):
@@ -204,9 +209,8 @@ def pre_delete() -> None:
         time.sleep(0.5)
 
 
-def post_delete() -> None:
+def post_delete(api: Api) -> None:
     """After the operator: remove what it made that belongs to no resource, unless somebody's resources are left."""
-    api = Api()
     api.delete("/api/v1", "pods", "katsura-test")
     left = [(p, i) for p in ("modeldeployments", "memorystores") for i in api.items(GROUP, p)]
     if left:
@@ -232,4 +236,5 @@ def post_delete() -> None:
 
 
 if __name__ == "__main__":
-    {"test": test, "pre-delete": pre_delete, "post-delete": post_delete}[sys.argv[1]]()
+    with Api() as the_api:
+        {"test": test, "pre-delete": pre_delete, "post-delete": post_delete}[sys.argv[1]](the_api)
