@@ -82,3 +82,29 @@ async def test_watch_from_a_point_that_is_no_longer_kept_is_refused(store: TreeS
     oldest = store.watch(ref, "", 0, 5.0)
     assert (await anext(oldest)).position.revision > 1
     await oldest.aclose()  # type: ignore[attr-defined]
+
+
+async def test_watchers_of_one_tree_hear_the_same_wherever_they_begin_and_however_slow(
+    store: TreeStore, ref: TreeRef
+) -> None:
+    first = store.watch(ref, "", 0, 30.0)
+    heard = await take(first, 1)
+    for i in range(5):
+        await grow(store, ref, f"early{i}")
+    late, new = store.watch(ref, "", 3, 30.0), store.watch(ref, "", 6, 30.0)
+    waiting = asyncio.ensure_future(take(new, 2))
+    assert [e.position.revision for e in await take(late, 2)] == [4, 5]
+    await grow(store, ref, "a")
+    await grow(store, ref, "b")
+    all_new = await waiting
+    assert await take(late, 3) == [*(await take(first, 5))[-1:], *all_new]
+    heard += await take(first, 2)
+    assert heard[-2:] == all_new
+    await first.aclose()  # type: ignore[attr-defined]
+    await grow(store, ref, "c")
+    assert await take(late, 1) == await take(new, 1), "the others hear on when the first one leaves"
+    for events in (late, new):
+        await events.aclose()  # type: ignore[attr-defined]
+    again = store.watch(ref, "", all_new[-1].position.revision, 30.0)
+    assert (await take(again, 1))[0].position.revision == all_new[-1].position.revision + 1
+    await again.aclose()  # type: ignore[attr-defined]

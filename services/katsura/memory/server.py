@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, cast
 
 import grpc
 
@@ -16,12 +16,15 @@ from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.trees import BranchState
 from katsura.domain.work import WorkItem
 from katsura.memory import translate
+from katsura.memory.core import limits
 from katsura.memory.core.merge import ConflictPolicy
 from katsura.memory.descent import Offshoot
 from katsura.memory.operations import Write
 from katsura.memory.structure_server import StructureServicer, ref_of
+from katsura.memory.watching import gathered
 from katsura.rpc.context import current_tenant
 from katsura.state.contents import Scope
+from katsura.state.trees import Event
 
 Context = grpc.aio.ServicerContext[Any, Any]
 WriteRequest = pb.GrowRequest | pb.CompressRequest | pb.ReviseRequest | merge_pb.MergeRequest
@@ -401,8 +404,11 @@ class MemoryServicer(StructureServicer):
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:  # noqa: N802
         """Stream every commit after a point."""
         events = self._memory.watch(ref_of(request.tree_id), request.resume_token, request.after_revision)
-        async for event in events:
-            yield translate.event_message(event)
+        stream = cast(AsyncGenerator[Event, None], events)
+        async for first, *more in gathered(stream, min(request.events_per_message, limits.NODES_MAX)):
+            message = translate.event_message(first)
+            message.more.extend(map(translate.event_message, more))
+            yield message
 
 
 def _write(request: WriteRequest) -> Write:
