@@ -39,7 +39,8 @@ class Decoder:
     """Norms, attention over paged KV, the MoE gate, and logits, of one model on one arena."""
 
     def __init__(self, config: ModelConfig, weights: AttentionWeights, arena: KvArena, kernels: KernelPlan) -> None:
-        self._config, self._weights, self._page_tokens = config, weights, arena.page_tokens
+        self._config, self._weights = config, weights
+        self._page_tokens, self._page_count = arena.page_tokens, arena.page_count
         native = kernels.attention.backend is AttentionBackend.NATIVE
         self._layers = (
             PagedAttention(config, weights, arena) if native else TiledAttention(config, weights, arena, kernels)
@@ -49,7 +50,7 @@ class Decoder:
         """What all layers of a step share.
 
         Raises:
-            InvalidArgumentError: a sequence has no new token or fewer pages than it needs.
+            InvalidArgumentError: a sequence has no new token, fewer pages than it needs, or one that is not there.
         """
         for index, sequence in enumerate(batch.sequences):
             needed = -(-(sequence.start + sequence.count) // self._page_tokens)
@@ -58,6 +59,11 @@ class Decoder:
                     f"sequence {index} of the step has {sequence.count} new tokens and {len(sequence.pages)} pages "
                     f"where it needs at least 1 and {needed}",
                     field=f"sequences[{index}]",
+                )
+            if not 0 <= min(sequence.pages) <= max(sequence.pages) < self._page_count:
+                raise InvalidArgumentError(
+                    f"sequence {index} of the step names pages beyond the {self._page_count} of the arena",
+                    field=f"sequences[{index}].pages",
                 )
         return self._layers.step(batch)
 

@@ -145,3 +145,10 @@ def test_a_step_without_enough_pages_is_refused(tiny, engine_of):
     with pytest.raises(InvalidArgumentError, match="sequence 1 of the step") as caught:
         engine.decoder.prepare(StepBatch([SequenceStep(0, 1, [0], [0]), SequenceStep(10, 7, [1], [6])]))
     assert caught.value.field == "sequences[1]"
+
+
+@pytest.mark.parametrize("page", [-1, 64])
+def test_a_page_that_is_not_in_the_arena_is_refused(tiny, engine_of, page):
+    engine = engine_of(tiny, page_count=64)
+    with pytest.raises(InvalidArgumentError, match="beyond the 64"):
+        engine.decoder.prepare(StepBatch([SequenceStep(0, 1, [page], [0])]))
