@@ -19,7 +19,7 @@ import httpx
 from rich.console import Console
 
 from katsura.cli.exit import Exit
-from katsura.cli.plan import configs_of, read_text
+from katsura.cli.plan import configs_of, naming, read_text
 from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from katsura.domain.shape import DType
 from katsura.manifests.cluster import read_cluster
@@ -43,7 +43,11 @@ _TIMEOUT_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class CalibrateOptions:
-    """What may be said on the command line. `units` are accelerators or cores of one replica."""
+    """What may be said on the command line. `units` are accelerators or cores of one replica.
+
+    Raises:
+        InvalidArgumentError: no units.
+    """
 
     files: tuple[Path, ...]
     device: str
@@ -54,6 +58,10 @@ class CalibrateOptions:
     units: int = 1
     configs: tuple[str, ...] = ()
     trials: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.units < 1:
+            raise InvalidArgumentError(f"--units {self.units}: expected 1 or more", field="units")
 
 
 def calibrate(options: CalibrateOptions, environ: Mapping[str, str], console: Console) -> Exit:
@@ -68,17 +76,20 @@ def calibrate(options: CalibrateOptions, environ: Mapping[str, str], console: Co
         raise InvalidArgumentError("name the catalogue device that it runs on: --device cpu", field="device")
     config = configs_of(cluster, options.configs, environ)[deployment.metadata.name]
     card = read_card(config, deployment.metadata.name)
+    # What can be wrong is found before the minute of timing.
+    base = catalogue.built_in().named(options.device)
+    beside = _known(options.out)
     if options.table is not None:
-        measured = read_table(read_text(options.table))
+        table = options.table
+        measured = naming(table, lambda: read_table(read_text(table)))
     else:
         measured = asyncio.run(_measure_url(options, deployment, console))
-    base = catalogue.built_in().named(options.device)
     device = cores_of(base, options.units, 2.0**40) if base.is_cpu else base
     layout = Layout() if base.is_cpu else Layout(options.units)
     precision = BF16 if deployment.spec.dtype is DType.BF16 else F32
     prior = calibration.built_in().of(base)
     found = learn(measured, card, device, precision, layout, prior, datetime.now(UTC).date().isoformat())
-    _write(options.out, options.device, found)
+    _write(options.out, {**beside, options.device: found})
     for m in measured:
         terms = decode_terms(card, device, precision, layout, m.batch, Load(m.prompt, m.output))
         predicted = found.step_s(terms.decoding)
@@ -142,10 +153,16 @@ async def steady_itl_s(client: httpx.AsyncClient, model: str, batch: int, load: 
     return statistics.median(t for times in made for t in times)
 
 
-def _write(path: Path, device: str, found: Coefficients) -> None:
-    """Keep other devices of the file."""
-    devices = dict(calibration.read_devices(path.read_text())) if path.exists() else {}
-    devices[device] = found
+def _known(path: Path) -> dict[str, Coefficients]:
+    """Devices that the file has already: they are kept. Raises InvalidArgumentError where it could not be written."""
+    if path.exists():
+        return naming(path, lambda: dict(calibration.read_devices(read_text(path))))
+    if not path.parent.is_dir():
+        raise InvalidArgumentError(f"{path}: cannot be written: there is no folder {path.parent}", field="out")
+    return {}
+
+
+def _write(path: Path, devices: Mapping[str, Coefficients]) -> None:
     text = json.dumps({"devices": {name: coefficients_as_json(c) for name, c in devices.items()}}, indent=1)
     path.write_text(text + "\n")
 

@@ -81,7 +81,7 @@ def run_plan(options: PlanOptions, environ: Mapping[str, str], console: Console)
         said = [explain(made, solved), explain_tightened(problem, solved)]
     else:
         against = options.against
-        current = _of(against, lambda: read_current(read_text(against)))
+        current = naming(against, lambda: read_current(read_text(against)))
         solved, change = hold_agents(problem, lambda asked: replan(asked, effort, current), lambda c: c.plan)
         made = change.plan
         whole = "" if options.dry_run else explain(made, solved)
@@ -114,7 +114,7 @@ def print_schema(console: Console) -> Exit:
     return Exit.OK
 
 
-def _of(path: Path, read: Callable[[], T]) -> T:
+def naming(path: Path, read: Callable[[], T]) -> T:
     """What `read` makes of the file at `path`; what is wrong with it names the file."""
     try:
         return read()
@@ -146,7 +146,7 @@ def read_problem(options: PlanOptions, environ: Mapping[str, str]) -> Problem:
     known = calibration.built_in()
     if options.calibration is not None:
         path = options.calibration
-        known = known.merged(_of(path, lambda: calibration.read_devices(read_text(path))))
+        known = known.merged(naming(path, lambda: calibration.read_devices(read_text(path))))
     if options.extrapolate:
         known = known.extrapolating()
     asked = Options(
@@ -221,5 +221,5 @@ def _parsed(path: Path) -> Mapping[str, Any]:
         raise InvalidArgumentError(f"{path}: not JSON: {error}", field="config") from error
     if not isinstance(config, Mapping):
         raise InvalidArgumentError(f"{path}: a config.json holds an object", field="config")
-    _of(path, lambda: read_card(config))
+    naming(path, lambda: read_card(config))
     return config

@@ -51,15 +51,26 @@ def read_table(text: str) -> tuple[Measurement, ...]:
     Raises:
         InvalidArgumentError: a column or a number is missing.
     """
-    try:
-        rows = [tuple(float(entry[name]) for name in _COLUMNS) for entry in csv.DictReader(io.StringIO(text))]
-        if not rows or any(value <= 0 for row in rows for value in row):
-            raise ValueError("there must be rows, and every number above 0")
-    except (KeyError, TypeError, ValueError) as error:
+    reader = csv.DictReader(io.StringIO(text))
+    missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+    if missing:
         raise InvalidArgumentError(
-            f"the table needs the columns {', '.join(_COLUMNS)} with numbers in each row: {error!r}", field="table"
-        ) from error
-    return tuple(Measurement(int(b), int(p), int(o), itl / 1e3, ttft / 1e3) for b, p, o, itl, ttft in rows)
+            f"the table lacks {', '.join(missing)}; its first line names the columns {', '.join(_COLUMNS)}",
+            field="table",
+        )
+    made = []
+    for entry in reader:
+        try:
+            batch, prompt, output, itl, ttft = (float(entry[name]) for name in _COLUMNS)
+            if not all(0 < value < math.inf for value in (batch, prompt, output, itl, ttft)):
+                raise ValueError
+        except (TypeError, ValueError) as error:
+            raise InvalidArgumentError(
+                f"line {reader.line_num}: expected {len(_COLUMNS)} numbers above 0 ({', '.join(_COLUMNS)})",
+                field="table",
+            ) from error
+        made.append(Measurement(int(batch), int(prompt), int(output), itl / 1e3, ttft / 1e3))
+    return tuple(made)
 
 
 def learn(

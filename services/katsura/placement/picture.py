@@ -33,6 +33,8 @@ def draw(plan: Plan, problem: Problem) -> str:
     colour = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(drawn)}
     parts, y = [], 30.0
     headline = f"${plan.hourly_usd:.2f}/h, gap {plan.gap:.2%}"
+    if not plan.feasible:
+        headline += "; served in part: " + ", ".join(s.name for s in plan.services if s.unmet > 0)
     parts.append(_text(20, y, headline, size=16))
     for name, fill in colour.items():
         y += 16

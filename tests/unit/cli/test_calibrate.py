@@ -13,7 +13,7 @@ from rich.console import Console
 from katsura.cli.calibrate import CalibrateOptions, calibrate, measure, steady_itl_s
 from katsura.cli.exit import Exit
 from katsura.cli.main import run
-from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
+from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, KatsuraError, UnavailableError
 from katsura.placement.calibration import read_devices
 from katsura.placement.cost import ErrorClass, Load
 
@@ -108,3 +108,22 @@ def test_a_trial_that_nobody_asked_for_is_said(tmp_path: Path) -> None:
         calibrate(CalibrateOptions((LAPTOP,), "", table, trials=table), {}, Console(file=io.StringIO()))
     with pytest.raises(InvalidArgumentError, match="--device"):
         calibrate(CalibrateOptions((LAPTOP,), "", table), {}, Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize(
+    ("device", "units", "out", "said"),
+    [
+        ("H900", 1, "c.json", "no device 'H900'"),
+        ("cpu", 0, "c.json", "--units 0: expected 1 or more"),
+        ("cpu", 1, "none/c.json", "cannot be written"),
+        ("cpu", 1, "wrong.json", "wrong.json: calibration"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_timed(
+    tmp_path: Path, device: str, units: int, out: str, said: str
+) -> None:
+    (tmp_path / "wrong.json").write_text("no")
+    with pytest.raises(KatsuraError, match=said):  # nothing answers at this address: timing would say so
+        calibrate(
+            CalibrateOptions((LAPTOP,), device, tmp_path / out, url="http://127.0.0.1:1", units=units), {}, Console()
+        )

@@ -49,7 +49,16 @@ def test_too_few_points_are_refused() -> None:
         learn([Measurement(1, 1, 1, 1, 1)], cards()[0], CORES, F32, Layout(), Coefficients(), "")
 
 
-@pytest.mark.parametrize("text", ["", "batch,prompt\n1,2\n", "batch,prompt,output,itl_ms,ttft_ms\n1,2,3,x,5\n"])
-def test_a_table_without_numbers_is_refused(text: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="columns batch, prompt"):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "lacks batch, prompt"),
+        ("batch,prompt\n1,2\n", "lacks output, itl_ms, ttft_ms"),
+        ("batch,prompt,output,itl_ms,ttft_ms\n1,2,3,4,5\n1,2,3,x,5\n", "line 3: expected 5 numbers above 0"),
+        ("batch,prompt,output,itl_ms,ttft_ms\n1,2,3,-4,5\n", "line 2"),
+        ("batch,prompt,output,itl_ms,ttft_ms\n1,2,3\n", "line 2"),
+    ],
+)
+def test_a_table_without_numbers_is_refused(text: str, said: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=said):
         read_table(text)

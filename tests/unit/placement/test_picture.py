@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 from katsura.placement.picture import draw
 from katsura.placement.planner import plan
 from katsura.placement.problem import Effort, Problem
+from katsura.placement.whatif import changed
 
 
 def test_the_picture_shows_every_taken_accelerator_and_a_dot_per_pattern(small: Problem, effort: Effort) -> None:
@@ -20,3 +21,9 @@ def test_the_picture_shows_every_taken_accelerator_and_a_dot_per_pattern(small: 
     assert drawn <= sum(taken.values()) <= drawn + 8 * sum(more)
     assert sum(any(t.startswith(node) for node in taken) for t in texts) + sum(more) == len(taken)
     assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) > 5
+
+
+def test_the_picture_of_what_does_not_fit_says_so(small: Problem, effort: Effort) -> None:
+    assert "served in part" not in draw(plan(small, effort), small)
+    crowded = changed(small, "demand:big=x99")
+    assert "gap 0.00%; served in part: big<" in draw(plan(crowded, effort, explain=False), crowded)
