@@ -6,9 +6,9 @@
 
 What is left out is a function of the branch and the budget alone. Old raw steps are cut where the path's token count
 passes a multiple of half the room: the shown part grows to the high-water mark (the room), then the cut moves once,
-to the low-water mark, and stays there while the branch grows. So a prompt cache is lost once per half room, never at
-each step, and forks of one step share their prefix. A hint never moves either, and never comes between a question and
-its answer (docs/adr/0007).
+to the low-water mark, and stays there while the branch grows. Summaries are cut likewise, at multiples of half their
+share. So a prompt cache is lost once per half room, never at each step, and forks of one step share their prefix. A
+hint never moves either, and never comes between a question and its answer (docs/adr/0007).
 
 The order of sacrifice: the oldest raw steps, hints, what is stale, the oldest summaries, all of the newest summary but
 its open obligations. Goal, pins, slots, open obligations and the newest step are never dropped: where they do not fit,
@@ -214,19 +214,35 @@ def _choose(
     """
     shown: list[tuple[Shown, Segment]] = []
     left, share = left - newest, min(left // SUMMARY_SHARE, left - newest)
-    for summary, segment in reversed(valid):
-        if not shown and segment.token_count > left:
-            short = _obligations_segment(summary)
-            shown += [(summary, short)] if short else []
-            break
-        spent = _cost(segment for _, segment in shown)
-        if shown and spent + segment.token_count > share:
-            break
-        shown.append((summary, segment))
+    if valid and valid[-1][1].token_count > left:
+        summary, _ = valid[-1]
+        short = _obligations_segment(summary)
+        shown += [(summary, short)] if short else []
+    else:
+        shown += valid[_first_summary(valid, share, room) :]
     left -= _cost(segment for _, segment in shown)
     told = _newest(stale, min(left, room // STALE_SHARE))
     kept = _newest(hints, min(left - _cost(segment for _, segment in told), room // HINT_SHARE))
-    return _Chosen(tuple(reversed(shown)), kept, told)
+    return _Chosen(tuple(shown), kept, told)
+
+
+def _first_summary(valid: Sequence[tuple[Shown, Segment]], share: int, room: int) -> int:
+    """Index of the oldest summary that is shown, by marks along the summaries as steps are cut by theirs."""
+    fit = max(0, len(valid) - 1)
+    left = share - _cost(segment for _, segment in valid[fit:])
+    while fit and valid[fit - 1][1].token_count <= left:
+        fit -= 1
+        left -= valid[fit][1].token_count
+    starts = [shown.node.path_tokens - shown.node.tokens for shown, _ in valid]
+    return _past_mark(starts, fit, room // (SUMMARY_SHARE * LOW_WATER_SHARE))
+
+
+def _past_mark(starts: Sequence[int], fit: int, stride: int) -> int:
+    """The first index from `fit` on that begins at or past a multiple of `stride`, or the last."""
+    if fit >= len(starts):
+        return fit
+    mark = -(-starts[fit] // max(1, stride)) * max(1, stride)
+    return next((i for i in range(fit, len(starts)) if starts[i] >= mark), len(starts) - 1)
 
 
 def _newest(parts: Sequence[tuple[P, Segment]], left: int) -> tuple[tuple[P, Segment], ...]:
@@ -247,9 +263,7 @@ def _first_shown(snapshot: Snapshot, steps: Sequence[Segment], left: int, room: 
     if fit == len(steps) or (fit == 0 and snapshot.steps_rest.node_id == ROOT):
         return fit
     starts = [shown.node.path_tokens - shown.node.tokens for shown in snapshot.steps]
-    stride = max(1, room // LOW_WATER_SHARE)
-    mark = -(-starts[fit] // stride) * stride
-    return next((i for i in range(fit, len(steps)) if starts[i] >= mark), len(steps) - 1)
+    return _past_mark(starts, fit, room // LOW_WATER_SHARE)
 
 
 def _in_path_order(parts: Iterable[tuple[int, Segment]]) -> tuple[Segment, ...]:

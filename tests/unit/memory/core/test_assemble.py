@@ -10,7 +10,7 @@ import pytest
 from katsura.domain.errors import OutOfRangeError, Reason
 from katsura.domain.ids import NodeId
 from katsura.domain.trees import Rest, Step, SummaryBody, SummaryStatus
-from katsura.memory.core.assemble import OVER_BUDGET, Assembly, Dropped, SegmentKind, assemble
+from katsura.memory.core.assemble import OVER_BUDGET, SUMMARY_SHARE, Assembly, Dropped, SegmentKind, assemble
 from katsura.testing.trees import hint_node, snapshot_of, step_nodes, summary_node
 
 STEP_TOKENS = 14
@@ -124,6 +124,27 @@ def test_old_summaries_make_way_before_new_ones() -> None:
     assembly = assemble(snapshot_of(path[4:], summaries), 200, tokenizer=False)
     assert ids(assembly) == [12, 13, 5]
     assert {d.node_id for d in assembly.dropped if d.reason == "over-budget"} == {10, 11}
+
+
+def test_new_summaries_lengthen_the_prefix_until_the_cut_moves_once_by_half_their_share() -> None:
+    path = step_nodes(*[TEXT] * 41)
+    room, before, cuts = 400, (0,), list[int]()
+    for count in range(1, 40):
+        chain = [
+            replace(summary_node(100 + i, path[i : i + 1], SummaryBody("s" * 90)), tokens=40, path_tokens=40 * (i + 1))
+            for i in range(count)
+        ]
+        assembly = assemble(snapshot_of(path[40:], chain), room, tokenizer=False)
+        shown = tuple(s.node_id for s in assembly.segments if s.kind is SegmentKind.SUMMARY)
+        assert shown[-1] == 99 + count, "the newest is shown"
+        assert sum(s.token_count for s in assembly.segments if s.kind is SegmentKind.SUMMARY) <= room // SUMMARY_SHARE
+        if shown[0] == before[0]:
+            assert shown[: len(before)] == before
+        else:
+            cuts.append(count)
+        before = shown
+    assert len(cuts) > 3
+    assert all(later - earlier > 1 for earlier, later in pairwise(cuts[1:])), "not at each summary"
 
 
 def test_the_newest_step_takes_the_room_of_a_summary_only_where_both_do_not_fit() -> None:
