@@ -81,6 +81,8 @@ def test_a_chat_forks_revises_and_is_drawn(serve: Callable[..., Any], katsura: K
     assert json.loads(revised.stdout)["head"] == 2
     assert "trip" in katsura("tree", "list").stdout
     assert katsura("tree", "fork", "trip", "999").returncode == Exit.FAILED
+    unknown = katsura("tree", "show", "nothing")
+    assert "there is no session 'nothing'; `katsura tree list`" in " ".join(unknown.stderr.split())
 
 
 def test_keys_speak_for_tenants_that_do_not_see_each_other(serve: Callable[..., Any], katsura: Katsura) -> None:

@@ -269,6 +269,7 @@ async def test_what_a_session_does_not_have_is_named_as_the_client_wrote_it(
     assert await refused(f"/{session}/fork", branch="elsewhere") == (404, "branch")
     assert await refused(f"/{session}/fork", name="main") == (409, "name")
     assert await refused(f"/{session}/revise", restore_after=999) == (404, "restore_after")
+    assert await refused(f"/{session}/revise", restore_after=2) == (412, "restore_after")
     assert await refused(f"/{session}/revise", restore_after=1, expected_head=1) == (409, "expected_head")
     asked = {"model": MODEL, "messages": [{"role": "user", "content": "y"}]}
     headers = {"x-session-id": session, "x-session-branch": "elsewhere"}

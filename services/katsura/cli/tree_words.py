@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,7 @@ def _leaf(tree: Any, name: str, help_text: str, command: Command, *parents: argp
                 raise
             there = (
                 "list` shows those of this key"
-                if "does not exist" in error.message
+                if re.search("does not exist|there is no session", error.message)
                 else f"show {a.tree}` shows what it has"
             )
             raise NotFoundError(f"{error.message}; `katsura tree {there}") from error

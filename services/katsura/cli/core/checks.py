@@ -125,7 +125,7 @@ def kernels(built: bool, flags: frozenset[str]) -> Finding:
     return warn(
         "kernels",
         "our own were not compiled: models are computed by torch's operators, half as fast",
-        "install a C compiler (apt install gcc libc6-dev), then Katsura again: pip install --force-reinstall --no-deps",
+        "install a C compiler (apt install gcc libc6-dev), then Katsura again: in a clone, rm -r .venv and make run",
     )
 
 

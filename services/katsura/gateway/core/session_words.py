@@ -24,7 +24,7 @@ def session_words(session_id: str = "", node_field: str | None = None) -> Iterat
         node = error.metadata.get("node", "")
         match error.reason:
             case Reason.TREE_NOT_FOUND:
-                error.message = f"there is no session {session_id!r}; make one with POST /v1/sessions"
+                error.message = f"there is no session {session_id!r}"
             case Reason.TREE_EXISTS:
                 error.message = f"session {session_id!r} exists already; choose another id, or none"
                 error.field = "id"
@@ -35,7 +35,8 @@ def session_words(session_id: str = "", node_field: str | None = None) -> Iterat
             case Reason.NODE_NOT_FOUND:
                 error.message, error.field = f"session {session_id!r} has no step {node}", node_field
             case Reason.BAD_BOUNDARY:
-                error.field = node_field
+                head = ", or is its head and leaves nothing to go back from" if node_field == "restore_after" else ""
+                error.message, error.field = f"step {node} is not on this branch{head}", node_field
             case Reason.HEAD_MOVED:
                 error.field = "expected_head"
             case _ if error.field == "page_token":

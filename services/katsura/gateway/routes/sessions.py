@@ -157,9 +157,7 @@ def _named(session_id: str) -> str:
         return checked_name(session_id, "session_id")
     except InvalidArgumentError:
         raise NotFoundError(
-            f"there is no session {session_id!r}; make one with POST /v1/sessions",
-            field="session_id",
-            reason=Reason.TREE_NOT_FOUND,
+            f"there is no session {session_id!r}", field="session_id", reason=Reason.TREE_NOT_FOUND
         ) from None
 
 

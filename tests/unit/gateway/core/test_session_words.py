@@ -45,4 +45,4 @@ def test_what_is_no_matter_of_trees_stays_as_it_is() -> None:
 
 def test_an_unknown_session_and_a_name_that_cannot_be_one_read_the_same() -> None:
     error = told(NotFoundError("tree 's1' does not exist", reason=Reason.TREE_NOT_FOUND, field="tree_id"))
-    assert error.message == "there is no session 's1'; make one with POST /v1/sessions"
+    assert error.message == "there is no session 's1'"
