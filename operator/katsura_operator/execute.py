@@ -80,10 +80,13 @@ class Executor:
             await self._try(obj, self._kube.set_finalizers(obj, (*_finalizers(obj), FINALIZER)))
         if desired.plan is not None:
             await self._store_plan(desired.plan)
+        unseeded = set()
         for body in desired.seeds:
-            await self._try(body, self._kube.apply(body, manager=SEEDER))
+            if not await self._try(body, self._kube.apply(body, manager=SEEDER)):
+                unseeded.add(key_of(body))
         for body in desired.keep:
-            await self._keep(body, seen)
+            if key_of(body) not in unseeded:  # made without its seed, its count would look like somebody's wish
+                await self._keep(body, seen)
         for pod in desired.mark:
             marks = {DRAINING: seen.now, DELETION_COST: _FIRST_TO_GO}
             await self._try(pod, self._kube.annotate(pod, marks))
@@ -139,10 +142,12 @@ class Executor:
         except KatsuraError as error:  # it drains by SIGTERM too
             _LOG.warning("a pod could not be told to drain", pod=name_of(pod), why=error.message)
 
-    async def _try(self, obj: Object, write: Awaitable[object]) -> None:
+    async def _try(self, obj: Object, write: Awaitable[object]) -> bool:
+        """Whether it was written; what kept it is noted."""
         what = "/".join(key_of(obj))
         try:
             await write
+            return True
         except ConflictError as error:
             self._done.conflicts += 1
             _LOG.info("somebody wrote in between; looking again", what=what, why=error.message)
@@ -154,6 +159,7 @@ class Executor:
             _LOG.info("gone meanwhile; looking again", what=what, why=error.message)
         except (PermissionDeniedError, InvalidArgumentError) as error:
             self._refuse(what, error)
+        return False
 
     def _refuse(self, what: str, error: KatsuraError) -> None:
         self._done.refused.append((what, error.message))

@@ -146,6 +146,15 @@ async def test_one_refusal_stops_nothing_else(status: int, conflicts: int, refus
     assert house.server.call("GET", SERVICE.path("n", "b"))
 
 
+@pytest.mark.parametrize("status", [409, 403])
+async def test_what_could_not_be_seeded_is_not_made_without_its_seed(status: int) -> None:
+    house = House()
+    desired = Desired(seeds=[service("a"), service("b")], keep=[service("a"), service("b")])
+    await house.run(desired, lambda method, path: status if method == "PATCH" and path.endswith("/services/a") else 0)
+    assert [by for _, path, by in house.asked if path.endswith("/services/a")] == ["katsura-operator-seed"]
+    assert house.children() == ["services"]
+
+
 @pytest.mark.parametrize(("status", "error"), [(429, ResourceExhaustedError), (503, UnavailableError)])
 async def test_a_server_that_takes_nothing_ends_the_pass(status: int, error: type[KatsuraError]) -> None:
     house = House()
