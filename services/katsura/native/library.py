@@ -97,8 +97,10 @@ def pack(weight: Tensor) -> Tensor:
     if weight.dtype != torch.float32:
         raise FailedPreconditionError(f"Katsura's own kernels compute in f32, not {weight.dtype}", field="kernels")
     rows, width = weight.shape
-    padded = torch.nn.functional.pad(weight, (0, 0, 0, -rows % PANEL))
-    return padded.view(-1, PANEL, width).transpose(1, 2).contiguous()
+    panels = torch.zeros(-(-rows // PANEL), width, PANEL)
+    for panel, part in zip(panels, weight.split(PANEL), strict=True):  # torch is quick at turning small matrices
+        panel[:, : len(part)].copy_(part.t())
+    return panels
 
 
 def unpack(panels: Tensor, out_width: int) -> Tensor:
