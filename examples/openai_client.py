@@ -39,12 +39,12 @@ def main() -> None:
             print(f"\n({chunk.usage.prompt_tokens} prompt + {chunk.usage.completion_tokens} drawn tokens)")
 
     first = client.responses.create(
-        model=model, input="My name is Ada. Please remember it.", max_output_tokens=32, temperature=0
+        model=model, input="What is the capital of Japan?", max_output_tokens=48, temperature=0
     )
     print(f"\nresponse {first.id}\n  {first.output_text}")
-    for question in ("What is my name?", "Greet me by my name."):
+    for question in ("Which food is it famous for?", "And of Norway?"):
         follow_up = client.responses.create(
-            model=model, input=question, previous_response_id=first.id, max_output_tokens=32, temperature=0
+            model=model, input=question, previous_response_id=first.id, max_output_tokens=48, temperature=0
         )
         print(f"> {question}\n  {follow_up.output_text}")
 
