@@ -31,6 +31,7 @@ def usage(door: MemoryDoor, tree: str, as_json: bool, console: Console) -> Exit:
     console.print(f"trees  {took.trees}{_of(quotas.trees, str(quotas.trees))}", highlight=False)
     console.print(f"nodes  {took.nodes}{_of(quotas.nodes, str(quotas.nodes))}", highlight=False)
     console.print(f"bytes  {human_bytes(took.stored_bytes)}{limits}", highlight=False)
+    console.print(f"blocks {took.blocks}", highlight=False)
     if isinstance(found, pb.GetUsageResponse):
         most = _of(quotas.requests_per_minute, str(quotas.requests_per_minute))
         console.print(f"requests this minute  {found.requests_this_minute}{most}", highlight=False)

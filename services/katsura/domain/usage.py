@@ -7,14 +7,21 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Trees, nodes and stored bytes: records, opaque bytes and attachments, without indexes and token ids."""
+    """Trees, nodes, stored bytes (records, opaque bytes, attachments and the versions of blocks that are kept, without
+    indexes and token ids) and blocks."""
 
     trees: int = 0
     nodes: int = 0
     bytes: int = 0
+    blocks: int = 0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(self.trees + other.trees, self.nodes + other.nodes, self.bytes + other.bytes)
+        return Usage(
+            self.trees + other.trees,
+            self.nodes + other.nodes,
+            self.bytes + other.bytes,
+            self.blocks + other.blocks,
+        )
 
 
 @dataclass(frozen=True, slots=True)

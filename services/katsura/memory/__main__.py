@@ -65,7 +65,7 @@ async def main() -> None:
     memory_service_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryServicer(memory, meter), server.grpc)
     work_service_pb2_grpc.add_WorkServiceServicer_to_server(WorkServicer(memory), server.grpc)
     usage_service_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(meter, trees), server.grpc)
-    blocks = BlockServicer(Blocks(RedisBlockStore(store, config.limits.replays)))
+    blocks = BlockServicer(Blocks(RedisBlockStore(store, config.limits.replays, meter.count)))
     block_service_pb2_grpc.add_BlockServiceServicer_to_server(blocks, server.grpc)
     await server.start(
         memory_service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name,

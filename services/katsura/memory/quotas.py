@@ -30,6 +30,7 @@ _ADDS: Final[Mapping[str, tuple[str, ...]]] = {
     "Merge": ("nodes", "bytes"),
     "SetSlots": ("nodes", "bytes"),
     "PutAttachments": ("bytes",),
+    "PutBlock": ("bytes",),
 }
 """Calls that may be refused for what they add. Going back, compressing and erasing stay possible."""
 _FREE: Final = ("GetUsage", "GetTreeUsage")
@@ -160,7 +161,7 @@ def _used(account: _Account, name: str) -> int:
 
 
 def _less(usage: Usage, other: Usage) -> Usage:
-    return usage + Usage(-other.trees, -other.nodes, -other.bytes)
+    return usage + Usage(-other.trees, -other.nodes, -other.bytes, -other.blocks)
 
 
 def _refusal(quota: str, used: int, limit: int, retry_after_s: float | None) -> ResourceExhaustedError:

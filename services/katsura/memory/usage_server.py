@@ -44,7 +44,7 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
 
 
 def _usage_message(usage: Usage) -> pb.Usage:
-    return pb.Usage(trees=usage.trees, nodes=usage.nodes, stored_bytes=usage.bytes)
+    return pb.Usage(trees=usage.trees, nodes=usage.nodes, stored_bytes=usage.bytes, blocks=usage.blocks)
 
 
 def _quotas_message(quotas: Quotas) -> pb.Quotas:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from katsura.domain.blocks import Block, BlockOwner, Content
 from katsura.domain.trees import Request
+from katsura.domain.usage import Usage
 from katsura.state import keys
 from katsura.state.blocks import (
     BLOCKS_MAX,
@@ -17,11 +18,13 @@ from katsura.state.blocks import (
     block_refusal,
     payload_of,
 )
-from katsura.state.connect import Arg, Library, Store
+from katsura.state.connect import Arg, Library, Store, translated
+from katsura.state.usage import Count, uncounted
 
+_INDEXED_MAX: Final = 65536
 BLOCK_FUNCTIONS: Final = Library.read("blocks")
 """Load it with `Store.open(libraries=[...])`."""
-_PARTS: Final = ("values", "names", "history", "expiry", "replays", "order")
+_PARTS: Final = ("values", "names", "history", "expiry", "replays", "order", "bytes")
 
 
 class RedisBlockStore:
@@ -29,11 +32,14 @@ class RedisBlockStore:
 
     Args:
         replays: requests per owner whose answers are remembered.
+        count: is told what each write added.
     """
 
-    def __init__(self, store: Store, replays: int) -> None:
+    def __init__(self, store: Store, replays: int, count: Count = uncounted) -> None:
         self._store = store
         self._replays = replays
+        self._count = count
+        self._indexed: set[BlockOwner] = set()
 
     async def put(
         self,
@@ -47,6 +53,8 @@ class RedisBlockStore:
         """Write a new version."""
         head = self._head(name, expected_version, request)
         answer = await self._call(owner, "put", name, *head, payload_of(content), ttl_ms, BLOCKS_MAX)
+        await self._index(owner)
+        self._added(owner, answer)
         return block_of(name, answer[1])
 
     async def get(self, owner: BlockOwner, name: str) -> Block:
@@ -60,6 +68,7 @@ class RedisBlockStore:
         """Take a value away."""
         head = self._head(name, expected_version, request)
         answer = await self._call(owner, "delete", name, *head, int(forget))
+        self._added(owner, answer)
         return bool(answer[1] == b"1")
 
     async def page(
@@ -75,6 +84,20 @@ class RedisBlockStore:
         """The versions that are kept, newest first."""
         answer = await self._call(owner, "history", name, name, HISTORY_MAX, read_only=True)
         return tuple(block_of(name, stored) for stored in answer[1:])
+
+    async def _index(self, owner: BlockOwner) -> None:
+        """Note who has blocks, once per process."""
+        if owner not in self._indexed:
+            with translated(self._store.url):
+                name = f"{owner.scope.name.lower()}:{owner.owner}"
+                await self._store.client.sadd(keys.block_owners(owner.tenant), name)
+            if len(self._indexed) >= _INDEXED_MAX:
+                self._indexed.clear()
+            self._indexed.add(owner)
+
+    def _added(self, owner: BlockOwner, answer: Sequence[Any]) -> None:
+        if len(answer) > 2:
+            self._count(owner.tenant, Usage(bytes=answer[2], blocks=answer[3]))
 
     def _head(self, name: str, expected: int | None, request: Request) -> tuple[Arg, ...]:
         version = -1 if expected is None else expected

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from katsura.domain.blocks import Block, BlockOwner, Content
+from katsura.domain.ids import TenantId
 from katsura.domain.trees import Request
+from katsura.domain.usage import Usage
 from katsura.state.blocks import (
     BLOCKS_MAX,
     HISTORY_MAX,
@@ -16,6 +18,7 @@ from katsura.state.blocks import (
     block_refusal,
     payload_of,
 )
+from katsura.state.usage import Count, uncounted
 
 T = TypeVar("T")
 
@@ -34,10 +37,12 @@ class TwinBlockStore:
 
     Args:
         replays: requests per owner whose answers are remembered.
+        count: is told what each write added.
     """
 
-    def __init__(self, replays: int) -> None:
+    def __init__(self, replays: int, count: Count = uncounted) -> None:
         self._replays = replays
+        self._count = count
         self._owners: dict[BlockOwner, _Owned] = {}
         self.now_ms = 1
 
@@ -55,7 +60,7 @@ class TwinBlockStore:
         if (seen := self._seen(owned, name, request)) is not None:
             assert isinstance(seen, Block)
             return seen
-        old = self._alive(owned, name)
+        old, before = self._alive(owned, name), _taken(owned)
         self._compare(name, old, expected_version)
         if old is None and sum(self._alive(owned, other) is not None for other in owned.versions) >= BLOCKS_MAX:
             raise block_refusal(name, "TOO_MANY_BLOCKS")
@@ -67,7 +72,12 @@ class TwinBlockStore:
             number = versions[-1].version + 1 if versions else 1
             versions.append(Block(name, content, number, created, self.now_ms))
             del versions[:-HISTORY_MAX]
+        self._count(owner.tenant, _less(_taken(owned), before))
         return self._remember(owned, request, versions[-1])
+
+    def taken(self, tenant: TenantId) -> Usage:
+        """What the blocks of all owners take."""
+        return sum((_taken(owned) for owner, owned in self._owners.items() if owner.tenant == tenant), start=Usage())
 
     async def get(self, owner: BlockOwner, name: str) -> Block:
         """The newest version."""
@@ -83,7 +93,7 @@ class TwinBlockStore:
         owned = self._owners.setdefault(owner, _Owned())
         if (seen := self._seen(owned, name, request)) is not None:
             return bool(seen)
-        old = self._alive(owned, name)
+        old, before = self._alive(owned, name), _taken(owned)
         self._compare(name, old, expected_version)
         if forget:
             owned.versions.pop(name, None)
@@ -93,6 +103,7 @@ class TwinBlockStore:
             owned.versions[name].append(gone)
             del owned.versions[name][:-HISTORY_MAX]
             owned.expires[name] = 0
+        self._count(owner.tenant, _less(_taken(owned), before))
         return self._remember(owned, request, old is not None)
 
     async def page(
@@ -153,3 +164,18 @@ class TwinBlockStore:
             if len(owned.replays) > self._replays:
                 owned.replays.pop(next(iter(owned.replays)))
         return answer
+
+
+def _taken(owned: _Owned) -> Usage:
+    """What one owner takes, as it is stored."""
+    size = sum(_size(block, owned.expires.get(name, 0)) for name, kept in owned.versions.items() for block in kept)
+    return Usage(bytes=size, blocks=sum(not kept[-1].deleted for kept in owned.versions.values()))
+
+
+def _size(block: Block, expires_ms: int) -> int:
+    head = f"{block.version} {block.create_ms} {block.update_ms} {expires_ms} {int(block.deleted)}"
+    return len(head) + 1 + (0 if block.deleted else len(payload_of(block.content)))
+
+
+def _less(usage: Usage, other: Usage) -> Usage:
+    return Usage(bytes=usage.bytes - other.bytes, blocks=usage.blocks - other.blocks)

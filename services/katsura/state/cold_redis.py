@@ -31,9 +31,10 @@ from katsura.state.archive_redis import RedisArchive
 from katsura.state.connect import Arg, Store, translated
 from katsura.state.contents import TreeRef
 from katsura.state.objects import ObjectStore
-from katsura.state.tree_calls import Count, checked, uncounted
+from katsura.state.tree_calls import checked
 from katsura.state.tree_replies import tree_of
 from katsura.state.trees import Limits
+from katsura.state.usage import Count, uncounted
 
 TAKEN_OVER_MS: Final = 5000
 """Silence after which a thaw is taken to be dead, and another one begins anew."""

@@ -188,6 +188,7 @@ def blocks(tenant: str, scope: str, owner: str, part: str) -> bytes:
     - `names` ZSET, all scores 0, of names that hold a value. - `expiry` ZSET name by the millisecond it expires.
     - `history` HASH `<version> <name>` -> as in `values`: the last HISTORY_MAX of each name.
     - `replays` HASH request id -> digest and answer; `order` LIST of request ids, oldest first.
+    - `bytes` STRING counter: what the versions in `history` take.
     """
     return f"katsura:blocks:{{{quoted(tenant)}/{scope}/{quoted(owner)}}}:{part}".encode()
 
@@ -203,3 +204,8 @@ def is_of_store(key: bytes) -> bool:
         return False
     tag = name[1:].partition(b"}")[0] if name.startswith(b"{") else b""
     return b"/" in tag or name.startswith(_OF_STORE)
+
+
+def block_owners(tenant: str) -> bytes:
+    """SET of `<scope>:<owner>` with blocks, for counting them anew. A hint: completed by puts. No TTL."""
+    return f"katsura:block-owners:{quoted(tenant)}".encode()

@@ -14,9 +14,10 @@ from katsura.state import keys
 from katsura.state.connect import Arg, Store, translated
 from katsura.state.contents import TreeRef
 from katsura.state.queue import SEGMENT_STEPS_MAX
-from katsura.state.tree_calls import Count, TreeCalls, uncounted
+from katsura.state.tree_calls import TreeCalls
 from katsura.state.tree_records import known_fields
 from katsura.state.trees import Limits
+from katsura.state.usage import Count, uncounted
 
 _TREES_LOOKED_AT: Final = 32
 _SWEEP_EVERY_S: Final = 10.0

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from katsura.domain.ids import TenantId
 from katsura.domain.trees import (
     Branch,
     Relation,
@@ -28,16 +27,11 @@ from katsura.state.trees import (
     TreeRef,
     refusal,
 )
+from katsura.state.usage import Count, uncounted
 
 MEMORY_FUNCTIONS: Final = Library.read("memory_")
 """Load it with `Store.open(libraries=[...])`."""
 NO_LIMIT: Final = 1 << 52
-Count = Callable[[TenantId, Usage], None]
-"""Is told what each commit added to a tenant's trees."""
-
-
-def uncounted(tenant: TenantId, added: Usage) -> None:
-    """Where nobody keeps sums."""
 
 
 class TreeCalls:

@@ -46,10 +46,8 @@ from katsura.state.slots_redis import RedisSlots
 from katsura.state.tree_calls import (
     MEMORY_FUNCTIONS,
     NO_LIMIT,
-    Count,
     said_of,
     step_arguments,
-    uncounted,
 )
 from katsura.state.tree_records import (
     SALT_BYTES,
@@ -92,6 +90,7 @@ from katsura.state.trees import (
     TreeRef,
     Written,
 )
+from katsura.state.usage import Count, uncounted
 from katsura.state.usage_redis import charges_of, counted_of
 
 __all__ = ["MEMORY_FUNCTIONS", "RedisTreeStore"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from katsura.domain.ids import TenantId
 from katsura.domain.trees import Body, Step
 from katsura.domain.usage import Counted, Quotas, Usage
+from katsura.state.blocks_twin import TwinBlockStore
 from katsura.state.contents import TreeRef
 from katsura.state.tree_records import SALT_BYTES, blob_of, extra_of, record_of
 from katsura.state.twin_tree import TwinForest, TwinTree
@@ -29,8 +30,9 @@ class TwinUsage(TwinForest):
 class TwinUsageStore:
     """Sums and quotas of all tenants of one twin."""
 
-    def __init__(self, trees: TwinUsage) -> None:
+    def __init__(self, trees: TwinUsage, blocks: TwinBlockStore | None = None) -> None:
         self._trees = trees
+        self._blocks = blocks
         self._sums: dict[TenantId, Usage] = {}
         self._quotas: dict[TenantId, Quotas] = {}
         self._requests: dict[tuple[TenantId, int], int] = {}
@@ -43,7 +45,7 @@ class TwinUsageStore:
 
     async def recount(self, tenant: TenantId) -> Counted:
         """Count every tree of a tenant."""
-        counted = self._trees.counted_of(tenant)
+        counted = self._trees.counted_of(tenant) + Counted(self._blocks.taken(tenant) if self._blocks else Usage())
         self._sums[tenant] = counted.usage
         return counted
 

@@ -7,7 +7,7 @@ or dies with a process shows there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -22,6 +22,12 @@ _FIELDS: Final = {
     "completion": "completion_tokens",
     "micros": "micros",
 }
+Count = Callable[[TenantId, Usage], None]
+"""Is told what each commit added to what a tenant takes."""
+
+
+def uncounted(tenant: TenantId, added: Usage) -> None:
+    """Where nobody keeps sums."""
 
 
 @dataclass(frozen=True, slots=True)

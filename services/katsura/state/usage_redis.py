@@ -15,7 +15,7 @@ from katsura.state.usage import Settled, charges_from
 
 _PAGE: Final = 200
 _REQUESTS_KEPT_S: Final = 180
-_SUMS: Final = ("trees", "nodes", "bytes")
+_SUMS: Final = ("trees", "nodes", "bytes", "blocks")
 _QUOTAS: Final = ("quota_trees", "quota_nodes", "quota_bytes", "quota_requests_per_minute")
 
 
@@ -35,13 +35,13 @@ class RedisUsageStore:
         pipeline.expire(counter, _REQUESTS_KEPT_S)
         pipeline.hmget(keys.tenant(tenant), *_QUOTAS)
         with translated(self._store.url):
-            trees, nodes, size, made, _, quotas = await pipeline.execute()
+            *sums, made, _, quotas = await pipeline.execute()
         own = Quotas(*(int(value or 0) for value in quotas)) if any(v is not None for v in quotas) else None
-        return Settled(Usage(max(0, trees), max(0, nodes), max(0, size)), made, own)
+        return Settled(Usage(*(max(0, found) for found in sums)), made, own)
 
     async def recount(self, tenant: TenantId) -> Counted:
-        """Count every tree of a tenant."""
-        total, after = Counted(Usage()), b"-"
+        """Count every tree of a tenant, and its blocks."""
+        total, after = Counted(await self._blocks(tenant)), b"-"
         while True:
             with translated(self._store.url):
                 found: Any = await self._store.client.zrangebylex(
@@ -67,6 +67,18 @@ class RedisUsageStore:
             else:
                 mapping: Mapping[Any, int] = {field: getattr(quotas, field[6:]) for field in _QUOTAS}
                 await self._store.client.hset(name, mapping=mapping)
+
+    async def _blocks(self, tenant: TenantId) -> Usage:
+        """What the blocks of all owners take."""
+        with translated(self._store.url):
+            found: Any = await self._store.client.smembers(keys.block_owners(tenant))
+        pipeline = self._store.client.pipeline(transaction=False)
+        for scope, _, owner in (name.decode().partition(":") for name in found):
+            pipeline.get(keys.blocks(tenant, scope, owner, "bytes"))
+            pipeline.zcard(keys.blocks(tenant, scope, owner, "names"))
+        with translated(self._store.url):
+            answers = await pipeline.execute() if found else []
+        return Usage(bytes=sum(int(size or 0) for size in answers[::2]), blocks=sum(answers[1::2]))
 
     async def _count(self, tenant: TenantId, trees: Sequence[str]) -> list[Counted]:
         pipeline = self._store.client.pipeline(transaction=False)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from katsura.domain.blocks import BlockOwner, BlockScope, Content
 from katsura.domain.errors import Reason, ResourceExhaustedError
 from katsura.domain.ids import TenantId
 from katsura.domain.trees import TreePolicy
 from katsura.domain.usage import Quotas, Usage
 from katsura.memory.quotas import Meter
+from katsura.state.blocks_twin import TwinBlockStore
 from katsura.state.trees import Limits, NewTree
 from katsura.state.trees_twin import TwinTreeStore
 from katsura.state.twin_usage import TwinUsageStore
@@ -32,7 +34,8 @@ class HandClock:
 class House:
     def __init__(self, quotas: Quotas) -> None:
         self.trees, self.clock = TwinTreeStore(Limits()), HandClock()
-        self.sums = TwinUsageStore(self.trees)
+        self.blocks = TwinBlockStore(4, lambda tenant, added: self.meter.count(tenant, added))
+        self.sums = TwinUsageStore(self.trees, self.blocks)
         self.meter = Meter(self.sums, quotas, self.clock)
 
     async def refused(self, method: str) -> ResourceExhaustedError:
@@ -126,3 +129,14 @@ async def test_what_could_not_be_settled_is_kept() -> None:
         await house.meter.usage(ACME, recount=False)
     house.meter._store = up
     assert (await house.meter.usage(ACME, recount=False))[0].usage == Usage(1, 2, 3)
+
+
+async def test_blocks_are_refused_where_bytes_are_used_up_and_may_still_be_deleted() -> None:
+    house = House(Quotas(bytes=100))
+    owner = BlockOwner(ACME, BlockScope.TENANT)
+    await house.meter.admit("PutBlock", ACME)
+    await house.blocks.put(owner, "notes", Content(b"x" * 200), None, 0, NO_REQUEST)
+    assert (await house.refused("PutBlock")).metadata["quota"] == "bytes"
+    await house.meter.admit("DeleteBlock", ACME)
+    await house.blocks.delete(owner, "notes", None, True, NO_REQUEST)
+    await house.meter.admit("PutBlock", ACME)

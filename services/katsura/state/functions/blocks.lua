@@ -1,5 +1,5 @@
 -- Blocks: named values with history. Keys and formats: state/keys.py.
--- Called with KEYS = values, names, history, expiry, replays, order of one owner. Answers {'OK', ...} or {reason, ...}.
+-- Called with KEYS = values, names, history, expiry, replays, order, bytes of one owner. Answers {'OK', ...} or {reason, ...}.
 
 local PURGED_PER_WRITE = 16
 
@@ -25,9 +25,37 @@ local function encode(version, created, now, expires, deleted, payload)
   return string.format('%d %d %d %d %d\n', version, created, now, expires, deleted) .. payload
 end
 
+-- What the owner takes: bytes of all versions that are kept, and blocks. A version of us that did not count leaves `bytes`
+-- out: it is counted once, from the history, and all of it is told as added.
+local function taken(keys)
+  local size, added = redis.call('GET', keys[7]), 0
+  if not size then
+    for _, field in ipairs(redis.call('HKEYS', keys[3])) do added = added + redis.call('HSTRLEN', keys[3], field) end
+    redis.call('SET', keys[7], added)
+  end
+  return {size = tonumber(size or 0), blocks = size and redis.call('ZCARD', keys[2]) or 0}
+end
+
+-- Keep a version in the history, and drop the one that is too old.
+local function keep(keys, version, name, stored, kept)
+  local new, old = version .. ' ' .. name, (version - kept) .. ' ' .. name
+  local before = redis.call('HSTRLEN', keys[3], new) + redis.call('HSTRLEN', keys[3], old)
+  redis.call('HSET', keys[3], new, stored)
+  redis.call('HDEL', keys[3], old)
+  redis.call('INCRBY', keys[7], #stored - before)
+end
+
+-- An answer with what the call has added behind it: bytes and blocks.
+local function with_added(keys, before, answer)
+  answer[3] = tonumber(redis.call('GET', keys[7])) - before.size
+  answer[4] = redis.call('ZCARD', keys[2]) - before.blocks
+  return answer
+end
+
 local function forget(keys, name, block, kept)
   local values, names, history, expiry = unpack(keys)
   for version = math.max(1, block.version - kept + 1), block.version do
+    redis.call('DECRBY', keys[7], redis.call('HSTRLEN', history, version .. ' ' .. name))
     redis.call('HDEL', history, version .. ' ' .. name)
   end
   redis.call('HDEL', values, name)
@@ -67,7 +95,7 @@ local function moved(block, now, expected)
 end
 
 -- ARGV: replays kept, request, digest, versions kept, name, expected version (-1: any), payload, ttl ms, most blocks.
--- {'OK', stored}
+-- {'OK', stored, bytes added, blocks added}; where it repeats an answer, without what was added.
 register('put', function(keys, args)
   local again = replay(keys, args)
   if again then return again end
@@ -76,6 +104,7 @@ register('put', function(keys, args)
   local lost = moved(block, now, tonumber(args[6]))
   if lost then return lost end
   if not alive(block, now) and redis.call('ZCARD', keys[2]) >= tonumber(args[9]) then return {'TOO_MANY_BLOCKS'} end
+  local before = taken(keys)
   purge(keys, now, kept)
   block = load(keys[1], name)
   local expires = tonumber(args[8]) > 0 and now + tonumber(args[8]) or 0
@@ -85,14 +114,14 @@ register('put', function(keys, args)
   end
   local stored = encode(version, created, updated, expires, 0, payload)
   redis.call('HSET', keys[1], name, stored)
-  redis.call('HSET', keys[3], version .. ' ' .. name, stored)
-  redis.call('HDEL', keys[3], (version - kept) .. ' ' .. name)
+  keep(keys, version, name, stored, kept)
   redis.call('ZADD', keys[2], 0, name)
   if expires > 0 then redis.call('ZADD', keys[4], expires, name) else redis.call('ZREM', keys[4], name) end
-  return remember(keys, args, stored)
+  return with_added(keys, before, remember(keys, args, stored))
 end)
 
--- ARGV: replays kept, request, digest, versions kept, name, expected version (-1: any), forget (1). {'OK', '1' or '0'}
+-- ARGV: replays kept, request, digest, versions kept, name, expected version (-1: any), forget (1).
+-- {'OK', '1' or '0', bytes added, blocks added}
 register('delete', function(keys, args)
   local again = replay(keys, args)
   if again then return again end
@@ -100,19 +129,18 @@ register('delete', function(keys, args)
   local block = load(keys[1], name)
   local lost = moved(block, now, tonumber(args[6]))
   if lost then return lost end
-  local was = alive(block, now) and '1' or '0'
+  local was, before = alive(block, now) and '1' or '0', taken(keys)
   if block and args[7] == '1' then
     forget(keys, name, block, kept)
   elseif was == '1' then
     local version = block.version + 1
     local stored = encode(version, block.created, now, 0, 1, '')
     redis.call('HSET', keys[1], name, stored)
-    redis.call('HSET', keys[3], version .. ' ' .. name, stored)
-    redis.call('HDEL', keys[3], (version - kept) .. ' ' .. name)
+    keep(keys, version, name, stored, kept)
     redis.call('ZREM', keys[2], name)
     redis.call('ZREM', keys[4], name)
   end
-  return remember(keys, args, was)
+  return with_added(keys, before, remember(keys, args, was))
 end, {'allow-oom'})
 
 -- ARGV: name. {'OK', stored}

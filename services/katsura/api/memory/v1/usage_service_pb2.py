@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)katsura/api/memory/v1/usage_service.proto\x12\x15katsura.api.memory.v1\";\n\x05Usage\x12\r\n\x05trees\x18\x01 \x01(\x03\x12\r\n\x05nodes\x18\x02 \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x03 \x01(\x03\"Y\n\x06Quotas\x12\r\n\x05trees\x18\x01 \x01(\x03\x12\r\n\x05nodes\x18\x02 \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x03 \x01(\x03\x12\x1b\n\x13requests_per_minute\x18\x04 \x01(\x03\"\x9c\x01\n\nAgentUsage\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x03 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x03\x12\x15\n\rcached_tokens\x18\x05 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x03\x12\x0e\n\x06micros\x18\x07 \x01(\x03\"\"\n\x0fGetUsageRequest\x12\x0f\n\x07recount\x18\x01 \x01(\x08\"\xbf\x01\n\x10GetUsageResponse\x12+\n\x05usage\x18\x01 \x01(\x0b\x32\x1c.katsura.api.memory.v1.Usage\x12-\n\x06quotas\x18\x02 \x01(\x0b\x32\x1d.katsura.api.memory.v1.Quotas\x12\x1c\n\x14requests_this_minute\x18\x03 \x01(\x03\x12\x31\n\x06\x61gents\x18\x04 \x03(\x0b\x32!.katsura.api.memory.v1.AgentUsage\"&\n\x13GetTreeUsageRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\"v\n\x14GetTreeUsageResponse\x12+\n\x05usage\x18\x01 \x01(\x0b\x32\x1c.katsura.api.memory.v1.Usage\x12\x31\n\x06\x61gents\x18\x02 \x03(\x0b\x32!.katsura.api.memory.v1.AgentUsage2\xd4\x01\n\x0cUsageService\x12[\n\x08GetUsage\x12&.katsura.api.memory.v1.GetUsageRequest\x1a\'.katsura.api.memory.v1.GetUsageResponse\x12g\n\x0cGetTreeUsage\x12*.katsura.api.memory.v1.GetTreeUsageRequest\x1a+.katsura.api.memory.v1.GetTreeUsageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)katsura/api/memory/v1/usage_service.proto\x12\x15katsura.api.memory.v1\"K\n\x05Usage\x12\r\n\x05trees\x18\x01 \x01(\x03\x12\r\n\x05nodes\x18\x02 \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06\x62locks\x18\x04 \x01(\x03\"Y\n\x06Quotas\x12\r\n\x05trees\x18\x01 \x01(\x03\x12\r\n\x05nodes\x18\x02 \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x03 \x01(\x03\x12\x1b\n\x13requests_per_minute\x18\x04 \x01(\x03\"\x9c\x01\n\nAgentUsage\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x03 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x03\x12\x15\n\rcached_tokens\x18\x05 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x03\x12\x0e\n\x06micros\x18\x07 \x01(\x03\"\"\n\x0fGetUsageRequest\x12\x0f\n\x07recount\x18\x01 \x01(\x08\"\xbf\x01\n\x10GetUsageResponse\x12+\n\x05usage\x18\x01 \x01(\x0b\x32\x1c.katsura.api.memory.v1.Usage\x12-\n\x06quotas\x18\x02 \x01(\x0b\x32\x1d.katsura.api.memory.v1.Quotas\x12\x1c\n\x14requests_this_minute\x18\x03 \x01(\x03\x12\x31\n\x06\x61gents\x18\x04 \x03(\x0b\x32!.katsura.api.memory.v1.AgentUsage\"&\n\x13GetTreeUsageRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\"v\n\x14GetTreeUsageResponse\x12+\n\x05usage\x18\x01 \x01(\x0b\x32\x1c.katsura.api.memory.v1.Usage\x12\x31\n\x06\x61gents\x18\x02 \x03(\x0b\x32!.katsura.api.memory.v1.AgentUsage2\xd4\x01\n\x0cUsageService\x12[\n\x08GetUsage\x12&.katsura.api.memory.v1.GetUsageRequest\x1a\'.katsura.api.memory.v1.GetUsageResponse\x12g\n\x0cGetTreeUsage\x12*.katsura.api.memory.v1.GetTreeUsageRequest\x1a+.katsura.api.memory.v1.GetTreeUsageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,19 +32,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'katsura.api.memory.v1.usage
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_USAGE']._serialized_start=68
-  _globals['_USAGE']._serialized_end=127
-  _globals['_QUOTAS']._serialized_start=129
-  _globals['_QUOTAS']._serialized_end=218
-  _globals['_AGENTUSAGE']._serialized_start=221
-  _globals['_AGENTUSAGE']._serialized_end=377
-  _globals['_GETUSAGEREQUEST']._serialized_start=379
-  _globals['_GETUSAGEREQUEST']._serialized_end=413
-  _globals['_GETUSAGERESPONSE']._serialized_start=416
-  _globals['_GETUSAGERESPONSE']._serialized_end=607
-  _globals['_GETTREEUSAGEREQUEST']._serialized_start=609
-  _globals['_GETTREEUSAGEREQUEST']._serialized_end=647
-  _globals['_GETTREEUSAGERESPONSE']._serialized_start=649
-  _globals['_GETTREEUSAGERESPONSE']._serialized_end=767
-  _globals['_USAGESERVICE']._serialized_start=770
-  _globals['_USAGESERVICE']._serialized_end=982
+  _globals['_USAGE']._serialized_end=143
+  _globals['_QUOTAS']._serialized_start=145
+  _globals['_QUOTAS']._serialized_end=234
+  _globals['_AGENTUSAGE']._serialized_start=237
+  _globals['_AGENTUSAGE']._serialized_end=393
+  _globals['_GETUSAGEREQUEST']._serialized_start=395
+  _globals['_GETUSAGEREQUEST']._serialized_end=429
+  _globals['_GETUSAGERESPONSE']._serialized_start=432
+  _globals['_GETUSAGERESPONSE']._serialized_end=623
+  _globals['_GETTREEUSAGEREQUEST']._serialized_start=625
+  _globals['_GETTREEUSAGEREQUEST']._serialized_end=663
+  _globals['_GETTREEUSAGERESPONSE']._serialized_start=665
+  _globals['_GETTREEUSAGERESPONSE']._serialized_end=783
+  _globals['_USAGESERVICE']._serialized_start=786
+  _globals['_USAGESERVICE']._serialized_end=998
 # @@protoc_insertion_point(module_scope)

@@ -20,29 +20,35 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Usage(_message.Message):
-    """What trees take."""
+    """What trees and blocks take."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TREES_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     STORED_BYTES_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
     trees: _builtins.int
     """Trees."""
     nodes: _builtins.int
     """Nodes of all kinds."""
     stored_bytes: _builtins.int
-    """Bytes of content as it is stored: steps, summaries, opaque bytes and attachments, without indexes and token ids."""
+    """Bytes of content as it is stored: steps, summaries, opaque bytes and attachments, without indexes and token ids; of a
+    tenant, the versions of its blocks that are kept, too.
+    """
+    blocks: _builtins.int
+    """Blocks of all owners; 0 where one tree is told."""
     def __init__(
         self,
         *,
         trees: _builtins.int = ...,
         nodes: _builtins.int = ...,
         stored_bytes: _builtins.int = ...,
+        blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "stored_bytes", b"stored_bytes", "trees", b"trees"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "nodes", b"nodes", "stored_bytes", b"stored_bytes", "trees", b"trees"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -63,7 +69,7 @@ class Quotas(_message.Message):
     nodes: _builtins.int
     """Nodes."""
     stored_bytes: _builtins.int
-    """Bytes of content."""
+    """Bytes of content, blocks included."""
     requests_per_minute: _builtins.int
     """Requests of any kind."""
     def __init__(
