@@ -18,7 +18,7 @@ from katsura.domain.trees import (
 )
 from katsura.state import keys
 from katsura.state.connect import Store, translated
-from katsura.state.tree_calls import NO_LIMIT, Count, TreeCalls, uncounted
+from katsura.state.tree_calls import NO_LIMIT, TreeCalls
 from katsura.state.tree_replies import (
     event_of,
 )
@@ -29,6 +29,7 @@ from katsura.state.trees import (
     TreeRef,
     compacted,
 )
+from katsura.state.usage import Count, uncounted
 
 _EVENTS_PER_READ: Final = 256
 _TAIL_EVENTS: Final = 1024
