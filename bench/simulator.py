@@ -8,7 +8,7 @@ coefficients, the way between shard and members), six others are not: their mean
 throughput are simulated by the planner's own simulator and compared. Rounds go through all configurations in turn, and
 the median round of each counts. Both sides are compared as the clock says, and without the time that the kernel says
 our compute processes waited for a core (schedstat): on a quiet machine that is the same number. Two replicas share
-the cores that the gateway, the other services and this program leave them.
+the cores that the gateway, the other services and this program leave them; requests go to the one that they went to.
 
 Then a trace of many sessions is replayed over a made-up cluster, with a replan on the way: seconds, memory, moves.
 """
@@ -36,6 +36,7 @@ from types import MappingProxyType
 from typing import Any
 
 import httpx
+from placing.mates import mates
 from rich.progress import Progress
 
 from katsura.placement import calibration, catalogue
@@ -415,7 +416,11 @@ def simulated(known: Calibration, card: ModelCard, run: Run) -> Outcome:
     made, problem = placed(known, card, run.setup, load)
     assert made.feasible, f"{run.setup.name}: {made.refused}"
     zero = min(a.begun for a in run.answers)
-    arrivals = [Arrival(a.begun - zero, "demo", i, a.prompt, a.output) for i, a in enumerate(run.answers)]
+    # Which replica a request went to is the router's doing, not the simulator's: both are given the same.
+    homes = mates([a.times for a in run.answers]) if run.setup.replicas > 1 else range(len(run.answers))
+    arrivals = [
+        Arrival(a.begun - zero, "demo", home, a.prompt, a.output) for home, a in zip(homes, run.answers, strict=True)
+    ]
     # Waiting for a core is part of what the clock says; where it was taken out of the real times, there is none here.
     room = max(0.1, (os.cpu_count() or 1) - run.others) if run.calm >= 1 else float(run.setup.replicas)
     return simulate(made, problem, sorted(arrivals, key=lambda a: a.at_s), cores={"here-0": room}).services["demo"]

@@ -26,6 +26,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     import placing.artefact
     import placing.bound
     import placing.helix
+    import placing.mates
     import placing.neighbours
     import placing.points
     import placing.rivals
@@ -209,3 +210,15 @@ def test_a_measured_neighbour_tells_more_than_one_of_another_version(bench: Modu
     made = bench.prediction.Decision((row(32), row(16)), near.seconds * 0.8, 1.0)
     ((pick, _),) = bench.neighbours.choose_warily([made], {**told, "16-1": replace(near, seconds=near.seconds / 2)})
     assert pick.batch == 16
+
+
+def test_requests_of_one_batch_are_known_by_the_instants_of_their_tokens(bench: ModuleType) -> None:
+    draw = random.Random(1)
+
+    def drawn(first: float, step_s: float, count: int) -> list[float]:
+        return [first + i * step_s + draw.uniform(0, 0.001) for i in range(count)]
+
+    one, late, other = drawn(0.0, 0.06, 40), drawn(0.6, 0.06, 30), drawn(0.03, 0.071, 40)
+    found = bench.mates.mates([one, other, late, drawn(5.0, 0.06, 4)])
+    assert found[0] == found[2]
+    assert len(set(found)) == 3
