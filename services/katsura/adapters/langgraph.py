@@ -32,6 +32,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from katsura.adapters.captions import caption
 from katsura.adapters.checkpoints import Key, Record
+from katsura.adapters.messages import Remembered
 from katsura.adapters.threads import Threads
 from katsura.domain.errors import InvalidArgumentError
 from katsura.sdk.sync import Katsura
@@ -52,6 +53,7 @@ class KatsuraSaver(BaseCheckpointSaver[int]):
         super().__init__(serde=serde or JsonPlusSerializer(pickle_fallback=False))
         # Whoever serialises in another way may not want the store to read values: no line says what they are then.
         self._readable = type(self.serde) is JsonPlusSerializer
+        self._dumps = Remembered(self.serde).dumps_typed if self._readable else self.serde.dumps_typed
         self._katsura = katsura
         self._threads = Threads(katsura.memory)
 
@@ -198,7 +200,7 @@ class KatsuraSaver(BaseCheckpointSaver[int]):
             checkpoint["channel_versions"],
             new_versions,
             checkpoint["channel_values"],
-            self.serde.dumps_typed,
+            self._dumps,
             caption(kept, checkpoint["channel_values"], new_versions) if self._readable else "",
         )
         return _config(key, checkpoint["id"])
