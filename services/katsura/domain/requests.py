@@ -27,7 +27,7 @@ class Request:
 
 def request_of(request_id: str, operation: str, *fields: object) -> Request:
     """The identity of a call: a digest over its named fields, so that the wire's encoding never matters."""
-    text = json.dumps([operation, *fields], default=_plain, sort_keys=True, separators=(",", ":"))
+    text = _ENCODER.encode([operation, *fields])
     return Request(request_id, blake2b(text.encode(), digest_size=16).hexdigest())
 
 
@@ -47,3 +47,6 @@ def _plain(value: object) -> object:
 def _fields(kind: Any) -> tuple[tuple[str, object], ...]:
     """Names of fields, and the value at which each is left out (one that none has, for most)."""
     return tuple((f.name, f.default if f.metadata.get("late") else _fields) for f in dataclass_fields(kind))
+
+
+_ENCODER: Final = json.JSONEncoder(default=_plain, sort_keys=True, separators=(",", ":"))

@@ -51,6 +51,7 @@ from katsura.domain.trees import (
 SALT_BYTES: Final = 16
 HASH_BYTES: Final = 32
 _NO_COST: Final = Cost()
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 _TOMBSTONE: Final = b',"x":1}'
 """How the record of a redacted node ends."""
 _MERGE_IGNORES: Final = ("i", "o")
@@ -285,7 +286,7 @@ def unpack_ids(data: bytes) -> tuple[int, ...]:
 
 
 def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def _sized(data: bytes) -> bytes:

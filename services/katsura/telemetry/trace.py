@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -12,15 +12,15 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _TRACER = trace.get_tracer("katsura")
+_NOTHING: AbstractContextManager[Span] = nullcontext(trace.INVALID_SPAN)
 
 Attributes = Mapping[str, str | int | float | bool]
 
 
-@contextmanager
 def span(
     name: str, attributes: Attributes | None = None, *, parent: str = "", kind: SpanKind = SpanKind.INTERNAL
-) -> Iterator[Span]:
-    """Open a span for the block; an exception marks it as failed.
+) -> AbstractContextManager[Span]:
+    """Open a span for the block; an exception marks it as failed. Where nothing is traced it is nothing.
 
     Args:
         name: a `SPAN_*` of `names`.
@@ -28,6 +28,14 @@ def span(
         parent: W3C traceparent of a remote parent; empty takes the current span.
         kind: OpenTelemetry span kind.
     """
+    traced = parent or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    if not traced and not trace.get_current_span().get_span_context().is_valid:
+        return _NOTHING
+    return _span(name, attributes, parent, kind)
+
+
+@contextmanager
+def _span(name: str, attributes: Attributes | None, parent: str, kind: SpanKind) -> Iterator[Span]:
     context = _PROPAGATOR.extract({"traceparent": parent}) if parent else None
     with _TRACER.start_as_current_span(
         name, context=context, kind=kind, attributes=attributes, record_exception=False, set_status_on_exception=False
