@@ -184,3 +184,34 @@ async def test_a_roll_up_is_found_live_and_redacted_with_its_steps(store: TreeSt
     assert isinstance(top.body, Summary)
     assert gone.body == replace(top.body, body=SummaryBody("[redacted]"))
     assert (await store.redact(ref, [made[2].node_id], NO_REQUEST))[0] == (made[2].node_id, top.node_id)
+
+
+async def judge(store: TreeStore, ref: TreeRef, node_id: int, judgement: Judgement) -> Written:
+    (node,) = await store.nodes(ref, [node_id], BIG)
+    return await store.judge(ref, "", node, judgement, NO_REQUEST)
+
+
+async def test_a_roll_up_cannot_turn_valid_over_a_summary_that_failed(store: TreeStore, ref: TreeRef) -> None:
+    made = [node.node_id for node in await subgoals(store, ref, 4)]
+    over = (await roll(store, ref, await store.nodes(ref, made[:2], BIG))).node.node_id
+    await judge(store, ref, made[0], FAILED)
+    await refused(FailedPreconditionError, Reason.BAD_BOUNDARY, judge(store, ref, over, VALID))
+    assert over not in await chain(store, ref)
+    await judge(store, ref, made[0], VALID)
+    await judge(store, ref, over, VALID)
+    assert await chain(store, ref) == [made[3], made[2], over]
+
+
+async def test_of_two_roll_ups_over_one_summary_only_one_turns_valid(store: TreeStore, ref: TreeRef) -> None:
+    made = [node.node_id for node in await subgoals(store, ref, 4)]
+    first = (await roll(store, ref, await store.nodes(ref, made[:2], BIG), FAILED)).node.node_id
+    second = (await roll(store, ref, await store.nodes(ref, made[:3], BIG))).node.node_id
+    await refused(FailedPreconditionError, Reason.BAD_BOUNDARY, judge(store, ref, first, VALID))
+    await judge(store, ref, second, FAILED)
+    await judge(store, ref, first, VALID)
+    assert await chain(store, ref) == [made[3], made[2], first]
+    await refused(FailedPreconditionError, Reason.BAD_BOUNDARY, judge(store, ref, second, VALID))
+    await judge(store, ref, made[1], FAILED)
+    (node,) = await store.nodes(ref, [first], BIG)
+    assert node.judgement is not None
+    assert node.judgement.status is SummaryStatus.FAILED, "the failure finds the one that stands"

@@ -23,9 +23,10 @@ from katsura.testing.tree_life import NAMES, Operation, live
 branches = st.sampled_from(NAMES)
 small = st.integers(0, 6)
 often = ["grow", "grow", "effect", "compress", "lie", "revise", "fork", "assemble"] * 6
-seldom = ["attach", "redact", "search", "switch", "slot", "rollback", "subgoals", "merge"]
+seldom = ["attach", "redact", "search", "switch", "slot", "rollback", "subgoals", "subgoals", "merge"]
 structural = ["rest", "rest", "replace", "invalidate", "revalidate", "wait", "resume", "collect"]
-operations = st.tuples(st.sampled_from(often + seldom + structural), branches, small, st.booleans())
+judging = ["verdict", "verdict", "lease"]
+operations = st.tuples(st.sampled_from(often + seldom + structural + judging), branches, small, st.booleans())
 lives = st.lists(operations, max_size=30)
 
 

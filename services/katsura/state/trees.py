@@ -272,7 +272,8 @@ class TreeStore(
         fence: Fence | None = None,
     ) -> Written:
         """Replace what is known about a summary, if it is still what `summary` shows (else HEAD_MOVED). One that turns
-        VALID and continues the branch's chain becomes its summary. With `fence` it is the result of a task."""
+        VALID and continues the branch's chain becomes its summary; a roll-up cannot turn VALID while a summary under it
+        is not, or has another VALID one over it (BAD_BOUNDARY). With `fence` it is the result of a task."""
         ...
 
     async def summaries(self, ref: TreeRef, branch: str, most: int) -> tuple[tuple[Node, bool], ...]:

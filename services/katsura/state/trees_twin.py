@@ -221,6 +221,8 @@ class TwinTreeStore(
                 raise refusal(ref, "NODE_NOT_FOUND", str(summary.node_id))
             if summary.judgement is None or node.judgement.version != summary.judgement.version:
                 raise refusal(ref, "HEAD_MOVED", str(found.head), found.name)
+            if judgement.status is SummaryStatus.VALID:
+                state.stand(node)
             node = replace(node, judgement=replace(judgement, version=node.judgement.version + 1))
             state.nodes[node.node_id] = node
             failed = state.fail(node.node_id) if judgement.status is SummaryStatus.FAILED else []

@@ -342,6 +342,15 @@ class TwinTree:
             yield self.nodes[at]
             at = self.rolled(self.nodes[at].parent_id)
 
+    def stand(self, node: Node) -> None:
+        """Let a roll-up stand over its parts. Raises BAD_BOUNDARY where one is not VALID, or has another VALID one."""
+        parts = node.body.parts if isinstance(node.body, Summary) else ()
+        for part in parts:
+            over = self.rollups.get(part, node.node_id)
+            if not self.valid(part) or (over != node.node_id and self.valid(over)):
+                raise refusal(self.ref, "BAD_BOUNDARY", str(part))
+        self.rollups.update(dict.fromkeys(parts, node.node_id))
+
     def fail(self, node_id: NodeId) -> list[NodeId]:
         """What a summary's failure leads to: the roll-ups over it fail too; their ids."""
         failed: list[NodeId] = []

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Final
 
-from katsura.domain.errors import KatsuraError, NotFoundError, OutOfRangeError, UnavailableError
+from katsura.domain.errors import ConflictError, KatsuraError, NotFoundError, OutOfRangeError, UnavailableError
 from katsura.domain.ids import NodeId, TenantId, TreeId
 from katsura.domain.trees import (
     REDACTED,
@@ -29,6 +29,7 @@ from katsura.domain.trees import (
     SummaryBody,
     SummaryStatus,
     TreePolicy,
+    Verdict,
     Wait,
     WaitKind,
     cover_digest,
@@ -38,6 +39,7 @@ from katsura.memory.core.merge import ConflictPolicy
 from katsura.memory.core.slots import SlotWrite
 from katsura.memory.operations import Write
 from katsura.memory.service import Assembled, Memory
+from katsura.memory.summaries import Outside
 from katsura.state.contents import Scope, TreeChange
 from katsura.state.trees import TreeRef, TreeStore, Written
 
@@ -65,6 +67,7 @@ class Life:
         self.watched_from, self.resumed = 1, dict[int, int]()
         self.rests: dict[int, tuple[NodeId, ...]] = {}
         self.invalidated, self.looked_at = set[int](), set[int]()
+        self.judged: dict[int, int] = {}
         self.log: list[object] = []
 
     async def begin(self) -> None:
@@ -98,6 +101,8 @@ class Life:
             "merge": lambda: self._merge(number, branch, amount, flag),
             "slot": lambda: self._slot(number, branch, amount, flag),
             "rollback": lambda: self._rollback(number, branch, amount),
+            "verdict": lambda: self._verdict(number, branch, amount, flag),
+            "lease": lambda: self._lease(number, branch, amount, flag),
             "switch": lambda: self.memory.update_tree(self.ref, f"u{number}", TreeChange(default_branch=branch)),
         }
         try:
@@ -106,7 +111,7 @@ class Life:
             self.log.append((kind, type(error).__name__, error.reason))
             return
         before = (await self.memory.get_tree(self.ref))[0].revision
-        if kind not in ("assemble", "attach", "subgoals", "collect"):
+        if kind not in ("assemble", "attach", "subgoals", "collect", "lease"):
             assert await act[kind]() == first, "I10: the same request answers the same"
         await self.memory.close()
         tree, _ = await self.memory.get_tree(self.ref)
@@ -416,6 +421,38 @@ class Life:
                 assert isinstance(node.body, Slot)
                 self._note(branch, node.body.key, [*self._values(branch, node.body.key), node.body.value])
         return merged
+
+    async def _verdict(self, number: int, branch: str, amount: int, flag: bool) -> object:
+        """Somebody outside finds a summary, or a roll-up, right or wrong."""
+        found = await self.memory.trees.nodes(self.ref, await self._summaries(), 1 << 30)
+        judged = found[amount % len(found)].node_id if found else amount + 1
+        verdict = Verdict.PASS if flag else Verdict.FAIL
+        self.judged.setdefault(number, judged)
+        outside = Outside("somebody", verdict, Verdict.UNSPECIFIED, "", 0)
+        return await self.memory.maintain(self.ref, f"j{number}", branch, self.judged[number], (), outside)
+
+    async def _summaries(self) -> list[int]:
+        tree, _ = await self.memory.get_tree(self.ref)
+        nodes = await self.memory.get_nodes(self.ref, range(1, tree.node_count + 1))
+        return [node.node_id for node in nodes if isinstance(node.body, Summary)]
+
+    async def _lease(self, number: int, branch: str, amount: int, flag: bool) -> object:
+        """A branch that is taken is written under its token only, and everybody's once it is given back."""
+        token = (await self.memory.acquire_lease(self.ref, branch, f"holder {amount}", 3600)).lease_token
+        for wrong in (0, token - 1 or token + 1):
+            write = Write("", self.ref, branch, None, True, wrong)
+            told = ""
+            try:
+                await self.memory.grow(write, [Step("not mine")], True)
+            except ConflictError as error:
+                told = error.metadata["holder"]
+            assert told == f"holder {amount}", "a late writer is refused, and told who has the branch"
+        if flag:
+            said = f"mine {number}"
+            await self.memory.grow(Write("", self.ref, branch, None, True, token), [Step(said)], False)
+            self.model[branch].append(said)
+        await self.memory.release_lease(self.ref, branch, token)
+        return None
 
     async def _subgoals(self, number: int, branch: str, amount: int) -> None:
         for i in range(amount):

@@ -112,6 +112,23 @@ local function summarise(keys, args)
 end
 register('summarise', summarise)
 
+-- The summaries that a roll-up covers; none for one that covers steps.
+local function parts_of(t, id)
+  local record = string.match(redis.call('HGET', t.nodes, id), '\n(.*)$')
+  return cjson.decode(string.sub(record, 17)).s or {}
+end
+
+-- Let a roll-up that was found VALID stand over its parts; or the part because of which it cannot: one that is not VALID,
+-- or over which another VALID roll-up stands.
+local function stand(t, id)
+  local parts = parts_of(t, id)
+  for _, part in ipairs(parts) do
+    local over = tonumber(redis.call('HGET', t.rollups, part) or id)
+    if verdict(t, part) ~= VALID or over ~= id and verdict(t, over) == VALID then return part end
+  end
+  for _, part in ipairs(parts) do redis.call('HSET', t.rollups, part, id) end
+end
+
 -- ARGV: 1-4, branch, summary, version seen, status, judgement JSON.
 local function judge(keys, args)
   local t, branch, answer = begin(keys, args)
@@ -120,6 +137,8 @@ local function judge(keys, args)
   if redis.call('HEXISTS', t.verdicts, id) == 0 then return {'NODE_NOT_FOUND', id} end
   local _, seen = verdict(t, id)
   if seen ~= version then return {'HEAD_MOVED', branch.head, branch.name} end
+  local cannot = status == VALID and stand(t, id)
+  if cannot then return {'BAD_BOUNDARY', cannot} end
   local changed = save_verdict(t, id, status, version + 1, args[9])
   table.insert(changed, 1, id)
   local place = link(t, id)

@@ -337,7 +337,8 @@ class MemoryServiceServicer(object):
 
     def Maintain(self, request, context):
         """Validates a summary again, or records the verdict of a validator outside.
-        Errors: NOT_FOUND / NODE_NOT_FOUND (no such summary); ABORTED / HEAD_MOVED (it was judged meanwhile).
+        Errors: NOT_FOUND / NODE_NOT_FOUND (no such summary); ABORTED / HEAD_MOVED (it was judged meanwhile);
+        FAILED_PRECONDITION / BAD_BOUNDARY (a roll-up turns VALID over a summary that is not, or that has another VALID one).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

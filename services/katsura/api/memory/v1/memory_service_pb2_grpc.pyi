@@ -79,7 +79,8 @@ class MemoryServiceStub:
     """
     Maintain: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.MaintainRequest, _memory_service_pb2.MaintainResponse]
     """Validates a summary again, or records the verdict of a validator outside.
-    Errors: NOT_FOUND / NODE_NOT_FOUND (no such summary); ABORTED / HEAD_MOVED (it was judged meanwhile).
+    Errors: NOT_FOUND / NODE_NOT_FOUND (no such summary); ABORTED / HEAD_MOVED (it was judged meanwhile);
+    FAILED_PRECONDITION / BAD_BOUNDARY (a roll-up turns VALID over a summary that is not, or that has another VALID one).
     """
     RollUp: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.RollUpRequest, _memory_service_pb2.RollUpResponse]
     """Rolls up the oldest summaries of a level into one of the next level. Compress does it by itself where it is due; this
@@ -261,7 +262,8 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """
     Maintain: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.MaintainRequest, _memory_service_pb2.MaintainResponse]  # type: ignore[assignment]
     """Validates a summary again, or records the verdict of a validator outside.
-    Errors: NOT_FOUND / NODE_NOT_FOUND (no such summary); ABORTED / HEAD_MOVED (it was judged meanwhile).
+    Errors: NOT_FOUND / NODE_NOT_FOUND (no such summary); ABORTED / HEAD_MOVED (it was judged meanwhile);
+    FAILED_PRECONDITION / BAD_BOUNDARY (a roll-up turns VALID over a summary that is not, or that has another VALID one).
     """
     RollUp: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.RollUpRequest, _memory_service_pb2.RollUpResponse]  # type: ignore[assignment]
     """Rolls up the oldest summaries of a level into one of the next level. Compress does it by itself where it is due; this
@@ -488,7 +490,8 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_memory_service_pb2.MaintainResponse, _abc.Awaitable[_memory_service_pb2.MaintainResponse]]:
         """Validates a summary again, or records the verdict of a validator outside.
-        Errors: NOT_FOUND / NODE_NOT_FOUND (no such summary); ABORTED / HEAD_MOVED (it was judged meanwhile).
+        Errors: NOT_FOUND / NODE_NOT_FOUND (no such summary); ABORTED / HEAD_MOVED (it was judged meanwhile);
+        FAILED_PRECONDITION / BAD_BOUNDARY (a roll-up turns VALID over a summary that is not, or that has another VALID one).
         """
 
     @_abc_1.abstractmethod
