@@ -97,8 +97,8 @@ class Narrator:
                 self.say(f"{name} is ready")
             self._told[name] = child.phase
 
-    def screen(self, record: RunRecord, layout: Layout, bundle: Bundle) -> None:
-        """The one screen that says what runs where."""
+    def screen(self, record: RunRecord, layout: Layout, bundle: Bundle, keyless: bool = True) -> None:
+        """The one screen that says what runs where, and what to type: a key first, unless requests are `keyless`."""
         took = human_seconds(time.monotonic() - self.start_s)
         out = self.console
         out.print()
@@ -116,8 +116,12 @@ class Narrator:
         out.print()
         out.print(process_table(record))
         out.print()
+        if not keyless:
+            made = self.typed("key create --tenant me --env")
+            out.print("Other machines can reach this address, so every request needs a key. Make one first:")
+            out.print(f'  eval "$({made})"', soft_wrap=True, highlight=False)
         out.print(f"Try it in another terminal: {self.typed('chat')}, {self.typed('tree list')}, or", soft_wrap=True)
-        out.print(curl_line(record.url, bundle.deployments[0].metadata.name), soft_wrap=True, highlight=False)
+        out.print(curl_line(record.url, bundle.deployments[0].metadata.name, keyless), soft_wrap=True, highlight=False)
         out.print()
 
 
@@ -174,11 +178,12 @@ def typing_here(root: Path, environ: Mapping[str, str]) -> Callable[[str], str]:
     return lambda words: f"{program} {words}{data}"
 
 
-def curl_line(url: str, model: str) -> str:
+def curl_line(url: str, model: str, keyless: bool) -> str:
     """A request to copy."""
+    key = "" if keyless else ' -H "authorization: Bearer $KATSURA_API_KEY"'
     message = '{"role": "user", "content": "What is a fjord?"}'
     body = f'{{"model": "{model}", "temperature": 0, "messages": [{message}]}}'
-    return f"  curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n    -d '{body}'"
+    return f"  curl {url}/v1/chat/completions -H 'content-type: application/json'{key} \\\n    -d '{body}'"
 
 
 def _lines(fleet: Fleet) -> Group:

@@ -310,7 +310,7 @@ class _House:
                         told_s = time.monotonic()
                         self._tell.say(f"not ready yet: {why}")
                     await asyncio.sleep(_READY_POLL_S)
-        self._tell.screen(self._record(), self._layout, self._bundle)
+        self._tell.screen(self._record(), self._layout, self._bundle, self._place.is_loopback)
         if self._guest is not None and not await asyncio.to_thread(self._guest, self._url):
             self.ask_stop()
 

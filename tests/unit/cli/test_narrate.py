@@ -64,6 +64,14 @@ def test_the_curl_can_be_copied_as_it_stands() -> None:
     assert lines[at + 1].endswith("}]}'")
 
 
+def test_where_others_can_reach_it_the_screen_begins_with_a_key() -> None:
+    tell, out = narrator()
+    tell.screen(RECORD, Layout((), "unix:///s", "", Durability.RELAXED), read_bundle(()), keyless=False)
+    said = out.getvalue()
+    assert 'eval "$(katsura key create --tenant me --env)"' in said
+    assert '-H "authorization: Bearer $KATSURA_API_KEY" \\' in said
+
+
 def test_what_is_to_be_typed_works_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tools, data = tmp_path / "env" / "bin", tmp_path / "my data"
     tools.mkdir(parents=True)
