@@ -193,7 +193,7 @@ def blocks(tenant: str, scope: str, owner: str, part: str) -> bytes:
     return f"katsura:blocks:{{{quoted(tenant)}/{scope}/{quoted(owner)}}}:{part}".encode()
 
 
-_OF_STORE: Final = (b"trees:", b"usage:", b"requests:", b"work:", b"blocks:", b"responses:")
+_OF_STORE: Final = (b"trees:", b"usage:", b"requests:", b"work:", b"blocks:", b"block-owners:", b"responses:")
 
 
 def is_of_store(key: bytes) -> bool:
