@@ -30,7 +30,8 @@ from katsura.domain.errors import (
 )
 from katsura_operator.core.objects import MANAGER, Kind, Object, kind_of, name_of, namespace_of
 
-_PAGE: Final = 500
+_PAGE: Final = 100
+"""Objects of one answer: to read it keeps the lease waiting for ten milliseconds at most."""
 _TIMEOUT_S: Final = 30.0
 _LIST_ATTEMPTS: Final = 5
 APPLY: Final = "application/apply-patch+yaml"
