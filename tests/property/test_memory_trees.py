@@ -18,7 +18,7 @@ from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
 from katsura.state.trees_twin import TwinTreeStore
 from katsura.testing.power import PowerStore
 from katsura.testing.store import EmbeddedStore
-from katsura.testing.tree_life import NAMES, Operation, live
+from katsura.testing.tree_life import KINDS, NAMES, Operation, life_of, live
 
 branches = st.sampled_from(NAMES)
 small = st.integers(0, 6)
@@ -43,6 +43,19 @@ def test_a_random_life_keeps_the_invariants(operations: list[Operation]) -> None
 @given(lives)
 def test_two_thousand_random_lives_keep_the_invariants(operations: list[Operation]) -> None:
     asyncio.run(live(TwinTreeStore(Limits()), operations))
+
+
+@pytest.mark.parametrize("seed", [*range(40), *(pytest.param(n, marks=pytest.mark.soak) for n in range(40, 2000))])
+def test_a_seeded_life_keeps_the_invariants(seed: int) -> None:
+    asyncio.run(live(TwinTreeStore(Limits()), life_of(seed)))
+
+
+def test_seeded_lives_do_everything_there_is() -> None:
+    assert (
+        {kind for seed in range(40) for kind, *_ in life_of(seed)}
+        == set(KINDS)
+        == {*often, *seldom, *structural, *judging}
+    )
 
 
 @pytest.fixture(scope="module")

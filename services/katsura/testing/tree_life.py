@@ -7,6 +7,7 @@ must be equal: `live` does the operations, checks the invariants I1-I16 from out
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Final
@@ -45,6 +46,12 @@ from katsura.state.trees import TreeRef, TreeStore, Written
 
 NAMES: Final = ["main", "b2", "b3", "b4", "b5"]
 """Branches that operations name; some are there."""
+KINDS: Final = (
+    "grow", "effect", "compress", "lie", "revise", "fork", "assemble", "rest", "replace", "collect", "wait", "resume",
+    "invalidate", "revalidate", "attach", "redact", "search", "subgoals", "merge", "slot", "rollback", "verdict",
+    "lease", "switch",
+)  # fmt: skip
+"""Everything that can be done."""
 Operation = tuple[str, str, int, bool]
 """What is done, on which branch, how much of it, and a flag."""
 _counter = itertools.count()
@@ -511,6 +518,13 @@ class Life:
                 for a in (before, after)
             ]
             assert now[: len(old)] == old, "I16: the prefix stays"
+
+
+def life_of(seed: int) -> list[Operation]:
+    """The operations of one life, of every kind, most of them such that the tree grows."""
+    draw = random.Random(seed)  # noqa: S311 - the same life for the same seed
+    kinds = [*KINDS, *["grow", "subgoals", "fork", "revise", "compress"] * 3]
+    return [(draw.choice(kinds), draw.choice(NAMES), draw.randrange(7), draw.random() < 0.5) for _ in range(25)]
 
 
 def immutable(node: Node) -> Node:
