@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import pytest
+
 from katsura.domain.errors import (
     OutOfRangeError,
     Reason,
@@ -108,3 +110,14 @@ async def test_watchers_of_one_tree_hear_the_same_wherever_they_begin_and_howeve
     again = store.watch(ref, "", all_new[-1].position.revision, 30.0)
     assert (await take(again, 1))[0].position.revision == all_new[-1].position.revision + 1
     await again.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_watcher_too_slow_for_what_is_kept_is_told_so(
+    store: TreeStore, ref: TreeRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("katsura.state.tree_watch._TAIL_EVENTS", 2)
+    events = store.watch(ref, "", 0, 30.0)
+    await anext(events)
+    for i in range(3 * LIMITS.events):
+        await grow(store, ref, f"s{i}")
+    await refused(OutOfRangeError, Reason.WATCH_COMPACTED, anext(events))
