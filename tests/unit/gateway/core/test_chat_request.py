@@ -162,3 +162,29 @@ def test_tool_messages_are_refused() -> None:
     assert refused(body(messages=[USER, {"role": "tool", "content": "x"}])).field == "messages[1].role"
     call = {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}
     assert refused(body(messages=[USER, call])).field == "messages[1].tool_calls"
+
+
+ANYTHING: list[object] = [
+    None, True, False, 0, -1, 1, 2**63, 10**40, 1.5, -1e308, float("inf"), float("nan"), "", "x", "\x00", "\ud800",
+    "²", "9" * 5000, [], [None], [[]], [0], {}, {"": 1}, {"²": 1}, {"9" * 5000: 1}, {"type": "text"}, ["a", "b"],
+]  # fmt: skip
+FIELDS = [
+    "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs", "max_completion_tokens",
+    "max_tokens", "messages", "metadata", "modalities", "model", "n", "prediction", "presence_penalty",
+    "reasoning_effort", "response_format", "seed", "stop", "stream", "stream_options", "temperature", "tool_choice",
+    "tools", "top_k", "top_logprobs", "top_p", "verbosity", "web_search_options", "whatever",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_whatever_stands_in_a_field_is_read_or_refused_by_its_name(field: str) -> None:
+    refusals: list[InvalidArgumentError] = []
+    for value in ANYTHING:
+        try:
+            read_chat_request(body(**{field: value}))
+        except InvalidArgumentError as error:
+            refusals.append(error)
+    assert refusals
+    for error in refusals:
+        assert (error.field or "").startswith(field)
+        assert error.message.startswith(error.field or "?")
