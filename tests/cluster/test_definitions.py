@@ -67,6 +67,14 @@ REFUSED = [
     ("ModelDeployment", {"kv__bytes": 12}, "at least 1Mi"),
     ("ModelDeployment", {"kv__bytes": "lots"}, "should match"),
     ("MemoryStore", {"durability": "eternal"}, "supported values"),
+    ("MemoryStore", {"deletionPolicy": "Destroy"}, 'supported values: "Retain", "Delete"'),
+    ("MemoryStore", {"archive": {"afterSeconds": 60}}, "spec.archive.pvc: Required value"),
+    ("MemoryStore", {"archive": {"pvc": "Cold_Trees"}}, "should match"),
+    (
+        "ModelDeployment",
+        {"engine": "external", "external": {"image": "vllm", "egress": [{"cidr": "hub.example"}]}},
+        "should match",
+    ),
     ("MemoryStore", {"replicas": 65}, "should be less than or equal to 64"),
     (
         "MemoryStore",

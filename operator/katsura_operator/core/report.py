@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 from katsura.manifests.cluster import ClusterNode
 from katsura.manifests.conditions import ConditionType, Why
@@ -31,6 +32,7 @@ from katsura_operator.core.status import Said
 from katsura_operator.core.trouble import trouble_of
 
 Report = tuple[dict[str, Any], list[Said]]
+_NO_HINTS: Final = "only a local run heeds hints; in a cluster the key hints-url of the Secret names that server"
 _ACCEPTED = Said(ConditionType.ACCEPTED, True, Why.VALID)
 
 
@@ -74,7 +76,8 @@ def of_store(obj: Object, pool: Pool, endpoint: str) -> Report:
     why = Why.ALL_ROLES_READY if holds else Why.PODS_NOT_READY
     trouble = trouble_of(pool.pods)
     message = "" if holds else f"{ready} of {pool.wanted} memory pods are ready" + (f"; {trouble}" if trouble else "")
-    return body, [_ACCEPTED, Said(ConditionType.READY, holds, why, message)]
+    accepted = replace(_ACCEPTED, message=_NO_HINTS) if "hints" in obj["spec"] else _ACCEPTED
+    return body, [accepted, Said(ConditionType.READY, holds, why, message)]
 
 
 def of_pool(seen: Object, pool: Pool, placement: Placement) -> Report:
