@@ -32,10 +32,13 @@ def findings(namespace: str) -> Iterator[Finding]:
         _items("get", "crd", "-l", "app.kubernetes.io/part-of=katsura"), [crd(d) for d in definitions()]
     )
     here = ("-n", namespace) if namespace else ()
-    for name in ("operator", "gateway"):
-        scope = here if name == "gateway" else ("-A",)
-        yield checks.workload(name, _items(*scope, "get", "deployments", "-l", f"katsura.dev/role={name}"), _INSTALL)
-    lease, _ = _ask(*here, "get", "lease", "katsura-operator", "-o", "json")
+    # One operator may serve many namespaces from its own.
+    asked = ("get", "deployments", "-l", "katsura.dev/role=operator")
+    operators = _items(*here, *asked) or _items(*asked, "-A")
+    yield checks.workload("operator", operators, _INSTALL)
+    yield checks.workload("gateway", _items(*here, "get", "deployments", "-l", "katsura.dev/role=gateway"), _INSTALL)
+    home = ("-n", str(operators[0]["metadata"]["namespace"])) if operators else here
+    lease, _ = _ask(*home, "get", "lease", "katsura-operator", "-o", "json")
     yield checks.election(lease, _age_s(lease))
     for obj in _items(*here, "get", _KINDS):
         yield checks.resource(obj)
