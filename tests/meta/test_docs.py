@@ -86,3 +86,10 @@ def test_every_link_leads_somewhere(path: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors_of(target.read_text("utf-8"))):
             broken.append(link)
     assert broken == []
+
+
+def test_every_file_that_contributors_are_sent_to_exists() -> None:
+    named = re.findall(r"`([a-z_]+(?:/[a-z_0-9.]+)+/?)`", (ROOT / "CONTRIBUTING.md").read_text("utf-8"))
+    assert named
+    places = (ROOT, ROOT / "services" / "katsura")
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
