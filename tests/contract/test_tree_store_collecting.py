@@ -11,7 +11,7 @@ from katsura.domain.trees import Attachment, Effect, EventKind, Reference, Step,
 from katsura.state.collecting import Collected
 from katsura.state.contents import TreeChange
 from katsura.state.trees import TreeRef, TreeStore
-from katsura.testing.tree_suite import BIG, NEW, NO_REQUEST, compress, contents, grow, refused, revise, step
+from katsura.testing.tree_suite import BIG, NEW, NO_REQUEST, compress, contents, grow, new_ref, refused, revise, step
 
 NOTHING = Retention(abandoned=0, revisions=1)
 
@@ -186,3 +186,20 @@ async def test_retention_and_life_time_are_said_and_said_again(store: TreeStore,
     other = TreeRef(ref.tenant, TreeId("other"))
     first, _ = await store.create(other, replace(NEW, policy=replace(NEW.policy, retention=keep)), NO_REQUEST)
     assert first.policy.retention == (await store.read(other))[0].policy.retention == keep
+
+
+async def test_what_each_tree_keeps_is_read_by_the_page_and_of_trees_that_are_there(store: TreeStore) -> None:
+    keep = Retention(1, 2, 3)
+    tenant = new_ref().tenant
+    refs = [TreeRef(tenant, TreeId(f"t{i}")) for i in range(5)]
+    for i, ref in enumerate(refs):
+        policy = replace(NEW.policy, retention=keep if i % 2 else None)
+        await store.create(ref, replace(NEW, policy=policy), NO_REQUEST)
+    await store.drop(refs[0])
+    found: list[tuple[str, Retention | None]] = []
+    token, more = "", True
+    while more:
+        page, token = await store.retentions(tenant, 2, token)
+        found += page
+        more = bool(token)
+    assert sorted(found) == [("t1", keep), ("t2", None), ("t3", keep), ("t4", None)]

@@ -6,8 +6,7 @@ from typing import Final
 
 from katsura.domain.errors import ConflictError, NotFoundError
 from katsura.domain.retention import Retention
-from katsura.domain.trees import Tree
-from katsura.memory.upkeep import every_tree
+from katsura.memory.upkeep import every_retention
 from katsura.state.tenants import TenantStore
 from katsura.state.trees import TreeRef, TreeStore
 from katsura.telemetry import log, metrics, names
@@ -41,15 +40,15 @@ class Collector:
         """Collect what is due, in at most 512 calls; a tree that takes more goes on in the next turn, and so do the
         trees behind it. Each turn begins at another tenant."""
         calls = _CALLS_PER_TURN
-        async for ref, tree in every_tree(self._trees, self._tenants, self._turns):
-            keep = tree.policy.retention or self._default
-            if keep is not None and not tree.cold:
-                calls -= await self._collect(ref, tree, keep, min(calls, _CALLS_PER_TREE))
+        async for ref, own in every_retention(self._trees, self._tenants, self._turns):
+            keep = own or self._default
+            if keep is not None:
+                calls -= await self._collect(ref, keep, min(calls, _CALLS_PER_TREE))
             if calls <= 0:
                 break
         self._turns += 1
 
-    async def _collect(self, ref: TreeRef, tree: Tree, keep: Retention, calls: int) -> int:
+    async def _collect(self, ref: TreeRef, keep: Retention, calls: int) -> int:
         """How many calls it took."""
         nodes = branches = made = 0
         try:
@@ -67,5 +66,5 @@ class Collector:
         if nodes or branches:
             _NODES.inc(nodes)
             _BRANCHES.inc(branches)
-            _LOG.info("collected", tree_id=tree.tree_id, nodes=nodes, branches=branches)
+            _LOG.info("collected", tree_id=ref.tree, nodes=nodes, branches=branches)
         return made

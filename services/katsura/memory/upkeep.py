@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from katsura.domain.errors import KatsuraError
+from katsura.domain.ids import TenantId
+from katsura.domain.retention import Retention
 from katsura.domain.trees import Tree
 from katsura.state.tenants import TenantStore
 from katsura.state.trees import TreeRef, TreeStore
@@ -15,17 +17,34 @@ from katsura.telemetry import log
 _LOG = log.get(__name__)
 _PAGE: Final = 100
 
+T = TypeVar("T")
 
-async def every_tree(trees: TreeStore, tenants: TenantStore, first: int = 0) -> AsyncIterator[tuple[TreeRef, Tree]]:
-    """The trees of all tenants, newest first, from the `first` tenant on (counted in a circle)."""
+
+async def every_tree(trees: TreeStore, tenants: TenantStore) -> AsyncIterator[tuple[TreeRef, Tree]]:
+    """The trees of all tenants, cold ones included, newest first."""
+    async for tenant, tree in _paged(tenants, trees.trees, 0):
+        yield TreeRef(tenant, tree.tree_id), tree
+
+
+async def every_retention(
+    trees: TreeStore, tenants: TenantStore, first: int
+) -> AsyncIterator[tuple[TreeRef, Retention | None]]:
+    """What each tree keeps that is in the store, from the `first` tenant on (counted in a circle)."""
+    async for tenant, (tree, retention) in _paged(tenants, trees.retentions, first):
+        yield TreeRef(tenant, tree), retention
+
+
+async def _paged(
+    tenants: TenantStore, page_of: Callable[[TenantId, int, str], Awaitable[tuple[tuple[T, ...], str]]], first: int
+) -> AsyncIterator[tuple[TenantId, T]]:
     found = await tenants.list_tenants()
     start = first % max(1, len(found))
     for tenant in (*found[start:], *found[:start]):
         token, more = "", True
         while more:
-            page, token = await trees.trees(tenant, _PAGE, token)
-            for tree in page:
-                yield TreeRef(tenant, tree.tree_id), tree
+            page, token = await page_of(tenant, _PAGE, token)
+            for item in page:
+                yield tenant, item
             more = bool(token)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from katsura.domain.ids import NodeId
+from katsura.domain.ids import NodeId, TenantId, TreeId
 from katsura.domain.retention import Retention
 from katsura.state.contents import TreeRef
 
@@ -25,6 +25,13 @@ class Collected:
 
 class TreeCollecting(Protocol):
     """The part of a tree store that forgets. Errors: see `katsura.state.trees`."""
+
+    async def retentions(
+        self, tenant: TenantId, page_size: int, page_token: str
+    ) -> tuple[tuple[tuple[TreeId, Retention | None], ...], str]:
+        """The trees of a tenant that are in the store, newest first, with what each keeps; the token of the next page
+        ("" at the end). A page costs about as much as reading one tree."""
+        ...
 
     async def claim_collecting(self, ref: TreeRef, keep: Retention, worker: str, lease_ms: int) -> int:
         """The fencing token of a claim to collect, for `lease_ms`; 0 where there is nothing to collect, or another

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from katsura.domain.ids import NodeId
+from katsura.domain.ids import NodeId, TenantId, TreeId
 from katsura.domain.retention import Retention
 from katsura.domain.trees import Request, Step
 from katsura.state import keys
 from katsura.state.collecting import Collected
-from katsura.state.connect import Arg
+from katsura.state.connect import Arg, translated
 from katsura.state.contents import TreeRef
 from katsura.state.tree_calls import NO_LIMIT, TreeCalls
-from katsura.state.tree_records import body_digest
+from katsura.state.tree_records import body_digest, retention_of
 from katsura.state.tree_replies import stored_node
 
 
 class RedisCollecting(TreeCalls):
     """The part of the store that forgets."""
+
+    async def retentions(
+        self, tenant: TenantId, page_size: int, page_token: str
+    ) -> tuple[tuple[tuple[TreeId, Retention | None], ...], str]:
+        """The trees of a tenant that are in the store, with what each keeps: one round trip a page."""
+        newest = b"(" + page_token.encode() if page_token else b"+"
+        with translated(self._store.url):
+            found: Any = await self._store.client.zrevrangebylex(
+                keys.tree_index(tenant), newest, b"-", start=0, num=page_size
+            )
+        names = [name.decode() for name in found]
+        trees = [TreeId(name.partition(":")[2]) for name in names]
+        pipeline = self._store.client.pipeline(transaction=False)
+        for tree in trees:
+            pipeline.hmget(keys.tree(tenant, tree, "meta"), "revision", "retention")
+        with translated(self._store.url):
+            kept = await pipeline.execute() if trees else []
+        pairs = zip(trees, kept, strict=True)
+        live = tuple((tree, retention_of(text or b"")) for tree, (revision, text) in pairs if revision is not None)
+        return live, names[-1] if len(names) == page_size else ""
 
     async def claim_collecting(self, ref: TreeRef, keep: Retention, worker: str, lease_ms: int) -> int:
         """The fencing token of a claim to collect; 0 where nothing is to be done."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from katsura.domain.ids import NodeId
+from katsura.domain.ids import NodeId, TenantId, TreeId
 from katsura.domain.retention import Retention
 from katsura.domain.trees import Branch, EventKind, Node, Step, Summary
 from katsura.state.collecting import HOLDS_PER_CALL, LOOKS_MIN, Collected
@@ -14,6 +14,18 @@ from katsura.state.twin_tree import TwinForest, TwinTree
 
 class TwinCollecting(TwinForest):
     """The part of the twin that forgets."""
+
+    async def retentions(
+        self, tenant: TenantId, page_size: int, page_token: str
+    ) -> tuple[tuple[tuple[TreeId, Retention | None], ...], str]:
+        """The trees of a tenant that are in the store, with what each keeps."""
+        mine = {
+            f"{state.tree.create_ms:013}:{ref.tree}": (ref.tree, state.tree.policy.retention)
+            for ref, state in self._trees.items()
+            if ref.tenant == tenant
+        }
+        names = sorted((name for name in mine if not page_token or name < page_token), reverse=True)[:page_size]
+        return tuple(mine[name] for name in names), names[-1] if len(names) == page_size else ""
 
     async def claim_collecting(self, ref: TreeRef, keep: Retention, worker: str, lease_ms: int) -> int:
         """The fencing token of a claim to collect; 0 where nothing is to be done."""

@@ -8,7 +8,7 @@ import pytest
 
 from katsura.domain.errors import UnavailableError
 from katsura.domain.ids import TenantId, TreeId
-from katsura.memory.upkeep import every_tree, repeat
+from katsura.memory.upkeep import every_retention, every_tree, repeat
 from katsura.state.tenants import TwinTenantStore
 from katsura.state.trees import TreeRef
 from katsura.state.trees_twin import TwinTreeStore
@@ -23,9 +23,10 @@ async def test_every_tree_of_every_tenant_is_passed_once_whoever_comes_first() -
         for i in range(120):
             await trees.create(TreeRef(TenantId(tenant), TreeId(f"t{i}")), NEW, NO_REQUEST)
     for first in range(3):
-        found = [ref async for ref, _ in every_tree(trees, tenants, first)]
+        found = [ref async for ref, _ in every_retention(trees, tenants, first)]
         assert len(found) == len(set(found)) == 240
         assert found[0].tenant == "ab"[first % 2]
+    assert {ref async for ref, _ in every_tree(trees, tenants)} == set(found)
 
 
 async def test_a_turn_that_broke_off_is_followed_by_the_next() -> None:
