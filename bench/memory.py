@@ -54,7 +54,7 @@ FULL = Plan(7, 400, (10, 1_000, 10_000, 100_000), 10, 20, (1_000, 10_000, 100_00
 async def grow(plan: Plan, report: Report) -> None:
     """Grow beside the floor, in every durability. Strict pays a sync of the disk per call."""
     for appendfsync, durability in (("everysec", "relaxed"), ("always", "strict")):
-        async with serving(appendfsync) as service, calls.floor(service) as bare:
+        async with serving(appendfsync) as service, calls.floor(service) as (bare, _):
             ours: list[list[float]] = []
             floor: list[list[float]] = []
             await service.memory.create_tree(tree_id="grow")

@@ -86,8 +86,8 @@ async def calls_at(memory: MemoryClient, tree: str, depth: int, mark: str, count
 
 
 @asynccontextmanager
-async def floor(service: Service) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """Grow as it would be if it only echoed and appended: `bench/peers/echo_grow.py` on the same store."""
+async def floor(service: Service) -> AsyncIterator[tuple[Callable[[], Awaitable[None]], int]]:
+    """Grow as it would be if it only echoed and appended: `bench/peers/echo_grow.py` on the same store, and its pid."""
     address = f"unix:{service.store.folder}/echo.sock"
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -111,7 +111,7 @@ async def floor(service: Service) -> AsyncIterator[Callable[[], Awaitable[None]]
                 )
                 await call(request.SerializeToString())
 
-            yield grow
+            yield grow, process.pid
     finally:
         process.kill()
         await process.wait()
