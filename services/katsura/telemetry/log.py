@@ -91,9 +91,14 @@ class _Formatter(logging.Formatter):
             line: dict[str, object] = {"time": stamp, "level": record.levelname.lower(), "process": self._process}
             line |= {"logger": record.name, "message": record.getMessage(), **fields}
             return json.dumps(line | ({"exception": trouble} if trouble else {}), default=str)
-        tail = "".join(f" {key.removeprefix('katsura.')}={value}" for key, value in fields.items())
-        line_text = f"{stamp} {record.levelname:<7} {self._process} {record.getMessage()}{tail}"
+        tail = "".join(f" {key.removeprefix('katsura.')}={_one_line(str(value))}" for key, value in fields.items())
+        line_text = f"{stamp} {record.levelname:<7} {self._process} {_one_line(record.getMessage())}{tail}"
         return f"{line_text}\n{trouble}" if trouble else line_text
+
+
+def _one_line(text: str) -> str:
+    """`text` with control characters escaped: what a client wrote must not look like a line of ours."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def configure(process: str, log_format: LogFormat, level: str) -> None:

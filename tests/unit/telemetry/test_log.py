@@ -48,6 +48,13 @@ def test_ids_that_become_known_later_end_with_the_block_around_them(capsys: pyte
     assert "=" not in outer
 
 
+def test_what_others_wrote_cannot_make_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("gateway", log.LogFormat.HUMAN, "info")
+    log.get("x").info("GET /a\n2026 forged", error="b\x00\nc é")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "GET /a\\n2026 forged error=b\\x00\\nc" in line
+
+
 def test_ids_may_end_in_another_context_than_they_began_in() -> None:
     ids = log.ids(tenant="ann")
     copy_context().run(ids.__enter__)
