@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 from katsura.domain.ids import NodeId, TenantId, TreeId
 from katsura.domain.retention import Retention
@@ -15,6 +15,9 @@ from katsura.state.contents import TreeRef
 from katsura.state.tree_calls import NO_LIMIT, TreeCalls
 from katsura.state.tree_records import body_digest, retention_of
 from katsura.state.tree_replies import stored_node
+
+_NODES_AT_ONCE: Final = 16
+"""Each may be megabytes."""
 
 
 class RedisCollecting(TreeCalls):
@@ -53,10 +56,11 @@ class RedisCollecting(TreeCalls):
         _, _, last, done, *ids = found
         namespace = keys.tree(ref.tenant, ref.tree, "")
         arguments: list[Arg] = [*_kept(keep), 0 if done else last, token]
-        for node_id in ids:
-            answer = await self._call(ref, "nodes", NO_LIMIT, node_id, read_only=True)
-            body = stored_node(answer[1]).body
-            arguments += [node_id, body_digest(body, namespace) if isinstance(body, Step) else ""]
+        for at in range(0, len(ids), _NODES_AT_ONCE):
+            answer = await self._call(ref, "nodes", NO_LIMIT, *ids[at : at + _NODES_AT_ONCE], read_only=True)
+            for node in map(stored_node, answer[1:]):
+                digest = body_digest(node.body, namespace) if isinstance(node.body, Step) else ""
+                arguments += [node.node_id, digest]
         said = await self._write(ref, "collect", Request("", ""), *arguments)
         gone, erased = json.loads(said["gone"]), json.loads(said["ids"])
         return Collected(tuple(gone or ()), tuple(NodeId(n) for n in erased or ()), bool(done))
