@@ -36,19 +36,23 @@ from placing.prediction import (
     repeated,
     summed,
 )
+from placing.replayed import plan_of, replayed
 from placing.report import Report
 from placing.rivals import cost_of, fastest_first, melange
 
 from katsura.placement import calibration, catalogue
 from katsura.placement.fit import Belief
 from katsura.placement.greedy import greedy
-from katsura.placement.patterns import enumerate_patterns
+from katsura.placement.patterns import Column, enumerate_patterns
+from katsura.placement.plan import Plan
 from katsura.placement.planner import plan
-from katsura.placement.problem import PIPELINE, SPLIT, UNIFIED, Effort, Objective
+from katsura.placement.problem import PIPELINE, SPLIT, UNIFIED, Effort, Objective, Problem
 from katsura.testing.clusters import cards, model_service, node_class, problem_of, synthetic_problem
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".bench" / "aiconfigurator-core"
+REPLAY_S = 600.0
+"""Simulated seconds of a trace."""
 PEER = ROOT / ".bench" / "aiconfigurator"
 
 
@@ -193,6 +197,20 @@ def placement(sizes: Sequence[tuple[int, int, float, float]], seeds: int, report
                 usd, served = cost_of(problem, columns, rival(problem, columns))
                 said = name if served > 0.999 else f"{name} (serves {served:.0%})"
                 report.add(f"dollars per hour, {label}", made.hourly_usd, "$/h", None, False, usd, said)
+            if nodes <= 100:
+                in_use(problem, columns, made, seed, report)
+
+
+def in_use(problem: Problem, columns: Sequence[Column], made: Plan, seed: int, report: Report) -> None:
+    """One made-up trace under every planner's plan: what a million tokens cost, and who kept the times."""
+    ours = replayed(made, problem, REPLAY_S, seed)
+    for name, rival in (("greedy", greedy), ("fastest first", fastest_first), ("Melange's program", melange)):
+        theirs = replayed(plan_of(problem, columns, rival(problem, columns)), problem, REPLAY_S, seed)
+        label = f"simulated, seed {seed}, {ours.requests} requests"
+        report.add(
+            f"$ per million tokens, {label}", ours.usd_per_million, "$", None, False, theirs.usd_per_million, name
+        )
+        report.add(f"requests that kept their times, {label}", ours.kept, "share", None, True, theirs.kept, name)
 
 
 CLUSTERS = {

@@ -24,7 +24,7 @@ class Curve:
 
     Attributes:
         steps: seconds, at each of `batches`. prompt_s: per new token. fixed_s: of every request before its first token.
-        places: sequences at once. chunk: prompt tokens that one step takes besides the running sequences.
+        places: sequences at once. chunk: prompt tokens that one step of all shards takes besides the running sequences.
         aside: whether prompts are computed elsewhere and slow no running sequence.
     """
 
@@ -59,7 +59,7 @@ def curve_of(problem: Problem, column: Column, service: ModelService) -> Curve:
     if column.topology == PIPELINE:
         return _pipeline(problem, column, service, units)
     batches = tuple(sorted({1, *(2**i for i in range(1, places.bit_length())), places}))
-    c = problem.calibration.of(lead.device)
+    c, shards = problem.calibration.of(lead.device), 1
     card, precision, load = service.card, service.precision, service.load
     if column.topology == UNIFIED:
         layout = Layout() if lead.is_cpu else Layout(lead.count, per_node=lead.count)
@@ -73,7 +73,7 @@ def curve_of(problem: Problem, column: Column, service: ModelService) -> Curve:
         micro = column.point.micro_batches
         steps = [step_s(card, precision, pool, b, load, min(micro, b)) for b in batches]
     chunk = _CHUNK_CPU if lead.is_cpu else _CHUNK
-    return Curve(batches, tuple(steps), prompt / load.new_prompt, c.first[0], places, chunk)
+    return Curve(batches, tuple(steps), prompt / load.new_prompt, c.first[0], places, chunk * shards)
 
 
 def _pair(problem: Problem, column: Column, service: ModelService, units: Sequence[Unit]) -> Curve:
