@@ -121,7 +121,7 @@ async def test_a_solve_that_takes_for_ever_is_ended_and_leaves_this_process_free
             turns += 1
         with pytest.raises(SolverFailedError, match="no decision after 1 s"):
             await asked
-        assert turns > 100
+        assert turns > 10
         assert mind._process is None
 
 
