@@ -33,6 +33,8 @@ from katsura.state.usage import Count, uncounted
 
 _EVENTS_PER_READ: Final = 256
 _TAIL_EVENTS: Final = 1024
+_BLOCK_S: Final = 5.0
+_SILENT_S: Final = 10.0
 _CANCEL_AGAIN_S: Final = 0.5
 
 
@@ -136,12 +138,16 @@ class TreeWatch(TreeCalls):
     async def _read_tail(self, tail: _Tail, tree: Tree, stream: bytes) -> None:
         """Read what is new until it is cancelled, or the store fails."""
         at: str | bytes = f"{tail.after}-{NO_LIMIT}"
+        block_ms = round(_BLOCK_S * 1000)
         client = await self._store.blocking_client()
         try:
             while True:
                 with translated(self._store.url):
-                    found: Any = await client.xread({stream: at}, count=_EVENTS_PER_READ, block=0)
-                for entry, fields in found[0][1] if found else ():
+                    async with asyncio.timeout(_SILENT_S):
+                        found: Any = await client.xread({stream: at}, count=_EVENTS_PER_READ, block=block_ms)
+                if not found:
+                    continue  # nothing for _BLOCK_S, but the server is there
+                for entry, fields in found[0][1]:
                     tail.events.append(event_of(tree, entry, fields))
                     at = entry
                 tail.tell()
