@@ -22,7 +22,7 @@ FIRST = ("What is the capital of France?", "Which river flows through Paris?", "
 FORKED = "What is the capital of Italy?"
 HINT = "The museum is closed today."
 REVISED = "Name a famous tower in Paris."
-LAST = "Which country is Paris in?"
+LAST = "How tall is it?"
 ANSWER_TOKENS_MAX = 64
 
 
