@@ -2,14 +2,18 @@
 
 A decision costs one read of the store (where the program ran last) and one write (where it runs now, what is in
 flight). Both are hints with a short deadline: without the store the router decides from its last view.
+
+Decisions on one deployment take turns, and each waits until the one before it has been read back from the store: of
+requests that come at once, the second finds the first in the ledger, as it will in every replica of the router.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import defaultdict
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from katsura.domain.errors import InvalidArgumentError, NotFoundError, Reason, TemporaryError, UnavailableError
@@ -58,12 +62,21 @@ class ShardDecision:
     kv_event_sequences: dict[str, int]
 
 
+@dataclass(slots=True)
+class _Turns:
+    """Of one deployment: who decides, and the decision before, until somebody has waited for it."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    last_id: str = ""
+
+
 class Decider:
     """Answers the three questions of the service."""
 
     def __init__(self, store: HintStore, view: View) -> None:
         self._store = store
         self._view = view
+        self._turns: defaultdict[DeploymentName, _Turns] = defaultdict(_Turns)
         self.draining = False
 
     def models(self) -> tuple[Model, ...]:
@@ -95,6 +108,21 @@ class Decider:
             home=(home.shard_id, home.incarnation) if home else None,
             excluded=asked.excluded,
         )
+        turns = self._turns[asked.deployment]
+        async with turns.lock:
+            await self._read_back(turns)
+            decision = self._decide(asked, leases, ask)
+            await self._note(asked, decision, turns)
+        shard, found = decision.shard, decision.pick
+        if asked.program:
+            there = Affinity(asked.deployment, shard.instance_id, shard.incarnation)
+            await _hint(self._store.put_affinity(tenant, asked.program, there))
+        _DECISIONS.labels(asked.deployment).inc()
+        _MATCHED.labels(asked.deployment).inc(found.chosen.matched_tokens)
+        _LOG.debug("chose a shard", decision=decision.decision_id, shard=shard.instance_id, reason=found.reason)
+        return decision
+
+    def _decide(self, asked: ShardAsk, leases: list[ShardLease], ask: Ask) -> ShardDecision:
         held = self._view.mirror.match(asked.page_hashes)
         sequences = self._view.mirror.sequences()
         candidates = [
@@ -103,14 +131,7 @@ class Decider:
         ]
         found = pick(score(candidates, ask), ask)
         chosen = next(lease for lease in leases if lease.instance_id == found.chosen.shard_id)
-        decision = ShardDecision(
-            _new_id(), chosen, found, {i.instance_id: sequences.get(i.instance_id, 0) for i in leases}
-        )
-        await self._remember(tenant, asked, decision)
-        _DECISIONS.labels(asked.deployment).inc()
-        _MATCHED.labels(asked.deployment).inc(found.chosen.matched_tokens)
-        _LOG.debug("chose a shard", decision=decision.decision_id, shard=chosen.instance_id, reason=found.reason)
-        return decision
+        return ShardDecision(_new_id(), chosen, found, {i.instance_id: sequences.get(i.instance_id, 0) for i in leases})
 
     async def report(
         self, tenant: Tenant, decision_id: str, program: ProgramId, shard_id: InstanceId, failed: bool
@@ -148,15 +169,23 @@ class Decider:
         found = await _hint(self._store.get_affinity(tenant, asked.program))
         return found if found is not None and found.deployment == asked.deployment else None
 
-    async def _remember(self, tenant: Tenant, asked: ShardAsk, decision: ShardDecision) -> None:
+    async def _read_back(self, turns: _Turns) -> None:
+        """Wait until the view has the decision before; where the store is slow or gone, not for long."""
+        last_id, turns.last_id = turns.last_id, ""
+        event = self._view.awaited.get(last_id)
+        try:
+            if event is not None and not self._view.stale_s:
+                await _hint(event.wait())
+        finally:
+            self._view.awaited.pop(last_id, None)
+
+    async def _note(self, asked: ShardAsk, decision: ShardDecision, turns: _Turns) -> None:
         shard = decision.shard
         uncached = asked.prompt_tokens - decision.pick.chosen.matched_tokens
+        self._view.awaited[decision.decision_id] = asyncio.Event()
+        turns.last_id = decision.decision_id
         note = Decided(decision.decision_id, shard.instance_id, shard.incarnation, uncached)
-        writes = [_hint(self._store.note_decision(note))]
-        if asked.program:
-            there = Affinity(asked.deployment, shard.instance_id, shard.incarnation)
-            writes.append(_hint(self._store.put_affinity(tenant, asked.program, there)))
-        await asyncio.gather(*writes)
+        await _hint(self._store.note_decision(note))
 
 
 async def _hint(call: Awaitable[T]) -> T | None:

@@ -59,6 +59,8 @@ class View:
     """Set once everything that was in the store at start has been read."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set at every change of leases or tables; whoever waits for it clears it."""
+    awaited: dict[str, asyncio.Event] = field(default_factory=dict)
+    """By decision id, set once the decision has been read back; whoever waits for it puts it here and takes it away."""
     _cursors: dict[Feed, str] = field(default_factory=lambda: {_FLEET: "", _DECISIONS: ""})
     _listed_s: float = float("-inf")
     _lost_since_s: float | None = None
@@ -119,6 +121,8 @@ class View:
                 return self.mirror.wants(shard, incarnation, sequence) and await self._load_snapshot(shard)
             case Decided(decision_id, shard_id, incarnation, prefill_tokens, at_ms):
                 self.ledger.decided(decision_id, Entry(shard_id, incarnation, prefill_tokens, at_ms))
+                if (event := self.awaited.get(decision_id)) is not None:
+                    event.set()
                 if shard_id in self.shards:
                     self.ledger.settle(self.shards[shard_id])
             case Finished(decision_id):

@@ -75,6 +75,27 @@ async def test_a_store_that_does_not_answer_delays_a_decision_but_does_not_stop_
     assert found.shard.instance_id in ("s1", "s2")
 
 
+async def test_requests_that_come_at_once_see_each_other() -> None:
+    store = TwinHintStore(StoppedClock())
+    for name in ("s1", "s2"):
+        await store.put_shard(shard_record(name))
+    deciding = decider(store)
+    following = asyncio.create_task(deciding._view.run())
+    asks = [replace(ASK, program=ProgramId(f"run{i}"), branch_key=f"run{i}") for i in range(6)]
+    try:
+        found = await asyncio.gather(*(deciding.choose_shard(ADA, ask) for ask in asks))
+    finally:
+        following.cancel()
+    assert sorted(each.shard.instance_id for each in found) == ["s1"] * 3 + ["s2"] * 3
+
+
+async def test_a_view_that_is_not_followed_delays_the_next_decision_but_does_not_stop_it() -> None:
+    deciding = decider(TwinHintStore(StoppedClock()))
+    for _ in range(3):
+        await deciding.choose_shard(ADA, ASK)
+    assert len(deciding._view.awaited) == 1
+
+
 async def test_a_revision_without_shards_and_an_unknown_deployment_are_told_apart() -> None:
     with pytest.raises(UnavailableError, match="no shard of this revision is registered"):
         await decider(TwinHintStore(StoppedClock())).choose_shard(ADA, replace(ASK, revision_id="old"))
