@@ -98,7 +98,7 @@ def pack(weight: Tensor) -> Tensor:
         raise FailedPreconditionError(f"Katsura's own kernels compute in f32, not {weight.dtype}", field="kernels")
     rows, width = weight.shape
     panels = torch.zeros(-(-rows // PANEL), width, PANEL)
-    for panel, part in zip(panels, weight.split(PANEL), strict=True):  # torch is quick at turning small matrices
+    for panel, part in zip(panels, torch.split(weight, PANEL), strict=True):  # torch is quick at turning small matrices
         panel[:, : len(part)].copy_(part.t())
     return panels
 
