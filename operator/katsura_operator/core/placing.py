@@ -21,8 +21,10 @@ from katsura.manifests.document import parse
 from katsura.manifests.kinds import (
     AcceleratorProfile,
     AcceleratorProfileSpec,
+    Agent,
     Engine,
     Inventory,
+    LocalRef,
     MemoryStore,
     Metadata,
     ModelDeployment,
@@ -36,6 +38,7 @@ from katsura.placement.problem import NodeClass
 from katsura.placement.problem import Problem as PlacementProblem
 from katsura.placement.program import exact_instances
 from katsura_operator.core.objects import (
+    AGENT,
     MEMORY_STORE,
     MODEL_DEPLOYMENT,
     NODE,
@@ -60,7 +63,7 @@ _ASSUMED: Final = AcceleratorProfile(
     Metadata("cpu"), AcceleratorProfileSpec(inventory=(Inventory(nodes=4, per_node=16, memory=64 * GIB),))
 )
 """Nodes that are assumed where none are observed and none declared, so that a first model runs anywhere."""
-R = TypeVar("R", bound=ModelDeployment | MemoryStore | AcceleratorProfile)
+R = TypeVar("R", bound=ModelDeployment | MemoryStore | AcceleratorProfile | Agent)
 Refusal = tuple[Why, str]
 
 
@@ -79,12 +82,14 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What is asked for. `refused`: resources that are not acted upon, by (kind, namespace, name), with why."""
+    """What is asked for. `refused`: resources that are not acted upon, by (kind, namespace, name), with why. `agents`:
+    those whose runs are demand, their names and references qualified."""
 
     deployments: tuple[Wanted, ...]
     stores: tuple[Wanted, ...]
     profiles: tuple[AcceleratorProfile, ...]
     refused: Mapping[tuple[str, str, str], Refusal]
+    agents: tuple[Agent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,19 +151,43 @@ def read(snapshot: Snapshot) -> Reading:
             continue
         taken.update(dict.fromkeys(said.model_names, wanted.qualified))
         deployments.append(wanted)
-    return Reading(tuple(deployments), tuple(stores), tuple(profiles), refused)
+    agents = [
+        _qualified(agent, namespace_of(obj))
+        for obj in snapshot.of(AGENT)
+        if not is_ending(obj) and "flow" in obj["spec"] and (agent := _read(obj, Agent, refused)) is not None
+    ]
+    return Reading(tuple(deployments), tuple(stores), tuple(profiles), refused, tuple(agents))
+
+
+def _qualified(agent: Agent, namespace: str) -> Agent:
+    def named(ref: LocalRef | None) -> LocalRef | None:
+        return None if ref is None else LocalRef(f"{namespace}/{ref.name}")
+
+    spec, flow = agent.spec, agent.spec.flow
+    assert flow is not None, "only agents with a flow are read"
+    calls = tuple(replace(call, model_ref=named(call.model_ref)) for call in flow.calls)
+    return replace(
+        agent,
+        metadata=replace(agent.metadata, name=f"{namespace}/{agent.metadata.name}"),
+        spec=replace(
+            spec,
+            model_ref=LocalRef(f"{namespace}/{spec.model_ref.name}"),
+            memory_ref=named(spec.memory_ref),
+            flow=replace(flow, calls=calls),
+        ),
+    )
 
 
 def _read(obj: Object, kind: type[R], refused: dict[tuple[str, str, str], Refusal]) -> R | None:
     problems: list[Problem] = []
     plain = {key: obj[key] for key in ("apiVersion", "kind", "metadata", "spec") if key in obj}
     try:
-        bundle = read_documents(parse(name_of(obj), json.dumps(plain), problems), problems)
+        bundle = read_documents(parse(name_of(obj), json.dumps(plain), problems), problems, whole=False)
     except ManifestError as error:
         said = "; ".join(f"{p.field}: {p.message}" for p in error.problems)
         refused[kind.__name__, namespace_of(obj), name_of(obj)] = (Why.INVALID_CONFIGURATION, said)
         return None
-    found = (*bundle.deployments, *bundle.memory_stores, *bundle.profiles)
+    found = (*bundle.deployments, *bundle.memory_stores, *bundle.profiles, *bundle.agents)
     made = found[0]
     assert isinstance(made, kind)
     return made
@@ -223,7 +252,7 @@ def situation(reading: Reading, snapshot: Snapshot, settings: Settings) -> Situa
     ]
     if not settings.nodes_observed and not any(p.spec.inventory for p in profiles):
         profiles.append(_ASSUMED)
-    bundle = Bundle(tuple(deployments), tuple(stores), (), tuple(profiles))
+    bundle = Bundle(tuple(deployments), tuple(stores), reading.agents, tuple(profiles))
     if not settings.nodes_observed:
         return Situation(bundle)
     nodes = [_overcommitted(n, settings.overcommit) for n in snapshot.of(NODE)]

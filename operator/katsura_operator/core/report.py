@@ -106,13 +106,14 @@ def of_others(
     seen: Snapshot, reading: Reading, settings: Settings
 ) -> Iterator[tuple[Object, dict[str, Any], list[Said]]]:
     """Agents, profiles, and resources that are refused."""
-    for obj in (*seen.of(MODEL_DEPLOYMENT), *seen.of(MEMORY_STORE), *seen.of(PROFILE)):
+    for obj in (*seen.of(MODEL_DEPLOYMENT), *seen.of(MEMORY_STORE), *seen.of(AGENT), *seen.of(PROFILE)):
         refusal = reading.refused.get((str(obj["kind"]), namespace_of(obj), name_of(obj)))
         if refusal is not None:
             ready = [] if obj["kind"] == PROFILE.name else [Said(ConditionType.READY, False, *refusal)]
             yield obj, {}, [Said(ConditionType.ACCEPTED, False, *refusal), *ready]
     for obj in seen.of(AGENT):
-        yield obj, {}, _of_agent(obj, seen)
+        if (str(obj["kind"]), namespace_of(obj), name_of(obj)) not in reading.refused:
+            yield obj, {}, _of_agent(obj, seen)
     nodes = usable_nodes(seen) if settings.nodes_observed and seen.of(PROFILE) else None
     for obj in seen.of(PROFILE):
         if (str(obj["kind"]), "", name_of(obj)) not in reading.refused:

@@ -67,8 +67,10 @@ def read_manifests(files: Iterable[tuple[str, str]]) -> Bundle:
     return read_documents((node for file, text in files for node in parse(file, text, problems)), problems)
 
 
-def read_documents(documents: Iterable[Node], problems: list[Problem]) -> Bundle:
+def read_documents(documents: Iterable[Node], problems: list[Problem], *, whole: bool = True) -> Bundle:
     """Read parsed documents; `problems` holds what was wrong before and grows.
+
+    Where they are not the `whole` of what there is, references may lead out of them.
 
     Raises:
         ManifestError: with every problem of `problems`.
@@ -76,7 +78,7 @@ def read_documents(documents: Iterable[Node], problems: list[Problem]) -> Bundle
     read = [resource for node in documents if (resource := _resource(node, problems)) is not None]
     _check_names(read, problems)
     if not problems:
-        _check_references(read, problems)
+        _check_agents(read, problems, whole)
     if problems:
         raise ManifestError(problems)
     of_kind = [entry.resource for entry in read]
@@ -173,7 +175,7 @@ def _check_flow(entry: _Read, flow: AgentFlow | None, problems: list[Problem]) -
         problems.append(entry.at(path).problem(path, str(error)))
 
 
-def _check_references(read: list[_Read], problems: list[Problem]) -> None:
+def _check_agents(read: list[_Read], problems: list[Problem], whole: bool) -> None:
     names = {(type(e.resource), e.resource.metadata.namespace, e.resource.metadata.name) for e in read}
     for entry in read:
         if not isinstance(entry.resource, Agent):
@@ -183,7 +185,7 @@ def _check_references(read: list[_Read], problems: list[Problem]) -> None:
         calls = spec.flow.calls if spec.flow else ()
         references += [(f"flow.calls[{i}].modelRef", ModelDeployment, c.model_ref) for i, c in enumerate(calls)]
         _check_flow(entry, spec.flow, problems)
-        for field, kind, reference in references:
+        for field, kind, reference in references if whole else ():
             if reference is None or (kind, namespace, reference.name) in names:
                 continue
             known = [name for k, ns, name in names if k is kind and ns == namespace]

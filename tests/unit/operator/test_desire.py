@@ -11,6 +11,7 @@ import pytest
 from katsura.manifests.conditions import Why
 from katsura.manifests.decision import state
 from katsura.placement.document import current_of
+from katsura.placement.problem import ModelService
 from katsura_operator.core.desire import Desired, desire, revision_of
 from katsura_operator.core.difference import is_current, stamped
 from katsura_operator.core.objects import ROLE_POOL, WORKLOAD, key_of, labels_of, name_of
@@ -215,3 +216,36 @@ def test_a_store_with_a_server_of_its_own_has_its_memory_pods_there() -> None:
     pod = twin.objects["Deployment", "n", "default-memory"]["spec"]["template"]["spec"]
     told = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
     assert told["KATSURA_STORE_URL"] == "redis://mine:6379"
+
+
+def _with_runs(rate: float, namespace: str = "n", **call: Any) -> Twin:
+    traffic = {"requestsPerSecond": 0.5, "promptTokens": 100, "outputTokens": 20}
+    flow = {
+        "runsPerSecond": rate,
+        "calls": [{"name": "think", **call}, {"name": "look", "toolSeconds": 1.0}],
+        "edges": [{"before": "think", "after": "look"}, {"before": "look", "after": "think", "probability": 0.5}],
+    }
+    agent = resource("Agent", "scout", {"modelRef": {"name": "chat"}, "flow": flow})
+    agent["metadata"]["namespace"] = namespace
+    return Twin(resource("ModelDeployment", "chat", {**SPEC, "traffic": traffic}), agent)
+
+
+def _asked(twin: Twin) -> float:
+    seen = twin.snapshot()
+    problem, _ = state(situation(read(seen), seen, SETTINGS))
+    return next(s.requests_s for s in problem.services if isinstance(s, ModelService) and s.name == "n/chat")
+
+
+def test_the_runs_of_an_agent_are_demand_of_its_models() -> None:
+    assert _asked(_with_runs(0.0)) == 0.5
+    assert _asked(_with_runs(3.0)) == pytest.approx(0.5 + 3.0 * 2)  # a run thinks twice: half of its looks lead back
+    assert _asked(_with_runs(3.0, namespace="other")) == 0.5
+
+
+def test_an_agent_whose_flow_cannot_be_followed_is_told_so_and_asks_for_nothing() -> None:
+    twin = _with_runs(3.0, modelRef={"name": "chat"}, toolSeconds=1.0)
+    assert _asked(twin) == 0.5
+    made = {key_of(obj)[2]: body["status"]["conditions"] for obj, body in twin.decide().statuses}
+    accepted = next(c for c in made["scout"] if c["type"] == "Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", Why.INVALID_CONFIGURATION)
+    assert "not of both" in accepted["message"]
