@@ -6,8 +6,10 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 from katsura.domain.errors import InvalidArgumentError
+from katsura.placement.calibration import read_devices
 from katsura.rpc.env import Env
 from katsura.wire.header import WIRE_VERSION
 from katsura_operator.core.settings import Settings
@@ -77,6 +79,7 @@ class OperatorConfig:
             wire_version=WIRE_VERSION,
             fs_group=None if fs_group < 0 else fs_group,
             dns=env.names("KATSURA_OPERATOR_DNS"),
+            calibration=_calibration(env.text("KATSURA_OPERATOR_CALIBRATION_FILE", "")),
         )
         made = cls(
             settings=settings,
@@ -95,3 +98,16 @@ class OperatorConfig:
                 f"KATSURA_OPERATOR_LISTEN: expected host:port, got {made.listen!r}", field="KATSURA_OPERATOR_LISTEN"
             )
         return made
+
+
+def _calibration(path: str) -> str:
+    """The text of a file of `katsura calibrate`. InvalidArgumentError where it is none."""
+    try:
+        text = Path(path).read_text("utf-8") if path else ""
+        if text.strip():
+            read_devices(text)
+        return text.strip()
+    except (OSError, UnicodeDecodeError, InvalidArgumentError) as error:
+        raise InvalidArgumentError(
+            f"KATSURA_OPERATOR_CALIBRATION_FILE: {path}: {error}", field="KATSURA_OPERATOR_CALIBRATION_FILE"
+        ) from error

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 from katsura.domain.errors import UnavailableError
@@ -40,13 +41,13 @@ def decide(
         raise UnavailableError(trouble)
 
     reading = read(seen)
-    placement = place(reading, seen, settings, in_trouble if trouble else solve or _solve)
+    placement = place(reading, seen, settings, in_trouble if trouble else solve or partial(_solve, settings))
     wanted = desire(seen, reading, placement, settings, _affinities(reading, placement, seen, settings))
     return outstanding(wanted, seen)
 
 
-def _solve(situation: Situation) -> Decision:
-    return planner.decide(situation, _EFFORT)
+def _solve(settings: Settings, situation: Situation) -> Decision:
+    return planner.decide(situation, _EFFORT, known=settings.known())
 
 
 def _affinities(

@@ -288,7 +288,7 @@ def place(
     last = solved[-1] if solved else None
     trouble, why = "", Why.PLAN_INFEASIBLE
     try:
-        problem, left_out = state(asked, Options())
+        problem, left_out = state(asked, Options(), settings.known())
         if last is not None and last["spec"].get("inputsHash") == inputs_hash(problem):
             made, is_new = last, False
         else:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from katsura.manifests.cluster import ClusterNode
 from katsura.manifests.conditions import ConditionType, Why
 from katsura.manifests.kinds import ModelDeployment
-from katsura.placement import calibration
+from katsura.placement.cost import Coefficients
 from katsura_operator.core.discovery import discovered, usable_nodes
 from katsura_operator.core.objects import (
     AGENT,
@@ -117,7 +117,7 @@ def of_others(
     nodes = usable_nodes(seen) if settings.nodes_observed and seen.of(PROFILE) else None
     for obj in seen.of(PROFILE):
         if (str(obj["kind"]), "", name_of(obj)) not in reading.refused:
-            yield obj, *_of_profile(obj, nodes)
+            yield obj, *_of_profile(obj, nodes, settings.known().devices)
 
 
 def approved(wanted: Wanted) -> str:
@@ -239,7 +239,7 @@ def _of_agent(obj: Object, seen: Snapshot) -> list[Said]:
     return [_ACCEPTED, Said(ConditionType.READY, not waiting, why, "; ".join(waiting))]
 
 
-def _of_profile(obj: Object, nodes: Sequence[ClusterNode] | None) -> Report:
+def _of_profile(obj: Object, nodes: Sequence[ClusterNode] | None, coefficients: Mapping[str, Coefficients]) -> Report:
     spec = obj["spec"]
     device = str(spec.get("device") or name_of(obj))
     if nodes is not None:
@@ -247,7 +247,15 @@ def _of_profile(obj: Object, nodes: Sequence[ClusterNode] | None) -> Report:
     else:
         count = sum(i["nodes"] for i in spec.get("inventory") or ())
         total = sum(i["nodes"] * i["perNode"] for i in spec.get("inventory") or ())
-    measured = device.lower() in {name.lower() for name in calibration.built_in().devices}
+    measured = next((found for name, found in coefficients.items() if name.lower() == device.lower()), None)
     found = Said(ConditionType.DISCOVERED, count > 0, Why.NODES_FOUND if count else Why.NO_NODES)
-    known = Said(ConditionType.CALIBRATED, measured, Why.MEASURED if measured else Why.ESTIMATED)
-    return {"nodes": count, "total": total}, [_ACCEPTED, found, known]
+    known = Said(ConditionType.CALIBRATED, measured is not None, Why.MEASURED if measured else Why.ESTIMATED)
+    status: dict[str, Any] = {"nodes": count, "total": total}
+    if measured is not None:
+        status["calibration"] = {
+            "errorClass": measured.error_class.value,
+            "rows": measured.rows,
+            "date": measured.date,
+            "error90": round(measured.quantile_90, 4),
+        }
+    return status, [_ACCEPTED, found, known]

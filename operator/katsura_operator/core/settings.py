@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+
+from katsura.placement import calibration
+from katsura.placement.calibration import Calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,7 @@ class Settings:
         fs_group: group that volumes of claims are given to, so that pods may write them; None where the platform does.
         dns: namespaces of the cluster's DNS, and CIDRs of its caches. Where it is known, pods of external engines get a
             NetworkPolicy.
+        calibration: what `katsura calibrate` wrote for devices of this cluster; empty: what ships with the image.
     """
 
     namespace: str
@@ -36,3 +41,14 @@ class Settings:
     plans_kept: int = 5
     fs_group: int | None = None
     dns: tuple[str, ...] = ()
+    calibration: str = ""
+
+    def known(self) -> Calibration:
+        """Coefficients that plans use. InvalidArgumentError: `calibration` is not what `katsura calibrate` writes."""
+        return _known(self.calibration)
+
+
+@cache
+def _known(text: str) -> Calibration:
+    ours = calibration.built_in()
+    return ours.merged(calibration.read_devices(text)) if text else ours

@@ -85,12 +85,23 @@ class ModelDeploymentStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class CalibrationStatus:
+    """What plans believe of an accelerator whose times were measured."""
+
+    error_class: Annotated[str, Rule("`measured` on our engine or `calibrated` on others'", 0, 63)]
+    rows: Annotated[int, Rule("measurements behind it", 0, 100_000_000)] = 0
+    date: Annotated[str, Rule("when it was made", 0, 63)] = ""
+    error90: Annotated[float, Rule("time over prediction that 90 % of the measurements keep below", 0, 1000)] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class AcceleratorProfileStatus:
     """Where an accelerator was found."""
 
     observed_generation: _Generation = None
     nodes: Annotated[int, Rule("nodes that have it", 0, 1_000_000)] = 0
     total: Annotated[int, Rule("accelerators, or cores, on them", 0, 100_000_000)] = 0
+    calibration: Annotated[CalibrationStatus | None, Rule("absent: estimated from data sheets")] = None
     conditions: _Conditions = ()
 
 

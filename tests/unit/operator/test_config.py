@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from katsura.domain.errors import InvalidArgumentError
+from katsura.placement import calibration
 from katsura_operator.config import Certificates, OperatorConfig
 
 LEAST = {
@@ -46,3 +50,21 @@ def test_volumes_and_dns_are_left_alone_where_nothing_is_said() -> None:
     said = {"KATSURA_OPERATOR_FS_GROUP": "65532", "KATSURA_OPERATOR_DNS": "kube-system,169.254.20.10/32"}
     made = OperatorConfig.from_env({**LEAST, **said}).settings
     assert (made.fs_group, made.dns) == (65532, ("kube-system", "169.254.20.10/32"))
+
+
+def test_measurements_of_the_cluster_come_from_a_file_that_is_read_at_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "devices.json"
+    known = calibration.built_in()
+    file.write_text(json.dumps({"devices": {"Own": calibration.coefficients_as_json(known.kinds["gpu"])}}))
+    made = OperatorConfig.from_env({**LEAST, "KATSURA_OPERATOR_CALIBRATION_FILE": str(file)}).settings
+    assert set(made.known().devices) == {*known.devices, "Own"}
+    assert OperatorConfig.from_env(LEAST).settings.known() == known
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"devices": {"A": {}}}'])
+def test_a_file_without_measurements_is_refused_by_name(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "devices.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(InvalidArgumentError, match=r"CALIBRATION_FILE: .*devices\.json"):
+        OperatorConfig.from_env({**LEAST, "KATSURA_OPERATOR_CALIBRATION_FILE": str(file)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 
 from katsura.manifests.conditions import Why
 from katsura.manifests.decision import state
-from katsura.placement.document import current_of
+from katsura.placement import calibration
+from katsura.placement.cost import ErrorClass
+from katsura.placement.document import current_of, inputs_hash
 from katsura.placement.problem import ModelService
 from katsura_operator.core.desire import Desired, desire, revision_of
 from katsura_operator.core.difference import is_current, stamped
@@ -249,3 +252,33 @@ def test_an_agent_whose_flow_cannot_be_followed_is_told_so_and_asks_for_nothing(
     accepted = next(c for c in made["scout"] if c["type"] == "Accepted")
     assert (accepted["status"], accepted["reason"]) == ("False", Why.INVALID_CONFIGURATION)
     assert "not of both" in accepted["message"]
+
+
+def test_a_profile_tells_what_was_measured_of_it() -> None:
+    prior = calibration.built_in().kinds["gpu"]
+    measured = replace(prior, error_class=ErrorClass.MEASURED, rows=40, date="2026-11-22", quantile_90=1.25)
+    text = json.dumps({"devices": {"X1": calibration.coefficients_as_json(measured)}})
+    for said, status in (
+        (text, {"errorClass": "measured", "rows": 40, "date": "2026-11-22", "error90": 1.25}),
+        ("", None),
+    ):
+        settings = replace(SETTINGS, calibration=said)
+        twin = Twin(
+            resource("AcceleratorProfile", "x1", {"inventory": [{"nodes": 2, "perNode": 8}]}), settings=settings
+        )
+        twin.settle()
+        found = next(o for (kind, _, _), o in twin.objects.items() if kind == "AcceleratorProfile")["status"]
+        assert found.get("calibration") == status
+        assert (found["nodes"], found["total"]) == (2, 16)
+
+
+def test_a_new_calibration_is_a_new_question_to_the_planner() -> None:
+    twin = _with_runs(1.0)
+    twin.settle()
+    cpu = calibration.built_in().kinds["cpu"]
+    devices = {name: calibration.coefficients_as_json(replace(cpu, rows=7)) for name in ("CPU core", "cpu")}
+    twin.settings = replace(SETTINGS, calibration=json.dumps({"devices": devices}))
+    seen = twin.snapshot()
+    asked = situation(read(seen), seen, SETTINGS)
+    before, after = (inputs_hash(state(asked, None, s.known())[0]) for s in (SETTINGS, twin.settings))
+    assert before != after
