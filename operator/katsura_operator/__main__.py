@@ -43,22 +43,23 @@ async def operate(config: OperatorConfig) -> None:
     Raises:
         KatsuraError: the API server, or the leadership was lost.
     """
+    settings = config.settings_with_calibration()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with TemporaryDirectory(prefix="katsura-") as folder:
         async with connect(config.kubeconfig) as door, connect(config.kubeconfig) as lease_door:
-            leader = Leader(lease_door, config.settings.namespace, config.identity)
+            leader = Leader(lease_door, settings.namespace, config.identity)
             door.fence = leader.fence
             drainer = GrpcDrainer(config.internal_token, Path(folder))
             given = config.certificates is Certificates.GIVEN
-            authority = Authority(door, config.settings.namespace, Path(folder), given=given)
+            authority = Authority(door, settings.namespace, Path(folder), given=given)
             executor = Executor(door, drainer, GRPC)
-            solver = Solver(config.settings, config.solve_limit_s)
-            reconciler = Reconciler(door, executor, authority, solver, config.settings, config.namespaces)
+            solver = Solver(settings, config.solve_limit_s)
+            reconciler = Reconciler(door, executor, authority, solver, settings, config.namespaces)
             passes = Loop(reconciler.run, config.resync_s)
-            nodes = config.settings.nodes_observed
+            nodes = settings.nodes_observed
             watch = Watch(config.namespaces, passes.ask, config.identity, nodes=nodes)
 
             def alive() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -44,6 +44,7 @@ class OperatorConfig:
         kubeconfig: how to reach the API server; empty in a pod.
         internal_token: lets it tell pods to drain; without it SIGTERM alone does.
         resync_s: longest time between two passes. solve_limit_s: for one decision, its solve included.
+        calibration_file: what `katsura calibrate` wrote; empty for none.
     """
 
     settings: Settings
@@ -55,6 +56,7 @@ class OperatorConfig:
     internal_token: str = field(repr=False)
     resync_s: float
     solve_limit_s: float
+    calibration_file: str = ""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> OperatorConfig:
@@ -79,7 +81,6 @@ class OperatorConfig:
             wire_version=WIRE_VERSION,
             fs_group=None if fs_group < 0 else fs_group,
             dns=env.names("KATSURA_OPERATOR_DNS"),
-            calibration=_calibration(env.text("KATSURA_OPERATOR_CALIBRATION_FILE", "")),
         )
         made = cls(
             settings=settings,
@@ -90,6 +91,7 @@ class OperatorConfig:
             kubeconfig=environ.get("KUBECONFIG", ""),
             internal_token=env.text("KATSURA_INTERNAL_TOKEN", ""),
             resync_s=env.real("KATSURA_OPERATOR_RESYNC_S", 60.0, low=1.0),
+            calibration_file=env.text("KATSURA_OPERATOR_CALIBRATION_FILE", ""),
             solve_limit_s=env.real("KATSURA_OPERATOR_SOLVE_LIMIT_S", 600.0, low=1.0),
         )
         env.finish()
@@ -99,15 +101,20 @@ class OperatorConfig:
             )
         return made
 
+    def settings_with_calibration(self) -> Settings:
+        """`settings` with what the file of measurements says.
 
-def _calibration(path: str) -> str:
-    """The text of a file of `katsura calibrate`. InvalidArgumentError where it is none."""
-    try:
-        text = Path(path).read_text("utf-8") if path else ""
-        if text.strip():
+        Raises:
+            InvalidArgumentError: it cannot be read, or `katsura calibrate` did not write it.
+        """
+        if not self.calibration_file:
+            return self.settings
+        try:
+            text = Path(self.calibration_file).read_text("utf-8")
             read_devices(text)
-        return text.strip()
-    except (OSError, UnicodeDecodeError, InvalidArgumentError) as error:
-        raise InvalidArgumentError(
-            f"KATSURA_OPERATOR_CALIBRATION_FILE: {path}: {error}", field="KATSURA_OPERATOR_CALIBRATION_FILE"
-        ) from error
+        except (OSError, UnicodeDecodeError, InvalidArgumentError) as error:
+            raise InvalidArgumentError(
+                f"KATSURA_OPERATOR_CALIBRATION_FILE: {self.calibration_file}: {error}",
+                field="KATSURA_OPERATOR_CALIBRATION_FILE",
+            ) from error
+        return replace(self.settings, calibration=text)

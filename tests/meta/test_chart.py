@@ -68,7 +68,9 @@ def test_every_pod_is_restricted(variant: Documents) -> None:
         assert spec["securityContext"]["runAsNonRoot"] is True, name
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), name
-        assert all({"secret", "emptyDir", "persistentVolumeClaim"} & set(v) for v in spec.get("volumes", ())), name
+        assert all(
+            {"secret", "configMap", "emptyDir", "persistentVolumeClaim"} & set(v) for v in spec.get("volumes", ())
+        ), name
         for container in spec["containers"]:
             context = container["securityContext"]
             assert context["allowPrivilegeEscalation"] is False, name

@@ -56,9 +56,9 @@ def test_measurements_of_the_cluster_come_from_a_file_that_is_read_at_the_start(
     file = tmp_path / "devices.json"
     known = calibration.built_in()
     file.write_text(json.dumps({"devices": {"Own": calibration.coefficients_as_json(known.kinds["gpu"])}}))
-    made = OperatorConfig.from_env({**LEAST, "KATSURA_OPERATOR_CALIBRATION_FILE": str(file)}).settings
-    assert set(made.known().devices) == {*known.devices, "Own"}
-    assert OperatorConfig.from_env(LEAST).settings.known() == known
+    made = OperatorConfig.from_env({**LEAST, "KATSURA_OPERATOR_CALIBRATION_FILE": str(file)})
+    assert set(made.settings_with_calibration().known().devices) == {*known.devices, "Own"}
+    assert OperatorConfig.from_env(LEAST).settings_with_calibration().known() == known
 
 
 @pytest.mark.parametrize("text", [None, "{", '{"devices": {"A": {}}}'])
@@ -66,5 +66,6 @@ def test_a_file_without_measurements_is_refused_by_name(tmp_path: Path, text: st
     file = tmp_path / "devices.json"
     if text is not None:
         file.write_text(text)
+    made = OperatorConfig.from_env({**LEAST, "KATSURA_OPERATOR_CALIBRATION_FILE": str(file)})
     with pytest.raises(InvalidArgumentError, match=r"CALIBRATION_FILE: .*devices\.json"):
-        OperatorConfig.from_env({**LEAST, "KATSURA_OPERATOR_CALIBRATION_FILE": str(file)})
+        made.settings_with_calibration()
