@@ -190,6 +190,16 @@ DASHBOARDS: dict[str, tuple[Panel, ...]] = {
             "Two writers on one branch.",
             (("{{operation}}", rate(names.MEMORY_CONFLICTS, "operation")),),
         ),
+        Panel(
+            "Collected by itself",
+            "ops",
+            "What retention does not keep; lost: claims that another process took over.",
+            (
+                ("nodes", rate(names.MEMORY_COLLECTED_NODES)),
+                ("branches", rate(names.MEMORY_COLLECTED_BRANCHES)),
+                ("lost", rate(names.MEMORY_COLLECT_LOST)),
+            ),
+        ),
     ),
 }
 
