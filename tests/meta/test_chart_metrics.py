@@ -22,6 +22,7 @@ for module in (
     "katsura.experts.service",
     "katsura.gateway.metrics",
     "katsura.memory.operations",
+    "katsura.memory.collecting",
     "katsura.memory.service",
     "katsura.router.coordinator",
     "katsura.router.decisions",
