@@ -100,13 +100,17 @@ class Demo:
         return bool(current and said.get("status") == "True")
 
     def planned_on(self) -> tuple[str, set[str]]:
-        """The plan that the model follows, and the nodes that it uses."""
+        """The newest plan, and the nodes that the plan which the model names gives it: an older one that says the same
+        of it keeps its name there."""
         (model,) = self.get("modeldeployments")
         name = model.get("status", {}).get("plan", {}).get("name", "")
-        found = [plan["status"] for plan in self.get("placementplans") if plan["metadata"]["name"] == name]
+        plans = {plan["metadata"]["name"]: plan for plan in self.get("placementplans")}
+        found = [plan["status"] for plan in plans.values() if plan["metadata"]["name"] == name]
         entries = [e for status in found for e in status["assignments"]]
         mine = [e for e in entries if e["service"].endswith(f"/{model['metadata']['name']}")]
-        return name, {place["node"] for e in mine for instance in e["instances"] for place in instance["places"]}
+        return max(plans, default=""), {
+            place["node"] for e in mine for instance in e["instances"] for place in instance["places"]
+        }
 
     @contextmanager
     def gateway(self) -> Iterator[str]:
