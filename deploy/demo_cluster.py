@@ -133,9 +133,12 @@ class Demo:
                 forward.kill()
 
     def key(self) -> str:
-        """An API key, made as the chart's notes say."""
-        inside = 'katsura key create --redis "$KATSURA_STORE_URL" --tenant demo'
-        return self.kubectl("exec", "deploy/katsura-gateway", "--", "sh", "-c", inside).split()[0]
+        """An API key of the namespace's tenant."""
+        command = [sys.executable, "-m", "katsura.cli.main", "key", "create", "--cluster", NAMESPACE]
+        env = {**os.environ, "KUBECONFIG": str(self.folder / "kubeconfig")}
+        command += ["--of-namespace", NAMESPACE]
+        made = subprocess.run(command, env=env, capture_output=True, text=True, check=True)  # noqa: S603
+        return made.stdout.split()[0]
 
     def answer(self, url: str, key: str, on_piece: Callable[[int], None] = lambda count: None) -> str:
         """Stream an answer; greedy, so that it is the same every time. `on_piece` hears how many pieces came."""

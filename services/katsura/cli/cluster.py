@@ -1,4 +1,7 @@
-"""`katsura doctor --cluster`: asks kubectl, with the rights and the context of whoever calls it, and judges nothing."""
+"""What commands ask of a cluster, through kubectl and so with the rights and the context of whoever calls them.
+
+`katsura doctor --cluster` judges nothing here; `katsura key --cluster` runs in the gateway, which knows its store.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,11 @@ from typing import Any, Final
 
 from katsura.cli.core import cluster_checks as checks
 from katsura.cli.core.checks import Finding, bad
+from katsura.cli.exit import Exit
+from katsura.domain.errors import FailedPreconditionError
 from katsura.manifests.crds import crd, definitions
 
+TENANT_LABEL: Final = "katsura.dev/tenant"
 _TIMEOUT_S: Final = 30.0
 _KINDS: Final = "modeldeployments,memorystores,agents"
 _INSTALL: Final = "helm install katsura charts/katsura"
@@ -42,6 +48,28 @@ def findings(namespace: str) -> Iterator[Finding]:
     yield checks.election(lease, _age_s(lease))
     for obj in _items(*here, "get", _KINDS):
         yield checks.resource(obj)
+
+
+def tenant_of(namespace: str) -> str:
+    """The tenant of a namespace: its label `katsura.dev/tenant`, else its name. FailedPreconditionError: no kubectl, or
+    no such namespace that the caller may see."""
+    found, trouble = _ask("get", "namespace", namespace, "-o", "json")
+    if found is None:
+        raise FailedPreconditionError(f"namespace {namespace}: {trouble}", field="--of-namespace")
+    return str((found["metadata"].get("labels") or {}).get(TENANT_LABEL) or namespace)
+
+
+def in_gateway(namespace: str, *words: str) -> Exit:
+    """Run `katsura WORDS` on the store of the installation in `namespace`; it prints for itself."""
+    script = 'exec katsura "$@" --redis "$KATSURA_STORE_URL"'
+    command = ["kubectl", "-n", namespace, "exec", "deploy/katsura-gateway", "--", "sh", "-c", script, "sh", *words]
+    try:
+        done = subprocess.run(command, check=False)  # noqa: S603
+    except OSError as error:
+        raise FailedPreconditionError(
+            f"kubectl did not run: {error}; install it, or name a store by --redis"
+        ) from error
+    return Exit(done.returncode) if done.returncode in [each.value for each in Exit] else Exit.FAILED
 
 
 def _items(*args: str) -> list[Mapping[str, Any]]:

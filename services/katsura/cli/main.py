@@ -20,7 +20,7 @@ from katsura.cli.data import default_root, running
 from katsura.cli.exit import Exit, exit_of
 from katsura.cli.tree_words import add_tree
 from katsura.cli.words import group, leaf
-from katsura.domain.errors import FailedPreconditionError, KatsuraError
+from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, KatsuraError
 
 if TYPE_CHECKING:
     from katsura.cli.up import UpOptions
@@ -200,8 +200,16 @@ def _add_key(commands: Any, data: argparse.ArgumentParser, as_json: argparse.Arg
     key = group(commands, "key", "API keys, each of one tenant")
     store = argparse.ArgumentParser(add_help=False)
     store.add_argument("--redis", default="", metavar="URL", help="store to write to (default: the one of --data)")
+    store.add_argument(
+        "--cluster", default="", metavar="NAMESPACE", help="do it in the gateway of the installation there, by kubectl"
+    )
     create = leaf(key, "create", "make a key and show it, this once", _key_create, data, store, as_json)
-    create.add_argument("--tenant", required=True, help="whom the key speaks for; made if it is new")
+    whose = create.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--tenant", default="", help="whom the key speaks for; made if it is new")
+    whose.add_argument(
+        "--of-namespace", default="", metavar="NAMESPACE",
+        help="with --cluster: the tenant of a namespace, which its label katsura.dev/tenant names, or else its name",
+    )  # fmt: skip
     create.add_argument("--name", default="", help="what you call the key")
     create.add_argument(
         "--env", action="store_true", help='print what a shell needs: eval "$(katsura key create --tenant me --env)"'
@@ -413,8 +421,16 @@ def _model_pull(a: argparse.Namespace, environ: Mapping[str, str], out: Console)
 
 def _key_create(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
     from katsura.cli import key
+    from katsura.cli.cluster import in_gateway, tenant_of
     from katsura.cli.direct import memory_address
 
+    if a.cluster and a.env:
+        raise InvalidArgumentError("--env says where a local run is; leave it out with --cluster", field="--env")
+    if a.cluster:
+        tenant = a.tenant or tenant_of(a.of_namespace)
+        return in_gateway(a.cluster, "key", "create", "--tenant", tenant, "--name", a.name, *_json(a))
+    if a.of_namespace:
+        raise InvalidArgumentError("--of-namespace asks a cluster: add --cluster NAMESPACE", field="--of-namespace")
     if a.env:
         return key.export(_store_url(a), a.tenant, a.name, "" if a.redis else memory_address(a.data), out)
     return key.create(_store_url(a), a.tenant, a.name, a.json, out)
@@ -422,21 +438,35 @@ def _key_create(a: argparse.Namespace, environ: Mapping[str, str], out: Console)
 
 def _key_list(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
     from katsura.cli import key
+    from katsura.cli.cluster import in_gateway
 
+    if a.cluster:
+        return in_gateway(a.cluster, "key", "list", "--tenant", a.tenant, *_json(a))
     return key.list_keys(_store_url(a), a.tenant, a.json, out)
 
 
 def _key_quota(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli.cluster import in_gateway
     from katsura.cli.quota import quota
 
     changes = {name: getattr(a, name) for name in ("trees", "nodes", "bytes", "requests_per_minute")}
+    if a.cluster:
+        said = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items() if value is not None]
+        return in_gateway(a.cluster, "key", "quota", a.tenant, *said, *(["--clear"] if a.clear else []), *_json(a))
     return quota(_store_url(a), a.tenant, changes, a.clear, a.json, out)
 
 
 def _key_revoke(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
     from katsura.cli import key
+    from katsura.cli.cluster import in_gateway
 
+    if a.cluster:
+        return in_gateway(a.cluster, "key", "revoke", a.id)
     return key.revoke(_store_url(a), a.id, out)
+
+
+def _json(a: argparse.Namespace) -> list[str]:
+    return ["--json"] if a.json else []
 
 
 def _plan(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
