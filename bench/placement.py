@@ -14,6 +14,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from placing import aiconfigurator, artefact
@@ -41,12 +42,14 @@ from placing.report import Report
 from placing.rivals import cost_of, fastest_first, melange
 
 from katsura.placement import calibration, catalogue
+from katsura.placement.document import running
 from katsura.placement.fit import Belief
 from katsura.placement.greedy import greedy
 from katsura.placement.patterns import Column, enumerate_patterns
 from katsura.placement.plan import Plan
 from katsura.placement.planner import plan
-from katsura.placement.problem import PIPELINE, SPLIT, UNIFIED, Effort, Objective, Problem
+from katsura.placement.problem import PIPELINE, SPLIT, UNIFIED, Effort, ModelService, Objective, Problem
+from katsura.placement.replan import replan
 from katsura.testing.clusters import cards, model_service, node_class, problem_of, synthetic_problem
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,8 +200,22 @@ def placement(sizes: Sequence[tuple[int, int, float, float]], seeds: int, report
                 usd, served = cost_of(problem, columns, rival(problem, columns))
                 said = name if served > 0.999 else f"{name} (serves {served:.0%})"
                 report.add(f"dollars per hour, {label}", made.hourly_usd, "$/h", None, False, usd, said)
+            grown(problem, made, nodes, label, report)
             if nodes <= 100:
                 in_use(problem, columns, made, seed, report)
+
+
+def grown(problem: Problem, made: Plan, nodes: int, label: str, report: Report) -> None:
+    """A replan after three demands have grown by a tenth; without the alternatives and what-ifs of an explained one."""
+    names = [s.name for s in problem.services if isinstance(s, ModelService)][:3]
+    services = tuple(
+        replace(s, requests_s=1.1 * s.requests_s) if isinstance(s, ModelService) and s.name in names else s
+        for s in problem.services
+    )
+    began = time.perf_counter()
+    again = replan(replace(problem, services=services), Effort(gap=0.01, seconds=4.0), running(made), explain=False)
+    wall = time.perf_counter() - began
+    report.add(f"replan, {label} (gap {again.plan.gap:.2%})", wall, "s", 5.0 if nodes <= 1000 else None, False)
 
 
 def in_use(problem: Problem, columns: Sequence[Column], made: Plan, seed: int, report: Report) -> None:
