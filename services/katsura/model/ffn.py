@@ -80,7 +80,8 @@ class GroupSet:
     """Groups of one layer held in one place: their partials, with the bits of `group_partial`, in fewer products.
 
     Where the plan allows, gate and up of all dense groups are one product; only `down` is one per group, because the
-    sums of two groups must not meet before `sum_groups`. The groups' own gate and up are not kept.
+    sums of two groups must not meet before `sum_groups`. The groups' own gate and up are not kept. Our own kernels
+    compute group by group, each in one call.
     """
 
     def __init__(self, groups: Sequence[GroupWeights], kernels: KernelPlan) -> None:

@@ -64,10 +64,12 @@ class ShardDecision:
 
 @dataclass(slots=True)
 class _Turns:
-    """Of one deployment: who decides, and the decision before, until somebody has waited for it."""
+    """Of one deployment: who decides, the decision before, until somebody has waited for it, and whether one was waited
+    for in vain since a decision was last read back: a store that is silent delays one request, not a queue of them."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     last_id: str = ""
+    is_silent: bool = False
 
 
 class Decider:
@@ -112,8 +114,12 @@ class Decider:
         async with turns.lock:
             await self._read_back(turns)
             decision = self._decide(asked, leases, ask)
-            await self._note(asked, decision, turns)
+            self._view.awaited[decision.decision_id] = asyncio.Event()
+            turns.last_id = decision.decision_id
         shard, found = decision.shard, decision.pick
+        uncached = asked.prompt_tokens - found.chosen.matched_tokens
+        note = Decided(decision.decision_id, shard.instance_id, shard.incarnation, uncached)
+        await _hint(self._store.note_decision(note))
         if asked.program:
             there = Affinity(asked.deployment, shard.instance_id, shard.incarnation)
             await _hint(self._store.put_affinity(tenant, asked.program, there))
@@ -173,19 +179,14 @@ class Decider:
         """Wait until the view has the decision before; where the store is slow or gone, not for long."""
         last_id, turns.last_id = turns.last_id, ""
         event = self._view.awaited.get(last_id)
+        if event is None:
+            return
         try:
-            if event is not None and not self._view.stale_s:
+            if not (event.is_set() or turns.is_silent or self._view.stale_s):
                 await _hint(event.wait())
+            turns.is_silent = not event.is_set()
         finally:
             self._view.awaited.pop(last_id, None)
-
-    async def _note(self, asked: ShardAsk, decision: ShardDecision, turns: _Turns) -> None:
-        shard = decision.shard
-        uncached = asked.prompt_tokens - decision.pick.chosen.matched_tokens
-        self._view.awaited[decision.decision_id] = asyncio.Event()
-        turns.last_id = decision.decision_id
-        note = Decided(decision.decision_id, shard.instance_id, shard.incarnation, uncached)
-        await _hint(self._store.note_decision(note))
 
 
 async def _hint(call: Awaitable[T]) -> T | None:

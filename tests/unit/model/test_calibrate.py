@@ -12,6 +12,7 @@ from katsura.model.calibrate import (
     cancelling_operands,
     invariant_kernel,
     linear_shapes,
+    native_works,
     plan_kernels,
 )
 from katsura.model.kernels import AttentionBackend, LinearBackend
@@ -90,3 +91,16 @@ def test_the_choice_of_backends_can_be_narrowed():
     backends = [LinearBackend.PLAIN]
     plan = plan_kernels(SHAPE, FfnLayout(8, 4), DType.F32, Numerics.INVARIANT, time.perf_counter, backends)
     assert {kernel.backend for kernel in plan.linear.values()} == {LinearBackend.PLAIN}
+
+
+@pytest.mark.parametrize("dtype", list(DType))
+def test_our_own_kernels_compute_a_whole_model_wherever_they_work_and_nothing_elsewhere(dtype):
+    plan = plan_kernels(SHAPE, FfnLayout(8, 4), dtype, Numerics.INVARIANT, time.perf_counter)
+    chosen = {kernel.backend for kernel in plan.linear.values()}
+    if native_works(dtype):
+        assert (chosen, plan.attention.backend) == ({LinearBackend.NATIVE}, AttentionBackend.NATIVE)
+        assert {(kernel.rows_min, kernel.rows_max) for kernel in plan.linear.values()} == {(1, 512)}
+        assert plan.fuse_groups
+    else:
+        assert LinearBackend.NATIVE not in chosen
+        assert plan.attention.backend is not AttentionBackend.NATIVE

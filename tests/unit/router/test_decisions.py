@@ -89,6 +89,26 @@ async def test_requests_that_come_at_once_see_each_other() -> None:
     assert sorted(each.shard.instance_id for each in found) == ["s1"] * 3 + ["s2"] * 3
 
 
+async def test_a_silent_store_delays_one_decision_and_not_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = 0
+
+    class Counted(asyncio.Event):
+        async def wait(self) -> bool:  # type: ignore[override]
+            nonlocal waits
+            waits += 1
+            return await super().wait()
+
+    deciding = decider(TwinHintStore(StoppedClock()))
+    monkeypatch.setattr("katsura.router.decisions.asyncio.Event", Counted)
+    await asyncio.gather(*(deciding.choose_shard(ADA, ASK) for _ in range(10)))
+    assert waits == 1
+    (event,) = deciding._view.awaited.values()
+    event.set()  # it speaks again, and is waited for again
+    await deciding.choose_shard(ADA, ASK)
+    await deciding.choose_shard(ADA, ASK)
+    assert waits == 2
+
+
 async def test_a_view_that_is_not_followed_delays_the_next_decision_but_does_not_stop_it() -> None:
     deciding = decider(TwinHintStore(StoppedClock()))
     for _ in range(3):
