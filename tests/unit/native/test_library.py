@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
     not library.available() and os.environ.get("CI") != "true", reason="no C compiler when Katsura was installed"
 )
 
-HEADS, KV_HEADS, HIDDEN = 6, 2, 80
+HEADS, KV_HEADS, HIDDEN = 6, 2, 83
 
 
 def random(*shape: int, seed: int = 1) -> torch.Tensor:
