@@ -23,9 +23,10 @@ from katsura.domain.shape import DType, FfnLayout, Numerics, layout_for
 from katsura.domain.tables import ExpertTable
 from katsura.model.kernels import AttentionBackend, KernelPlan, LinearBackend, LinearKernel
 from katsura.testing.compute import InlineShard
-from katsura.testing.members import MemberProcess, holdings_of, member_environment, table_of
+from katsura.testing.members import InlineMember, MemberProcess, holdings_of, member_environment, table_of
 from katsura.testing.tiny import TinyModel, save_tiny
 from katsura.weights.load import read_config
+from katsura.wire import inproc
 
 GROUPS = 4
 CHUNKS, PAGES, WAYS = (1, 7, 64, 256), (8, 16, 64), ("unified", "shm", "tcp")
@@ -160,6 +161,39 @@ def test_each_pair_of_settings_meets_in_the_runs_of_the_demo_model() -> None:
         met = {(run[first], run[second]) for run in PAIRWISE}
         assert set(product(ones, others)) <= met
     assert len(PAIRWISE) <= 12
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+@pytest.mark.timeout(600)
+@pytest.mark.xdist_group("split-tiny")
+def test_tiny_models_equal_transformers_in_one_process_too(
+    tiny: dict[str, TinyModel], monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    model, prompt = tiny[family], prompt_of(70)
+    expected = model.greedy(prompt, 64)
+    peer = model.logits([*prompt, *expected])
+    shape = read_config(model.folder).shape
+    with tempfile.TemporaryDirectory(prefix="kq") as run_folder:
+        members = [InlineMember(model.folder, f"i{i}", Path(run_folder), 8, GROUPS).start() for i in range(4)]
+        servers = {member.endpoint: member.server for member in members}
+        reached = set()
+
+        def connect(endpoints: list[str], hello: object, limits: object, timeout_s: float, tls: object) -> object:
+            reached.add(endpoints[0])
+            return inproc.connect(servers[endpoints[0]], hello, limits, timeout_s), "inproc"  # type: ignore[arg-type]
+
+        monkeypatch.setattr("katsura.attention.link.connect", connect)
+        pool = Pool(model.folder, shape.layer_count, layout_for(shape, 8, GROUPS), members)  # type: ignore[arg-type]
+        try:
+            for chunk, page, count in product(CHUNKS, PAGES, (1, 2, 4)):
+                table = pool.table("shm", count)  # what they would listen at
+                ids, logits = run(model.folder, table, prompt, 64, STEP_TOKENS=chunk, PAGE_TOKENS=page)
+                assert ids == expected, (chunk, page, count)
+                assert max(float((row - peer[p]).abs().max()) for p, row in logits.items()) <= 1e-5
+            assert reached == servers.keys()
+        finally:
+            for member in members:
+                member.stop()
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ class InlineMember:
 
     def start(self) -> Self:
         """Listen and serve."""
-        server = Server(Limits(4, 1 << 22, 1 << 24), self.frames.admit)
+        server = self.server = Server(Limits(4, 1 << 22, 1 << 24), self.frames.admit)
         shm.listen(server, self.endpoint.removeprefix("shm:"))
         self._rings, rung = socket.socketpair()
         stopped: list[bool] = []
