@@ -164,7 +164,8 @@ class ControlPlane:
         self._run("kwok", f"--kubeconfig={config}", f"--config={said}", "--manage-all-nodes=true")
 
     def _established(self, name: str) -> bool:
-        conditions = self.call("GET", f"{_CRDS}/{name}").get("status", {}).get("conditions", ())
+        # A definition's first status says `conditions: null`, until a controller of the server has seen it.
+        conditions = (self.call("GET", f"{_CRDS}/{name}").get("status") or {}).get("conditions") or ()
         found = {c["type"]: c for c in conditions}
         assert found.get("NonStructuralSchema", {}).get("status") != "True", found
         return bool(found.get("Established", {}).get("status") == "True")

@@ -138,7 +138,7 @@ class World:
 
     def condition(self, kind: str, name: str, what: str = "Ready") -> Any:
         """One condition."""
-        conditions = self.get(kind, name).get("status", {}).get("conditions", ())
+        conditions = (self.get(kind, name).get("status") or {}).get("conditions") or ()
         return next((c for c in conditions if c["type"] == what), {})
 
     def run_pods(self) -> bool:
@@ -238,7 +238,7 @@ class World:
 
 
 def _is_ready(pod: Any) -> bool:
-    conditions = pod.get("status", {}).get("conditions", ())
+    conditions = (pod.get("status") or {}).get("conditions") or ()
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
