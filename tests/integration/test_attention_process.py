@@ -171,7 +171,7 @@ async def test_a_draining_shard_evicts_what_is_left_so_that_it_goes_on_elsewhere
     drain = await shard.client.drain(50)
     assert (drain.drain.draining, drain.drain.active_count) == (True, 1)
     with pytest.raises(UnavailableError) as caught:
-        await shard.client.acting_for(shard.client._connection.call, timeout_s=0.5).create_sequence(  # type: ignore[arg-type]
+        await shard.client.acting_for(shard.client._connection.call, timeout_s=5).create_sequence(  # type: ignore[arg-type]
             [1], revision_id=shard.revision_id
         )
     assert caught.value.reason is Reason.DRAINING

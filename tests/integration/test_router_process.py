@@ -163,7 +163,7 @@ async def test_models_are_chosen_by_name_and_alias_and_refusals_say_what_exists(
 async def test_a_model_that_cannot_serve_says_why(house: House) -> None:
     await house.put(replace(shard_record("s1"), ready=False, not_ready_reason="waiting for expert coverage: 3 of 8"))
     _, client = await house.router("r1")
-    client = client.acting_for(ADA, timeout_s=1.0)
+    client = client.acting_for(ADA, timeout_s=5)
     with pytest.raises(UnavailableError, match="waiting for expert coverage: 3 of 8"):
         await client.choose_model("demo")
     with pytest.raises(UnavailableError, match="waiting for expert coverage: 3 of 8") as no_shard:
@@ -257,7 +257,7 @@ async def test_a_drained_router_refuses_decisions_and_hands_coordination_over(ho
     await until(took_over)
     assert not (await first.get_router()).coordinator
     with pytest.raises(UnavailableError) as refused:
-        await choose(first.acting_for(ADA, timeout_s=0.5))
+        await choose(first.acting_for(ADA, timeout_s=5))
     assert refused.value.reason is Reason.DRAINING
     assert (await choose(second)).shard.shard_id == "s1"
 
