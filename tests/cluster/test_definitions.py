@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from katsura.manifests.crds import Definition, crd, definitions
 from katsura.manifests.kinds import API_VERSION
 from katsura.testing.kube import ControlPlane
 
@@ -57,8 +59,22 @@ REFUSED = [
     ("ModelDeployment", {"kv__pageTokens": 64, "model__contextTokens": 32}, "kv.pageTokens: a page must not be longer"),
     ("ModelDeployment", {"engine": "external"}, "engine: external needs it"),
     ("ModelDeployment", {"external__image": "vllm"}, "external: belongs to engine: external"),
-    ("ModelDeployment", {"roles__router": {"replicas": 1, "scaling": {}}}, "replicas (ours) or scaling (yours)"),
-    ("ModelDeployment", {"roles__experts__scaling": {"min": 4, "max": 2}}, "min must not exceed max"),
+    ("ModelDeployment", {"roles__router": {"replicas": 1, "scaling": {}}}, "roles.router.scaling: min must not exceed"),
+    (
+        "ModelDeployment",
+        {"roles__experts__scaling": {"min": 4, "max": 2}},
+        "roles.experts.scaling: min must not exceed",
+    ),
+    (
+        "ModelDeployment",
+        {"roles__attention__scaling": {"min": 4, "max": 2}},
+        "roles.attention.scaling: min must not exce",
+    ),
+    (
+        "ModelDeployment",
+        {"topology": "Unified", "roles__unified": {"replicas": 1, "scaling": {}}},
+        "roles.unified.scaling: min must not exceed",
+    ),
     ("ModelDeployment", {"roles__attention__replicas": 0}, "should be greater than or equal to 1"),
     ("ModelDeployment", {"topology": "Mesh"}, 'supported values: "Split", "Unified"'),
     ("ModelDeployment", {"model__source": "ftp://weights"}, "should match"),
@@ -81,15 +97,29 @@ REFUSED = [
         {"redis__url": "redis://a:6379", "hints__redis__url": "redis://a:6379"},
         "hints.redis.url: is the durable server itself",
     ),
+    ("MemoryStore", {"hints": {"bytes": "12Ki"}}, "at least 1Mi"),
     ("Agent", {"budgets": {"contextTokens": 100, "outputTokens": 100}}, "must be less than budgets.contextTokens"),
     ("Agent", {"modelRef": {}}, "spec.modelRef.name: Required value"),
     ("AcceleratorProfile", {"cost": {"perHour": -1}}, "should be greater than or equal to 0"),
     ("AcceleratorProfile", {"inventory": [{"nodes": 1}]}, "perNode: Required value"),
+    ("AcceleratorProfile", {"inventory": [{"nodes": 1, "perNode": 1, "memory": "12Ki"}]}, "at least 1Mi"),
+    *(
+        ("AcceleratorProfile", {"capabilities": {name: 0}}, f"capabilities.{name}: must be above 0")
+        for name in ("bf16Teraflops", "memoryGbPerSecond", "intraGbPerSecond", "interGbPerSecond")
+    ),
     ("RolePool", {"replicas": -1}, "should be greater than or equal to 0"),
     ("RolePool", {"role": "captain"}, "supported values"),
     ("RolePool", {"groupSize": 2}, "should be less than or equal to 1"),
     ("PlacementPlan", {"objective": "fame"}, "supported values"),
 ]
+
+
+FIXED = [
+    ("RolePool", {"role": "attention"}, "role cannot change"),
+    ("RolePool", {"deploymentRef": {"name": "other"}}, "deploymentRef cannot change"),
+    ("PlacementPlan", {"inputsHash": "def"}, "never changes"),
+]
+LONGEST = {entry.kind: entry.name_max for entry in definitions()}
 
 
 @pytest.mark.parametrize(("kind", "spec", "words"), REFUSED, ids=lambda value: value if isinstance(value, str) else "")
@@ -101,11 +131,29 @@ def test_a_mistake_is_refused_in_words_that_help(
     assert words in answer.json()["message"]
 
 
-@pytest.mark.parametrize("kind", [k for k in MINIMAL if k not in ("RolePool", "PlacementPlan")])
-def test_a_name_too_long_for_its_pods_is_refused(plane: ControlPlane, namespace: str, kind: str) -> None:
-    answer = plane.ask("POST", path_of(kind, namespace), resource(kind, "x" * 41))
+@pytest.mark.parametrize(("kind", "most"), LONGEST.items())
+def test_a_name_too_long_for_its_pods_is_refused(plane: ControlPlane, namespace: str, kind: str, most: int) -> None:
+    answer = plane.ask("POST", path_of(kind, namespace), resource(kind, "x" * (most + 1)))
     assert answer.status_code == 422
-    assert "at most 40 characters" in answer.json()["message"]
+    assert f"metadata.name: at most {most} characters" in answer.json()["message"]
+
+
+def rules(node: Mapping[str, Any]) -> Iterator[str]:
+    """The messages of all CEL rules of a schema."""
+    yield from (rule["message"] for rule in node.get("x-kubernetes-validations", ()))
+    for inner in (*node.get("properties", {}).values(), node.get("items"), node.get("additionalProperties")):
+        if isinstance(inner, Mapping):
+            yield from rules(inner)
+
+
+@pytest.mark.parametrize("entry", definitions(), ids=lambda entry: entry.kind)
+def test_every_rule_has_a_row_that_makes_the_api_server_say_it(entry: Definition) -> None:
+    said = [f"metadata.name: at most {entry.name_max}"]
+    said += [words for kind, _, words in (*REFUSED, *FIXED) if kind == entry.kind]
+    (version,) = crd(entry)["spec"]["versions"]
+    messages = list(rules(version["schema"]["openAPIV3Schema"]))
+    told = [[message for message in messages if words in message] for words in said]
+    assert [message for message in messages if [message] not in told] == []
 
 
 def test_an_unknown_field_is_refused_where_the_client_validates_strictly(plane: ControlPlane, namespace: str) -> None:
@@ -122,14 +170,7 @@ def test_defaults_are_what_a_file_without_them_means(plane: ControlPlane, namesp
     assert made["rollout"] == {"strategy": "Rolling"}
 
 
-@pytest.mark.parametrize(
-    ("kind", "change", "words"),
-    [
-        ("RolePool", {"role": "attention"}, "role cannot change"),
-        ("RolePool", {"deploymentRef": {"name": "other"}}, "deploymentRef cannot change"),
-        ("PlacementPlan", {"inputsHash": "def"}, "never changes"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "change", "words"), FIXED)
 def test_what_is_fixed_cannot_be_edited(
     plane: ControlPlane, namespace: str, kind: str, change: dict[str, Any], words: str
 ) -> None:
@@ -163,3 +204,4 @@ def test_kubectl_says_useful_things(plane: ControlPlane, namespace: str) -> None
     everything = plane.kubectl("-n", namespace, "get", "katsura", "-o", "name").split()
     assert everything == ["agent.katsura.dev/researcher", "modeldeployment.katsura.dev/chat"]
     assert "reduction groups that placement" in plane.kubectl("explain", "kmd.spec.ffn.groups")
+    assert "why it was not taken" in plane.kubectl("explain", "kplan.status.alternatives.whyNot")

@@ -256,8 +256,8 @@ def _root(entry: Definition) -> dict[str, Any]:
         "description": entry.about,
         "required": ["spec"],
         "properties": {
-            "apiVersion": {"type": "string"},
-            "kind": {"type": "string"},
+            "apiVersion": {"type": "string", "description": f"{GROUP}/{VERSION}"},
+            "kind": {"type": "string", "description": entry.kind},
             "metadata": {"type": "object"},
             "spec": spec,
             "status": status,
