@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
 from dataclasses import fields as dataclass_fields
 from functools import cache
 from hashlib import blake2b
+from operator import attrgetter
 from typing import Any, Final
 
 LATE: Final = {"late": True}
@@ -35,7 +36,12 @@ def _plain(value: object) -> object:
     """What JSON has no word for, one layer at a time."""
     kind: Any = type(value)
     if is_dataclass(value):
-        return {name: item for name, unsaid in _fields(kind) if (item := getattr(value, name)) != unsaid}
+        names, values_of, late = _fields(kind)
+        said = dict(zip(names, values_of(value), strict=False))
+        for name, unsaid in late:
+            if (item := getattr(value, name)) != unsaid:
+                said[name] = item
+        return said
     if isinstance(value, bytes):
         return blake2b(value, digest_size=16).hexdigest()
     if isinstance(value, Mapping):
@@ -44,9 +50,12 @@ def _plain(value: object) -> object:
 
 
 @cache
-def _fields(kind: Any) -> tuple[tuple[str, object], ...]:
-    """Names of fields, and the value at which each is left out (one that none has, for most)."""
-    return tuple((f.name, f.default if f.metadata.get("late") else _fields) for f in dataclass_fields(kind))
+def _fields(kind: Any) -> tuple[tuple[str, ...], Callable[[object], Any], tuple[tuple[str, object], ...]]:
+    """Fields that are always said, what gets their values, and the others with the value at which they are not."""
+    found = dataclass_fields(kind)
+    names = tuple(sorted(f.name for f in found if not f.metadata.get("late")))
+    late = tuple((f.name, f.default) for f in found if f.metadata.get("late"))
+    return names, attrgetter(*names, names[0]), late  # of two names it makes a tuple
 
 
-_ENCODER: Final = json.JSONEncoder(default=_plain, sort_keys=True, separators=(",", ":"))
+_ENCODER: Final = json.JSONEncoder(default=_plain, sort_keys=True, separators=(",", ":"), check_circular=False)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import TypeVar
+from functools import cache
+from typing import Final, TypeVar, cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -52,14 +53,20 @@ from katsura.state.contents import TreeChange
 from katsura.state.trees import Event, Position
 
 K = TypeVar("K", bound=IntEnum)
+_NO_COST: Final = Cost()
 
 
 def enum_of(kind: type[K], value: int, field: str) -> K:
     """The domain's value of an open enumeration; an unknown number is the caller's mistake."""
-    try:
-        return kind(value)
-    except ValueError:
-        raise InvalidArgumentError(f"{field}: {value} is not a {kind.__name__}", field=field) from None
+    found = _values(kind).get(value)
+    if found is None:
+        raise InvalidArgumentError(f"{field}: {value} is not a {kind.__name__}", field=field)
+    return cast(K, found)
+
+
+@cache
+def _values(kind: type[IntEnum]) -> dict[int, IntEnum]:
+    return {int(value): value for value in kind}
 
 
 def policy_from(message: tree_pb.TreePolicy) -> TreePolicy:
@@ -95,16 +102,18 @@ def step_from(message: tree_pb.Step, at: str) -> Step:
         client_step_id=message.client_step_id,
         tool_call=ToolCall(call.call_id, call.name, call.arguments_json) if message.HasField("tool_call") else None,
         relation=enum_of(Relation, message.relation, f"{at}.relation"),
-        related_node_ids=tuple(NodeId(node) for node in message.related_node_ids),
+        related_node_ids=tuple(map(NodeId, message.related_node_ids)) if message.related_node_ids else (),
         effect=enum_of(Effect, message.effect, f"{at}.effect"),
         undo_ref=message.undo_ref,
         provenance=enum_of(Provenance, message.provenance, f"{at}.provenance"),
-        cost=Cost(cost.prompt_tokens, cost.cached_tokens, cost.completion_tokens, cost.micros),
-        attributes=dict(message.attributes),
+        cost=Cost(cost.prompt_tokens, cost.cached_tokens, cost.completion_tokens, cost.micros)
+        if message.HasField("cost")
+        else _NO_COST,
+        attributes=dict(message.attributes) if message.attributes else {},
         opaque=message.opaque,
-        attachments=attachments_from(message.attachments),
+        attachments=attachments_from(message.attachments) if message.attachments else (),
         agent_id=message.agent_id,
-        references=references_from(message.references, f"{at}.references"),
+        references=references_from(message.references, f"{at}.references") if message.references else (),
         wait=Wait(enum_of(WaitKind, message.wait.kind, f"{at}.wait.kind"), message.wait.what)
         if message.HasField("wait")
         else None,

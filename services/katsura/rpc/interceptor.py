@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import contextmanager
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import grpc
 from opentelemetry.trace import SpanKind
@@ -80,8 +80,7 @@ class Boundary:
 
     def _unary(self, method: str, serve: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def call(request: object, context: grpc.aio.ServicerContext[Any, Any]) -> object:
-            measured = _Measured(method)
-            with self._counted(), measured:
+            with _Measured(self, method) as measured:
                 try:
                     with await self._enter(method, context):
                         return await serve(request, context)
@@ -98,8 +97,7 @@ class Boundary:
 
     def _stream(self, method: str, serve: Callable[..., Any]) -> Callable[..., AsyncIterator[Any]]:
         async def call(request: object, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            measured = _Measured(method)
-            with self._counted(), measured:
+            with _Measured(self, method) as measured:
                 try:
                     with await self._enter(method, context):
                         async for response in serve(request, context):
@@ -114,59 +112,66 @@ class Boundary:
 
         return call
 
-    async def _enter(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def _enter(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> _Around:
         metadata = tuple(context.invocation_metadata() or ())
         call = await calls.incoming(metadata, self._internal_token, self._resolver)
         calls.enter(call)
         if self._admission is not None and call.tenant is not None:
             await self._admission.admit(method.rpartition("/")[2], call.tenant.tenant_id)
         parent = next((str(value) for key, value in metadata if key == calls.TRACEPARENT), "")
-        return _around(method, call, parent)
-
-    @contextmanager
-    def _counted(self) -> Any:
-        self.active_count += 1
-        _IN_FLIGHT.inc()
-        try:
-            yield
-        finally:
-            self.active_count -= 1
-            _IN_FLIGHT.dec()
+        return _Around(method, call, parent)
 
 
-@contextmanager
-def _around(method: str, call: calls.CallContext, parent: str) -> Any:
-    tenant = call.tenant.tenant_id if call.tenant else ""
-    with (
-        log.ids(tenant=tenant, session=call.session_id, request=call.request_id),
-        trace.span(names.SPAN_RPC_SERVER, {names.RPC_METHOD: method}, parent=parent, kind=SpanKind.SERVER),
-    ):
-        try:
-            yield
-        except KatsuraError:
-            raise
-        except Exception as error:  # logged here, where the line carries the ids of the call
-            raise _bug(method, error) from error
+class _Around:
+    """What a call is served in: the ids that its log lines carry, and its span."""
+
+    __slots__ = ("_ids", "_method", "_span")
+
+    def __init__(self, method: str, call: calls.CallContext, parent: str) -> None:
+        tenant = call.tenant.tenant_id if call.tenant else ""
+        self._method = method
+        self._ids = log.ids(tenant=tenant, session=call.session_id, request=call.request_id)
+        self._span = trace.span(names.SPAN_RPC_SERVER, {names.RPC_METHOD: method}, parent=parent, kind=SpanKind.SERVER)
+
+    def __enter__(self) -> None:
+        self._ids.__enter__()
+        self._span.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        ours = isinstance(error, Exception) and not isinstance(error, KatsuraError)
+        bug = _bug(self._method, error) if ours else None  # logged here, where the line carries the ids of the call
+        self._span.__exit__(kind, error, tb)
+        self._ids.__exit__()
+        if bug is not None:
+            raise bug from error
 
 
 class _Measured:
-    """Times one call and remembers how it ended."""
+    """Counts and times one call, and remembers how it ended."""
 
-    def __init__(self, method: str) -> None:
+    __slots__ = ("_boundary", "_method", "_start", "code")
+
+    def __init__(self, boundary: Boundary, method: str) -> None:
         self.code = "OK"
+        self._boundary = boundary
         self._method = method
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
+        self._boundary.active_count += 1
+        _IN_FLIGHT.inc()
         self._start = time.perf_counter()
+        return self
 
     def __exit__(self, *_: object) -> None:
-        _SECONDS.labels(self._method, self.code).observe(time.perf_counter() - self._start)
+        metrics.child(_SECONDS, self._method, self.code).observe(time.perf_counter() - self._start)
+        _IN_FLIGHT.dec()
+        self._boundary.active_count -= 1
 
     async def fail(self, context: grpc.aio.ServicerContext[Any, Any], error: KatsuraError) -> None:
         self.code = error.code
         await status.abort(context, error)
 
 
-def _bug(method: str, error: Exception) -> InternalError:
+def _bug(method: str, error: BaseException | None) -> InternalError:
     _LOG.error("a call failed by our own fault", exc=error, method=method)
     return InternalError("internal error; the log of this process has it under this request id")

@@ -51,7 +51,7 @@ from katsura.domain.trees import (
 SALT_BYTES: Final = 16
 HASH_BYTES: Final = 32
 _NO_COST: Final = Cost()
-_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False)
 _TOMBSTONE: Final = b',"x":1}'
 """How the record of a redacted node ends."""
 _MERGE_IGNORES: Final = ("i", "o")
@@ -61,7 +61,7 @@ _MERGE_IGNORES: Final = ("i", "o")
 def known_fields(kind: type, found: Mapping[str, Any]) -> dict[str, Any]:
     """What of a record are fields of the dataclass `kind`: what a newer version of us keeps with it is not for us."""
     names = kind.__dataclass_fields__  # type: ignore[attr-defined]
-    return {name: value for name, value in found.items() if name in names}
+    return {**found} if found.keys() <= names.keys() else {name: found[name] for name in found if name in names}
 
 
 def is_tombstone(record: bytes) -> bool:
@@ -81,8 +81,19 @@ def record_of(body: Body, salt: bytes) -> bytes:
 
 def body_digest(step: Step, namespace: bytes) -> str:
     """Digest by which identical children and repeated steps of one tree (`namespace`) are recognised, 24 hex digits."""
-    fields = {name: value for name, value in _step_fields(step).items() if name not in _MERGE_IGNORES}
-    return blake2b(_json(fields), digest_size=12, key=namespace[:64]).hexdigest()
+    return digested_record(step, b"", namespace)[0]
+
+
+def digested_record(step: Step, salt: bytes, namespace: bytes) -> tuple[str, bytes]:
+    """`body_digest` and `record_of` of a step, in one go."""
+    fields = _step_fields(step)
+    text = _json(fields)
+    record, ignored = salt + text, [name for name in _MERGE_IGNORES if name in fields]
+    if ignored:
+        for name in ignored:
+            del fields[name]
+        text = _json(fields)
+    return blake2b(text, digest_size=12, key=namespace[:64]).hexdigest(), record
 
 
 def body_of(node_id: int, record: bytes, blob: bytes) -> Body:
@@ -294,28 +305,34 @@ def _sized(data: bytes) -> bytes:
 
 
 def _step_fields(step: Step) -> dict[str, Any]:
-    call, cost = step.tool_call, step.cost
-    blob = blob_of(step)
-    fields: dict[str, Any] = {
-        "i": step.client_step_id,
-        "k": int(step.kind),
-        "l": int(step.relation) if step.relation != Relation.NEW else None,
-        "n": list(step.related_node_ids),
-        "e": int(step.effect) if step.effect != Effect.NONE else None,
-        "u": step.undo_ref,
-        "p": int(step.provenance),
-        "o": [cost.prompt_tokens, cost.cached_tokens, cost.completion_tokens, cost.micros]
-        if cost != _NO_COST
-        else None,
-        "a": dict(step.attributes),
-        "f": [call.call_id, call.name, call.arguments_json] if call else None,
-        "g": step.agent_id,
-        "b": blake2b(blob, digest_size=16).hexdigest() if blob else None,
-        "y": [int(step.wait.kind), step.wait.what] if step.wait else None,
-        "z": [step.resolves, int(step.resolution)] if step.resolves else None,
-        "d": [[r.node_id, int(r.kind), *([r.tree_id] if r.tree_id else [])] for r in step.references],
-    }
-    return {"t": "s", "r": step.role, "c": step.content, **{name: value for name, value in fields.items() if value}}
+    call, cost, wait = step.tool_call, step.cost, step.wait
+    fields: dict[str, Any] = {"t": "s", "r": step.role, "c": step.content}
+    said: tuple[tuple[str, Any], ...] = (
+        ("i", step.client_step_id),
+        ("k", int(step.kind)),
+        ("n", step.related_node_ids),
+        ("u", step.undo_ref),
+        ("p", int(step.provenance)),
+        ("a", step.attributes),
+        ("g", step.agent_id),
+        ("f", call and [call.call_id, call.name, call.arguments_json]),
+        ("y", wait and [int(wait.kind), wait.what]),
+        ("z", step.resolves and [step.resolves, int(step.resolution)]),
+    )
+    for name, value in said:
+        if value:
+            fields[name] = value
+    if step.relation > Relation.NEW:
+        fields["l"] = int(step.relation)
+    if step.effect > Effect.NONE:
+        fields["e"] = int(step.effect)
+    if cost is not _NO_COST and cost != _NO_COST:
+        fields["o"] = [cost.prompt_tokens, cost.cached_tokens, cost.completion_tokens, cost.micros]
+    if blob := blob_of(step):
+        fields["b"] = blake2b(blob, digest_size=16).hexdigest()
+    if step.references:
+        fields["d"] = [[r.node_id, int(r.kind), *([r.tree_id] if r.tree_id else [])] for r in step.references]
+    return fields
 
 
 def _summary_fields(summary: Summary) -> dict[str, Any]:

@@ -52,7 +52,9 @@ def position_of(said: Mapping[str, Any]) -> Position:
 
 def branch_of(found: Mapping[str, Any]) -> Branch:
     """A branch from its stored JSON. What a newer version of us keeps with it is not for us; functions keep it."""
-    return Branch(**{**known_fields(Branch, found), "state": BranchState(found["state"])})
+    fields = known_fields(Branch, found)
+    fields["state"] = BranchState(fields["state"])
+    return Branch(**fields)
 
 
 def tree_of(ref: TreeRef, flat: Sequence[bytes]) -> Tree:

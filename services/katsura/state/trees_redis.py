@@ -51,9 +51,9 @@ from katsura.state.tree_calls import (
 )
 from katsura.state.tree_records import (
     SALT_BYTES,
-    body_digest,
     check_chain,
     content_hash,
+    digested_record,
     judgement_json,
     judgement_of,
     mark_of,
@@ -133,7 +133,7 @@ class RedisTreeStore(
     @property
     def durability(self) -> Durability:
         """What an acknowledged write survives."""
-        return self._store.durability
+        return self._store.promised
 
     async def create(self, ref: TreeRef, new: NewTree, request: Request) -> tuple[Tree, Branch]:
         """Make a tree with one empty branch."""
@@ -203,8 +203,8 @@ class RedisTreeStore(
     ) -> Grown:
         """Append steps, all or none: one call where the plan fits, two after a walk or on a head not seen before."""
         namespace = keys.tree(ref.tenant, ref.tree, "")
-        digests = [body_digest(new.step, namespace) for new in steps]
-        records = [record_of(new.step, secrets.token_bytes(SALT_BYTES)) for new in steps]
+        written = [digested_record(new.step, secrets.token_bytes(SALT_BYTES), namespace) for new in steps]
+        records = [record for _, record in written]
         charges = charges_of([new.step for new in steps])
         plan = self._heads.get((ref, branch))
         if plan is not None and expected_head in (None, plan.base):
@@ -217,7 +217,7 @@ class RedisTreeStore(
             arguments: list[Arg] = [branch, -1 if expected_head is None else expected_head, plan.base]
             arguments += [plan.base_hash.hex(), int(merge), charges]
             for i, new in enumerate(steps):
-                arguments += step_arguments(new.step, new.tokens, digests[i], records[i], hashes[i])
+                arguments += step_arguments(new.step, new.tokens, *written[i], hashes[i])
             answer = await self._write_answer(ref, "grow", request, *arguments)
             if answer[0] != b"REPLAN":
                 self._added(ref, answer)

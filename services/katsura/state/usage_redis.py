@@ -15,6 +15,7 @@ from katsura.state.usage import Settled, charges_from
 
 _PAGE: Final = 200
 _REQUESTS_KEPT_S: Final = 180
+_FREE: Final = Cost()
 _SUMS: Final = ("trees", "nodes", "bytes", "blocks")
 _QUOTAS: Final = ("quota_trees", "quota_nodes", "quota_bytes", "quota_requests_per_minute")
 
@@ -108,6 +109,6 @@ def charges_of(steps: Sequence[Step]) -> str:
 
 def _charge(step: Step) -> tuple[str | int, ...] | None:
     c = step.cost
-    if not step.agent_id and c == Cost():
+    if not step.agent_id and c == _FREE:
         return None
     return step.agent_id, c.prompt_tokens, c.cached_tokens, c.completion_tokens, c.micros

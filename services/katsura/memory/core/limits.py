@@ -30,6 +30,8 @@ from katsura.memory.core.tokens import wait_text
 from katsura.memory.core.validate import DEFAULT_VALIDATORS, VALIDATORS
 
 STEPS_MAX: Final = 256
+_UTF8_BYTES_MAX: Final = 4
+"""Of one character."""
 CONTENT_BYTES_MAX: Final = MIB
 BLOB_BYTES_MAX: Final = MIB
 GROW_BYTES_MAX: Final = 3 * MIB
@@ -74,8 +76,7 @@ def refuse(field: str, why: str) -> InvalidArgumentError:
 
 def check_text(value: str, field: str, bytes_max: int = TEXT_BYTES_MAX) -> str:
     """`value` if it is short enough."""
-    size = len(value.encode())
-    if size > bytes_max:
+    if len(value) * _UTF8_BYTES_MAX > bytes_max and (size := len(value.encode())) > bytes_max:
         why = f"it is {human_bytes(size)}; at most {human_bytes(bytes_max)} are taken"
         raise InvalidArgumentError(f"{field}: {why}", field=field, reason=Reason.BODY_TOO_LARGE)
     return value
@@ -228,13 +229,15 @@ def _check_step(step: Step, at: str) -> int:
         raise refuse(f"{at}.role", f"{step.role!r} is not one of {', '.join(_PROVENANCE)}")
     check_text(step.content, f"{at}.content", CONTENT_BYTES_MAX)
     for name in ("client_step_id", "undo_ref", "agent_id"):
-        check_text(getattr(step, name), f"{at}.{name}")
-    if any(ord(c) < 32 for c in step.client_step_id):
+        if text := getattr(step, name):
+            check_text(text, f"{at}.{name}")
+    if step.client_step_id and min(step.client_step_id) < " ":
         raise refuse(f"{at}.client_step_id", "it holds a control character")
-    check_map(step.attributes, f"{at}.attributes")
+    if step.attributes:
+        check_map(step.attributes, f"{at}.attributes")
     if len(step.related_node_ids) > RELATED_MAX:
         raise refuse(f"{at}.related_node_ids", f"{len(step.related_node_ids)} ids; at most {RELATED_MAX} are taken")
-    if any(node < 1 for node in step.related_node_ids):
+    if step.related_node_ids and min(step.related_node_ids) < 1:
         raise refuse(f"{at}.related_node_ids", "node ids are positive")
     check_references(step.references, f"{at}.references")
     if step.wait is not None and not check_text(step.wait.what, f"{at}.wait.what", KIB).strip():
@@ -270,7 +273,9 @@ def _complete(step: Step) -> Step:
         wait=wait,
         attributes={**owed, **step.attributes} if owed else step.attributes,
         provenance=step.provenance or _PROVENANCE[step.role],
-        references=tuple(replace(r, kind=r.kind or ReferenceKind.DEPENDS_ON, declared=False) for r in step.references),
+        references=tuple(replace(r, kind=r.kind or ReferenceKind.DEPENDS_ON, declared=False) for r in step.references)
+        if step.references
+        else (),
     )
 
 
