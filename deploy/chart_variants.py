@@ -20,7 +20,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "served-from-elsewhere": ("operator.enabled=false", "operator.namespace=platform"),
     "two-namespaces": ('operator.namespaces=["ns","team"]',),
     "whole-cluster": ('operator.namespaces=["*"]', "operator.inventory=nodes", "operator.aggregateRoles=true"),
-    "calibrated": ("operator.calibration=measured",),
+    "calibrated": ("operator.calibration=measured", "operator.profiles=true"),
     "openshift": ("podSecurity.runAsUser=null", "podSecurity.fsGroup=null"),
     "no-demo": ("demo.enabled=false",),
     "own-data": (

@@ -20,6 +20,7 @@ from katsura.domain.errors import KatsuraError
 from katsura.telemetry import log, metrics, names, setup
 from katsura_operator.authority import Authority
 from katsura_operator.config import Certificates, OperatorConfig
+from katsura_operator.core.objects import PROFILE
 from katsura_operator.core.pods import GRPC
 from katsura_operator.drain import GrpcDrainer
 from katsura_operator.execute import Executor
@@ -59,8 +60,10 @@ async def operate(config: OperatorConfig) -> None:
             solver = Solver(settings, config.solve_limit_s)
             reconciler = Reconciler(door, executor, authority, solver, settings, config.namespaces)
             passes = Loop(reconciler.run, config.resync_s)
-            nodes = settings.nodes_observed
-            watch = Watch(config.namespaces, passes.ask, config.identity, nodes=nodes)
+
+            async def watch() -> None:
+                nodes, profiles = settings.nodes_observed, await reconciler.may_read(PROFILE)
+                await Watch(config.namespaces, passes.ask, config.identity, nodes=nodes, profiles=profiles).run()
 
             def alive() -> str:
                 silent_s = time.monotonic() - passes.beat_s
@@ -76,7 +79,7 @@ async def operate(config: OperatorConfig) -> None:
                     if await _first(stop.wait(), leader.win()):
                         return
                     passes.beat_s = time.monotonic()
-                    await _first(stop.wait(), leader.hold(), watch.run(), passes.run())
+                    await _first(stop.wait(), leader.hold(), watch(), passes.run())
                 finally:
                     await solver.close()
                     await drainer.close()

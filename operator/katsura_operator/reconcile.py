@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from katsura.domain.errors import NotFoundError, PermissionDeniedError
+from katsura.domain.errors import KatsuraError, NotFoundError, PermissionDeniedError
 from katsura.telemetry import log
 from katsura_operator.authority import Authority
 from katsura_operator.core.desire import Desired
@@ -103,6 +103,16 @@ class Reconciler:
         else:
             objects[POD.name] = await self._all(POD, self._namespaces, "katsura.dev/pool")
         return Snapshot(objects, now)
+
+    async def may_read(self, kind: Kind) -> bool:
+        """Whether a kind of the whole cluster is there and ours to read; True where nobody answers."""
+        try:
+            await self._kube.list_all(kind)
+        except (PermissionDeniedError, NotFoundError):
+            return False
+        except KatsuraError as error:
+            _LOG.warning("cannot tell what may be read; goes on", kind=kind.name, why=error.message)
+        return True
 
     async def _all(self, kind: Kind, namespaces: tuple[str, ...], labels: str = "") -> tuple[Any, ...]:
         if not namespaces:

@@ -34,15 +34,25 @@ from katsura_operator.core.signature import signature
 _LOG = log.get(__name__)
 _TOLD_S: Final = 30.0
 _KINDS: Final = (MODEL_DEPLOYMENT, MEMORY_STORE, AGENT, ROLE_POOL, WORKLOAD, POD, JOB)
-_CLUSTER_KINDS: Final = (PROFILE, NODE, SLICE)
+_NODE_KINDS: Final = (NODE, SLICE)
 
 
 class Watch:
-    """Watches of one scope. `namespaces`: which; empty for all. `changed` is called for whatever matters."""
+    """Watches of one scope. `changed` is called for whatever matters."""
 
-    def __init__(self, namespaces: tuple[str, ...], changed: Callable[[], None], identity: str, *, nodes: bool) -> None:
+    def __init__(
+        self,
+        namespaces: tuple[str, ...],
+        changed: Callable[[], None],
+        identity: str,
+        *,
+        nodes: bool,
+        profiles: bool = True,
+    ) -> None:
+        """`namespaces`: which; empty for all. `nodes`, `profiles`: whether they are read: a watch that is forbidden
+        would end them all."""
         self._namespaces, self._changed, self._identity = namespaces, changed, identity
-        self._kinds = (*_KINDS, *(_CLUSTER_KINDS if nodes else ()))
+        self._kinds = (*_KINDS, *((PROFILE,) if profiles else ()), *(_NODE_KINDS if nodes else ()))
         self._seen: dict[tuple[str, str], str] = {}
 
     async def run(self) -> None:

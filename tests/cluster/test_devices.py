@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from katsura.placement.calibration import built_in, coefficients_as_json
+from katsura.placement.cost import ErrorClass
 from katsura.placement.document import current_of
 from katsura.testing.operators import World
+from katsura_operator.core.knowledge import known
 from katsura_operator.core.settings import Settings
 
 SLICES = "/apis/resource.k8s.io/v1/resourceslices"
@@ -81,3 +86,26 @@ async def test_devices_of_a_resource_slice_are_found_and_planned_on(world: World
         assert world.condition("ModelDeployment", "chat", "Planned")["status"] == "False"
     finally:
         world.plane.call("DELETE", f"{PROFILES}/h100")
+
+
+async def test_what_was_measured_is_kept_by_the_profile_and_outlives_its_file(world: World) -> None:
+    name = f"x-{world.namespace[-5:]}"
+    measured = replace(built_in().kinds["gpu"], error_class=ErrorClass.MEASURED, rows=12, date="2026-11-20")
+    said = coefficients_as_json(measured)
+    plain, told = world.settings, json.dumps({"devices": {name: said}})
+    head = {"apiVersion": "katsura.dev/v1alpha1", "kind": "AcceleratorProfile", "metadata": {"name": name}}
+    world.plane.apply(f"{PROFILES}/{name}", {**head, "spec": {}})
+    try:
+        world.settings = replace(plain, calibration=told)
+        await world.settle()
+        kept = world.plane.call("GET", f"{PROFILES}/{name}")["status"]["calibration"]
+        assert (kept["errorClass"], kept["coefficients"]["layers"]) == ("measured", said["layers"])
+        assert kept["coefficients"]["contextRange"] == said["context_range"]
+        world.settings = plain
+        assert (await world.reconciler().run()).writes == 0, "an operator without the file has nothing to say"
+        seen = await world.reconciler().observe()
+        assert coefficients_as_json(known(seen, plain).devices[name]) == said
+        assert "measured" in world.plane.kubectl("get", "kap", name)
+        assert "seconds of each layer" in world.plane.kubectl("explain", "kap.status.calibration.coefficients.layers")
+    finally:
+        world.plane.call("DELETE", f"{PROFILES}/{name}")

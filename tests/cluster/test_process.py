@@ -100,6 +100,38 @@ async def test_it_leads_converges_by_watching_and_gives_the_lease_back(world: Wo
     assert holder(world) == ""
 
 
+async def test_an_edited_profile_is_planned_with_at_once_where_nodes_are_declared(world: World, tmp_path: Path) -> None:
+    name = f"cpu-{world.namespace[-5:]}"
+    path = f"/apis/katsura.dev/v1alpha1/acceleratorprofiles/{name}"
+
+    def declare(nodes: int) -> None:
+        inventory = [{"nodes": nodes, "perNode": 8, "memory": "32Gi"}]
+        head = {"apiVersion": "katsura.dev/v1alpha1", "kind": "AcceleratorProfile", "metadata": {"name": name}}
+        world.plane.apply(path, {**head, "spec": {"device": "cpu", "inventory": inventory}})
+
+    def found() -> int:
+        return int((world.plane.call("GET", path).get("status") or {}).get("nodes", 0))
+
+    declare(2)
+    log = tmp_path / "operator.log"
+    try:
+        with operator(world, "one", log, KATSURA_OPERATOR_RESYNC_S="3600") as running:
+            world.apply("ModelDeployment", "chat", MODEL)
+            until("it is planned", lambda: planned(world) == "PlanInForce" and found() == 2, running)
+            plans, renewed = len(world.all("PlacementPlan")), set[str]()
+
+            def its_own_writes_ask_for_nothing_more() -> bool:
+                leases = {lease["metadata"]["name"]: lease["spec"] for lease in world.all("Lease")}
+                renewed.add(str(leases["katsura-operator"]["renewTime"]))
+                return len(renewed) > 4
+
+            until("it is still", its_own_writes_ask_for_nothing_more, running)
+            declare(3)
+            until("it is planned anew", lambda: found() == 3 and len(world.all("PlacementPlan")) > plans, running)
+    finally:
+        world.plane.call("DELETE", path)
+
+
 async def test_a_second_operator_waits_and_takes_over_when_the_first_ends(world: World, tmp_path: Path) -> None:
     first_log, second_log = tmp_path / "first.log", tmp_path / "second.log"
     with operator(world, "first", first_log) as first:

@@ -146,7 +146,8 @@ def test_the_operator_gets_the_rights_of_its_own_list_and_no_more(render: Render
         "a namespace needs no right on the cluster"
     )
     everywhere = one(render(*VARIANTS["whole-cluster"]), "ClusterRole", "katsura-operator-ns")
-    assert everywhere["rules"] == rules["namespaced"] + rules["cluster"]
+    assert everywhere["rules"] == rules["namespaced"] + rules["profiles"] + rules["cluster"]
+    assert one(render("operator.profiles=true"), "ClusterRole", "katsura-operator-ns")["rules"] == rules["profiles"]
 
 
 def test_images_follow_registry_tag_and_digest(render: Render) -> None:

@@ -14,10 +14,12 @@ from typing import Final
 from katsura.domain.errors import UnavailableError
 from katsura.manifests import decision as planner
 from katsura.manifests.decision import Decision, Situation
+from katsura.placement.calibration import Calibration
 from katsura.placement.problem import Effort
 from katsura_operator.core import affinity
 from katsura_operator.core.desire import Desired, desire
 from katsura_operator.core.difference import is_current, stamped
+from katsura_operator.core.knowledge import known
 from katsura_operator.core.objects import NODE, Object, kind_of, labels_of, name_of, namespace_of
 from katsura_operator.core.placing import Placement, Reading, classes_of, place, read
 from katsura_operator.core.settings import Settings
@@ -41,13 +43,15 @@ def decide(
         raise UnavailableError(trouble)
 
     reading = read(seen)
-    placement = place(reading, seen, settings, in_trouble if trouble else solve or partial(_solve, settings))
+    placement = place(
+        reading, seen, settings, in_trouble if trouble else solve or partial(_solve, known(seen, settings))
+    )
     wanted = desire(seen, reading, placement, settings, _affinities(reading, placement, seen, settings))
     return outstanding(wanted, seen)
 
 
-def _solve(settings: Settings, situation: Situation) -> Decision:
-    return planner.decide(situation, _EFFORT, known=settings.known())
+def _solve(measured: Calibration, situation: Situation) -> Decision:
+    return planner.decide(situation, _EFFORT, known=measured)
 
 
 def _affinities(

@@ -37,6 +37,7 @@ from katsura.placement.document import Current, current_of, inputs_hash
 from katsura.placement.problem import NodeClass
 from katsura.placement.problem import Problem as PlacementProblem
 from katsura.placement.program import exact_instances
+from katsura_operator.core.knowledge import known
 from katsura_operator.core.objects import (
     AGENT,
     MEMORY_STORE,
@@ -288,7 +289,7 @@ def place(
     last = solved[-1] if solved else None
     trouble, why = "", Why.PLAN_INFEASIBLE
     try:
-        problem, left_out = state(asked, Options(), settings.known())
+        problem, left_out = state(asked, Options(), known(snapshot, settings))
         if last is not None and last["spec"].get("inputsHash") == inputs_hash(problem):
             made, is_new = last, False
         else:

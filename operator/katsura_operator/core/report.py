@@ -11,6 +11,7 @@ from katsura.manifests.conditions import ConditionType, Why
 from katsura.manifests.kinds import ModelDeployment
 from katsura.placement.cost import Coefficients
 from katsura_operator.core.discovery import discovered, usable_nodes
+from katsura_operator.core.knowledge import as_status, device_of, known
 from katsura_operator.core.objects import (
     AGENT,
     MEMORY_STORE,
@@ -115,9 +116,10 @@ def of_others(
         if (str(obj["kind"]), namespace_of(obj), name_of(obj)) not in reading.refused:
             yield obj, {}, _of_agent(obj, seen)
     nodes = usable_nodes(seen) if settings.nodes_observed and seen.of(PROFILE) else None
+    believed = known(seen, settings).devices
     for obj in seen.of(PROFILE):
         if (str(obj["kind"]), "", name_of(obj)) not in reading.refused:
-            yield obj, *_of_profile(obj, nodes, settings.known().devices)
+            yield obj, *_of_profile(obj, nodes, believed)
 
 
 def approved(wanted: Wanted) -> str:
@@ -239,23 +241,17 @@ def _of_agent(obj: Object, seen: Snapshot) -> list[Said]:
     return [_ACCEPTED, Said(ConditionType.READY, not waiting, why, "; ".join(waiting))]
 
 
-def _of_profile(obj: Object, nodes: Sequence[ClusterNode] | None, coefficients: Mapping[str, Coefficients]) -> Report:
+def _of_profile(obj: Object, nodes: Sequence[ClusterNode] | None, believed: Mapping[str, Coefficients]) -> Report:
     spec = obj["spec"]
-    device = str(spec.get("device") or name_of(obj))
     if nodes is not None:
         count, total = discovered(obj, nodes)
     else:
         count = sum(i["nodes"] for i in spec.get("inventory") or ())
         total = sum(i["nodes"] * i["perNode"] for i in spec.get("inventory") or ())
-    measured = next((found for name, found in coefficients.items() if name.lower() == device.lower()), None)
+    measured = believed.get(device_of(obj))
     found = Said(ConditionType.DISCOVERED, count > 0, Why.NODES_FOUND if count else Why.NO_NODES)
-    known = Said(ConditionType.CALIBRATED, measured is not None, Why.MEASURED if measured else Why.ESTIMATED)
+    told = Said(ConditionType.CALIBRATED, measured is not None, Why.MEASURED if measured else Why.ESTIMATED)
     status: dict[str, Any] = {"nodes": count, "total": total}
     if measured is not None:
-        status["calibration"] = {
-            "errorClass": measured.error_class.value,
-            "rows": measured.rows,
-            "date": measured.date,
-            "error90": round(measured.quantile_90, 4),
-        }
-    return status, [_ACCEPTED, found, known]
+        status["calibration"] = as_status(measured)
+    return status, [_ACCEPTED, found, told]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 
-from katsura.placement import calibration
-from katsura.placement.calibration import Calibration
+from katsura.placement.calibration import read_devices
+from katsura.placement.cost import Coefficients
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Settings:
         fs_group: group that volumes of claims are given to, so that pods may write them; None where the platform does.
         dns: namespaces of the cluster's DNS, and CIDRs of its caches. Where it is known, pods of external engines get a
             NetworkPolicy.
-        calibration: what `katsura calibrate` wrote for devices of this cluster; empty: what ships with the image.
+        calibration: what `katsura calibrate` wrote for devices of this cluster; empty for none.
     """
 
     namespace: str
@@ -43,12 +45,11 @@ class Settings:
     dns: tuple[str, ...] = ()
     calibration: str = ""
 
-    def known(self) -> Calibration:
-        """Coefficients that plans use. InvalidArgumentError: `calibration` is not what `katsura calibrate` writes."""
-        return _known(self.calibration)
+    def measured(self) -> Mapping[str, Coefficients]:
+        """Coefficients by device. InvalidArgumentError: `calibration` is not what `katsura calibrate` writes."""
+        return _measured(self.calibration)
 
 
 @cache
-def _known(text: str) -> Calibration:
-    ours = calibration.built_in()
-    return ours.merged(calibration.read_devices(text)) if text else ours
+def _measured(text: str) -> Mapping[str, Coefficients]:
+    return MappingProxyType(read_devices(text) if text else {})

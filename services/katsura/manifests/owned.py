@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from katsura.manifests.conditions import Condition
 from katsura.manifests.kinds import LocalRef
@@ -84,6 +84,41 @@ class ModelDeploymentStatus:
     conditions: _Conditions = ()
 
 
+_MOST: Final = 1_000_000
+"""No factor and no number of seconds of a step comes near it."""
+_Number = Annotated[float, Rule("", 0, 1_000_000_000)]
+
+
+@dataclass(frozen=True, slots=True)
+class CoefficientsStatus:
+    """What the parts of a step really cost: factors over what the profile's figures promise, or seconds each."""
+
+    weights: Annotated[float, Rule("factor on the time in which weights are read", 0, _MOST)]
+    kv: Annotated[float, Rule("factor on the time in which KV is read", 0, _MOST)]
+    flops: Annotated[float, Rule("factor on the time of arithmetic", 0, _MOST)]
+    collective: Annotated[float, Rule("factor on the time between devices of one replica", 0, _MOST)]
+    layers: Annotated[float, Rule("seconds of each layer", 0, _MOST)]
+    linked_layers: Annotated[float, Rule("seconds more of each layer that is cut over devices", 0, _MOST)]
+    moe_layers: Annotated[float, Rule("seconds more of each layer with routed experts", 0, _MOST)]
+    sequences: Annotated[float, Rule("seconds of each running sequence", 0, _MOST)]
+    prefill: Annotated[float, Rule("factor on the time of prompts that are computed between steps", 0, _MOST)]
+    prefill_collective: Annotated[float, Rule("factor on the time of prompts between devices", 0, _MOST)]
+    first: Annotated[
+        tuple[_Number, ...],
+        Rule("to the first token: seconds, then factors on the prompt, a step, a batch's prompts", 0, 4, repeats=True),
+    ]
+    first_collective: Annotated[
+        tuple[_Number, ...],
+        Rule("factors on what a prompt, and a batch's prompts, send between devices", 0, 2, repeats=True),
+    ]
+    batch_range: Annotated[
+        tuple[_Number, ...], Rule("smallest and largest batch that was measured", 0, 2, repeats=True)
+    ]
+    context_range: Annotated[
+        tuple[_Number, ...], Rule("shortest and longest context that was measured, in tokens", 0, 2, repeats=True)
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class CalibrationStatus:
     """What plans believe of an accelerator whose times were measured."""
@@ -92,6 +127,9 @@ class CalibrationStatus:
     rows: Annotated[int, Rule("measurements behind it", 0, 100_000_000)] = 0
     date: Annotated[str, Rule("when it was made", 0, 63)] = ""
     error90: Annotated[float, Rule("time over prediction that 90 % of the measurements keep below", 0, 1000)] = 0.0
+    coefficients: Annotated[
+        CoefficientsStatus | None, Rule("those of class `measured` outlive the file that brought them")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

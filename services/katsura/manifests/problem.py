@@ -212,8 +212,7 @@ def _helpers(bundle: Bundle, asked: Mapping[str, Demand], calibration: Calibrati
 
 def _kind(profile: AcceleratorProfile, catalogue: Catalogue, cluster: Cluster) -> _Kind:
     spec = profile.spec
-    said_name = spec.device or profile.metadata.name
-    name = next((n for n in catalogue.devices if n.lower() == said_name.lower()), said_name)
+    name = catalogue.spelled(spec.device or profile.metadata.name)
     device = catalogue.devices.get(name) or _own_device(profile, name, cluster)
     can = spec.capabilities
     said: dict[str, Any] = {

@@ -110,6 +110,10 @@ class Catalogue:
         """This catalogue with `device` in place of the one of its name."""
         return Catalogue([*(d for d in self.devices.values() if d.name != device.name), device])
 
+    def spelled(self, name: str) -> str:
+        """`name` as the catalogue spells it; as it is where the catalogue lacks it."""
+        return next((known for known in self.devices if known.lower() == name.lower()), name)
+
     def named(self, name: str) -> Device:
         """The device called `name`.
 

@@ -61,8 +61,9 @@ def grant(plane: ControlPlane, namespace: str, file: Path) -> None:
     rules = yaml.safe_load(file.read_text())
     rbac = "/apis/rbac.authorization.k8s.io/v1"
     subject = {"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": OPERATOR}
-    for name, scope in (("served", "namespaced"), ("own", "own"), ("katsura-operator", "cluster")):
-        wide = scope == "cluster"
+    scopes = (("served", "namespaced"), ("own", "own"), ("katsura-profiles", "profiles"), ("katsura-nodes", "cluster"))
+    for name, scope in scopes:
+        wide = scope in ("profiles", "cluster")
         where = rbac if wide else f"{rbac}/namespaces/{namespace}"
         kind = "ClusterRole" if wide else "Role"
         head = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": name}}

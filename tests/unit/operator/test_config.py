@@ -57,8 +57,8 @@ def test_measurements_of_the_cluster_come_from_a_file_that_is_read_at_the_start(
     known = calibration.built_in()
     file.write_text(json.dumps({"devices": {"Own": calibration.coefficients_as_json(known.kinds["gpu"])}}))
     made = OperatorConfig.from_env({**LEAST, "KATSURA_OPERATOR_CALIBRATION_FILE": str(file)})
-    assert set(made.settings_with_calibration().known().devices) == {*known.devices, "Own"}
-    assert OperatorConfig.from_env(LEAST).settings_with_calibration().known() == known
+    assert set(made.settings_with_calibration().measured()) == {"Own"}
+    assert OperatorConfig.from_env(LEAST).settings_with_calibration().measured() == {}
 
 
 @pytest.mark.parametrize("text", [None, "{", '{"devices": {"A": {}}}'])

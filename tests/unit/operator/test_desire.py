@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
+from katsura.manifests import decision as planner
 from katsura.manifests.conditions import Why
 from katsura.manifests.decision import state
 from katsura.placement import calibration
 from katsura.placement.cost import ErrorClass
-from katsura.placement.document import current_of, inputs_hash
+from katsura.placement.document import current_of
 from katsura.placement.problem import ModelService
 from katsura_operator.core.desire import Desired, desire, revision_of
 from katsura_operator.core.difference import is_current, stamped
+from katsura_operator.core.knowledge import known
 from katsura_operator.core.objects import ROLE_POOL, WORKLOAD, key_of, labels_of, name_of
 from katsura_operator.core.placing import place, read, situation, standing
 from katsura_operator.core.settings import Settings
@@ -50,7 +53,8 @@ class Twin:
     def decide(self) -> Desired:
         seen = self.snapshot()
         reading = read(seen)
-        return desire(seen, reading, place(reading, seen, self.settings), self.settings, {})
+        solve = partial(planner.decide, known=known(seen, self.settings))
+        return desire(seen, reading, place(reading, seen, self.settings, solve), self.settings, {})
 
     def settle(self) -> Desired:
         for _ in range(8):
@@ -254,31 +258,37 @@ def test_an_agent_whose_flow_cannot_be_followed_is_told_so_and_asks_for_nothing(
     assert "not of both" in accepted["message"]
 
 
-def test_a_profile_tells_what_was_measured_of_it() -> None:
-    prior = calibration.built_in().kinds["gpu"]
-    measured = replace(prior, error_class=ErrorClass.MEASURED, rows=40, date="2026-11-22", quantile_90=1.25)
-    text = json.dumps({"devices": {"X1": calibration.coefficients_as_json(measured)}})
-    for said, status in (
-        (text, {"errorClass": "measured", "rows": 40, "date": "2026-11-22", "error90": 1.25}),
-        ("", None),
-    ):
-        settings = replace(SETTINGS, calibration=said)
-        twin = Twin(
-            resource("AcceleratorProfile", "x1", {"inventory": [{"nodes": 2, "perNode": 8}]}), settings=settings
-        )
+def _measured(name: str, **said: Any) -> Settings:
+    found = replace(calibration.built_in().kinds["gpu"], error_class=ErrorClass.MEASURED, rows=40, **said)
+    return replace(SETTINGS, calibration=json.dumps({"devices": {name: calibration.coefficients_as_json(found)}}))
+
+
+def test_a_profile_tells_what_was_measured_of_it_and_keeps_it_when_the_file_is_gone() -> None:
+    twin = Twin(resource("AcceleratorProfile", "x1", {"inventory": [{"nodes": 2, "perNode": 8}]}))
+
+    def status() -> Any:
         twin.settle()
-        found = next(o for (kind, _, _), o in twin.objects.items() if kind == "AcceleratorProfile")["status"]
-        assert found.get("calibration") == status
-        assert (found["nodes"], found["total"]) == (2, 16)
+        return next(o for (kind, _, _), o in twin.objects.items() if kind == "AcceleratorProfile")["status"]
+
+    assert "calibration" not in status()
+    assert (status()["nodes"], status()["total"]) == (2, 16)
+    twin.settings = _measured("X1", date="2026-11-22", quantile_90=1.25, weights=1.5)
+    kept = status()["calibration"]
+    head = {"errorClass": "measured", "rows": 40, "date": "2026-11-22", "error90": 1.25}
+    assert {key: kept[key] for key in head} == head
+    assert (kept["coefficients"]["weights"], len(kept["coefficients"])) == (1.5, 14)
+    twin.settings = SETTINGS
+    assert twin.carry_out(twin.decide()) == 0, "nothing to write, nothing to plan"
+    assert status()["calibration"] == kept
 
 
-def test_a_new_calibration_is_a_new_question_to_the_planner() -> None:
-    twin = _with_runs(1.0)
+def test_a_new_calibration_is_a_new_question_to_the_planner_and_the_same_without_its_file() -> None:
+    profile = resource("AcceleratorProfile", "cpu", {"inventory": [{"nodes": 4, "perNode": 16, "memory": "64Gi"}]})
+    twin = Twin(resource("ModelDeployment", "chat", SPEC), profile)
     twin.settle()
-    cpu = calibration.built_in().kinds["cpu"]
-    devices = {name: calibration.coefficients_as_json(replace(cpu, rows=7)) for name in ("CPU core", "cpu")}
-    twin.settings = replace(SETTINGS, calibration=json.dumps({"devices": devices}))
-    seen = twin.snapshot()
-    asked = situation(read(seen), seen, SETTINGS)
-    before, after = (inputs_hash(state(asked, None, s.known())[0]) for s in (SETTINGS, twin.settings))
-    assert before != after
+    assert twin.decide().plan is None
+    twin.settings = _measured("cpu", date="2026-11-22")
+    assert twin.decide().plan is not None
+    twin.settle()
+    twin.settings = SETTINGS
+    assert twin.decide().plan is None

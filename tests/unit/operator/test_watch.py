@@ -61,11 +61,25 @@ async def test_a_handler_of_kopf_ends_in_a_note() -> None:
     assert seen.asked == 1
 
 
-def test_devices_are_watched_with_the_nodes_and_neither_where_nodes_are_declared() -> None:
-    kinds = {kind.name for kind in Count().watch._kinds}
-    assert {"Node", "ResourceSlice", "AcceleratorProfile"} <= kinds
-    declared = {kind.name for kind in Watch((), lambda: None, "me", nodes=False)._kinds}
-    assert not declared & {"Node", "ResourceSlice"}
+@pytest.mark.parametrize(
+    ("nodes", "profiles", "watched"),
+    [
+        (True, True, {"Node", "ResourceSlice", "AcceleratorProfile"}),
+        (False, True, {"AcceleratorProfile"}),
+        (False, False, set()),
+    ],
+)
+def test_of_the_whole_cluster_is_watched_what_is_read(nodes: bool, profiles: bool, watched: set[str]) -> None:
+    kinds = {k.name for k in Watch((), lambda: None, "me", nodes=nodes, profiles=profiles)._kinds}
+    assert kinds & {"Node", "ResourceSlice", "AcceleratorProfile"} == watched
+
+
+def test_a_changed_profile_asks_for_a_pass_and_what_we_say_of_it_does_not() -> None:
+    seen = Count()
+    profile = {"kind": "AcceleratorProfile", "metadata": {"uid": "u"}, "spec": {"cost": {"perHour": 1.0}}}
+    assert seen.note("ADDED", profile) == 1
+    assert seen.note("MODIFIED", {**profile, "status": {"nodes": 3, "calibration": {"rows": 12}}}) == 0
+    assert seen.note("MODIFIED", {**profile, "spec": {"cost": {"perHour": 2.0}}}) == 1
 
 
 def record(text: str) -> logging.LogRecord:
