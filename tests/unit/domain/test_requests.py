@@ -21,8 +21,10 @@ FULL = Step(
 
 
 def test_a_request_is_known_to_every_version_of_us_by_the_same_digest() -> None:
-    assert request_of("r", "grow", "main", None, True, (FULL, Step("b")), True).digest == "57b2b0d40f2bc2fd74a574e1abea14ed"
-    assert request_of("r", "grow", Step("b", wait=Wait(WaitKind.TOOL, "w"))).digest == "818d257316761d4de44490444b802d49"
+    full = request_of("r", "grow", "main", None, True, (FULL, Step("b")), True)
+    late = request_of("r", "grow", Step("b", wait=Wait(WaitKind.TOOL, "w")))
+    assert full.digest == "57b2b0d40f2bc2fd74a574e1abea14ed"
+    assert late.digest == "818d257316761d4de44490444b802d49"
 
 
 def test_a_late_field_is_said_only_where_it_says_something() -> None:
