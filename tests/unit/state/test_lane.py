@@ -123,11 +123,14 @@ def test_a_connection_that_ends_or_makes_no_sense_fails_for_all_who_wait(tmp_pat
 
 
 async def test_a_server_that_is_not_there_is_asked_once_for_all_who_call(tmp_path: Path) -> None:
+    unheard: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, about: unheard.append(about))
     async with laned(f"unix://{tmp_path}/none") as lane:
         told = await asyncio.gather(*(lane.command(("PING",)) for _ in range(5)), return_exceptions=True)
         assert {type(one) for one in told} == {FileNotFoundError}
         assert len({id(one) for one in told}) == 1
     gc.collect()  # a task whose error nobody read would warn
+    assert not unheard, "a connection that failed is nobody's"
 
 
 async def test_closing_tells_whoever_waits(tmp_path: Path) -> None:
