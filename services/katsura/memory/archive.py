@@ -15,9 +15,11 @@ from katsura.memory.core import limits
 from katsura.memory.operations import Operations, committing
 from katsura.state.archive import (
     Archived,
+    ArchivedEnd,
     ArchivedHead,
     ArchivedNode,
     ArchivedReferences,
+    LineDigest,
     end_line,
     line_of,
     part_of,
@@ -48,15 +50,16 @@ class Archive(Operations):
 
     async def export(self, ref: TreeRef) -> AsyncIterator[bytes]:
         """The archive of a tree as it is now, in pieces of whole lines."""
-        lines, size, nodes = [], 0, 0
+        lines, size, nodes, digest = [], 0, 0, LineDigest()
         async for part in self._trees.dump(ref):
             lines.append(line_of(part))
+            digest.add(lines[-1])
             size += len(lines[-1])
             nodes += isinstance(part, ArchivedNode)
             if size >= _CHUNK_BYTES:
                 yield b"".join(lines)
                 lines, size = [], 0
-        yield b"".join((*lines, end_line(nodes)))
+        yield b"".join((*lines, end_line(ArchivedEnd(nodes, digest.value))))
 
     async def import_tree(self, tenant: TenantId, tree_id: str, pieces: AsyncIterator[bytes]) -> tuple[Tree, bytes]:
         """Make a tree of an archive; the tree, and its root digest."""
@@ -128,20 +131,32 @@ def _path(parents: dict[int, int], last: int, count: int) -> tuple[int, ...]:
     return tuple(reversed(path))
 
 
-async def _parts(pieces: AsyncIterator[bytes]) -> AsyncIterator[Archived | int]:
-    """Parts of an archive that comes in pieces cut anywhere."""
-    rest = b""
+async def _parts(pieces: AsyncIterator[bytes]) -> AsyncIterator[Archived | ArchivedEnd]:
+    """Parts of an archive that comes in pieces cut anywhere.
+
+    Raises:
+        DataLossError: a line is not what ExportTree wrote.
+    """
+    rest, digest = b"", LineDigest()
+
+    def read(line: bytes) -> Archived | ArchivedEnd:
+        part = part_of(line)
+        if isinstance(part, ArchivedEnd) and part.digest not in (b"", digest.value):
+            raise DataLossError("the archive was changed since it was exported; nothing was imported")
+        digest.add(line + b"\n")
+        return part
+
     async for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
         if len(rest) > _LINE_BYTES_MAX:
             raise limits.refuse("lines", "a line is longer than any that ExportTree writes")
         for line in lines:
-            yield part_of(line)
+            yield read(line)
     if rest:
-        yield part_of(rest)
+        yield read(rest)
 
 
-async def _checked(parts: AsyncIterator[Archived | int]) -> AsyncIterator[Archived]:
+async def _checked(parts: AsyncIterator[Archived | ArchivedEnd]) -> AsyncIterator[Archived]:
     """The parts, if they are a whole tree: hashes match, ids count up, what is pointed to is there.
 
     Raises:
@@ -151,8 +166,8 @@ async def _checked(parts: AsyncIterator[Archived | int]) -> AsyncIterator[Archiv
     hashes = {0: ROOT_HASH}
     head: ArchivedHead | None = None
     async for part in parts:
-        if isinstance(part, int):
-            whole = head is not None and part == len(hashes) - 1 == head.tree.node_count
+        if isinstance(part, ArchivedEnd):
+            whole = head is not None and part.nodes == len(hashes) - 1 == head.tree.node_count
             if whole:
                 return
             raise limits.refuse("lines", f"the archive ends after {len(hashes) - 1} nodes, which are not all")

@@ -4,7 +4,8 @@
     {"n": 1, ...}                                   a node, ids rising
     {"f": [[9, [[7, 1, 1, ""]]], ...], "m": ...}    references by step, marks by stale node
     {"s": [["main", "client id", 7], ...]}          steps by client id
-    {"end": <nodes>}                                the last line: without it nothing was imported
+    {"end": <nodes>, "digest": ...}                 the last line: without it nothing was imported; the digest of all
+                                                    lines before it (archives of older versions have none)
 
 `TreeStore` (trees.py) includes `TreeArchive`.
 """
@@ -80,7 +81,32 @@ class ArchivedReferences:
     marks: tuple[tuple[NodeId, tuple[StaleMark, ...]], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ArchivedEnd:
+    """How many nodes there are, and the digest (`LineDigest`) of the lines before; b"" where the archive tells none."""
+
+    nodes: int
+    digest: bytes = b""
+
+
 Archived = ArchivedHead | ArchivedNode | ArchivedReferences | ArchivedSteps
+
+
+class LineDigest:
+    """Digest over the lines of an archive as they come, 32 bytes. Hashes of nodes say nothing of what stands beside
+    them: verdicts, marks, branches, goal and pins."""
+
+    def __init__(self) -> None:
+        self._hash = blake2b(digest_size=32, person=b"katsura-lines")
+
+    def add(self, line: bytes) -> None:
+        """Take the next line, its line end included."""
+        self._hash.update(line)
+
+    @property
+    def value(self) -> bytes:
+        """Of all lines so far."""
+        return self._hash.digest()
 
 
 class TreeArchive(Protocol):
@@ -135,8 +161,8 @@ def line_of(part: Archived) -> bytes:
             return _line({"s": [list(step) for step in part.steps]})
 
 
-def part_of(line: bytes) -> Archived | int:
-    """The way back from `line_of`; of the last line, how many nodes there are.
+def part_of(line: bytes) -> Archived | ArchivedEnd:
+    """The way back from `line_of` and `end_line`.
 
     Raises:
         InvalidArgumentError: it is not a line of an archive.
@@ -149,14 +175,14 @@ def part_of(line: bytes) -> Archived | int:
         ) from error
 
 
-def end_line(nodes: int) -> bytes:
+def end_line(end: ArchivedEnd) -> bytes:
     """The last line."""
-    return _line({"end": nodes})
+    return _line({"end": end.nodes, **({"digest": end.digest.hex()} if end.digest else {})})
 
 
-def _part(found: Mapping[str, Any]) -> Archived | int:
+def _part(found: Mapping[str, Any]) -> Archived | ArchivedEnd:
     if "end" in found:
-        return int(found["end"])
+        return ArchivedEnd(int(found["end"]), bytes.fromhex(found.get("digest", "")))
     if "s" in found:
         return ArchivedSteps(tuple((str(b), str(c), NodeId(n)) for b, c, n in found["s"]))
     if "f" in found:

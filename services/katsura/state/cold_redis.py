@@ -26,7 +26,7 @@ from katsura.domain.errors import (
 from katsura.domain.trees import Durability, Tree
 from katsura.domain.usage import Usage
 from katsura.state import keys
-from katsura.state.archive import Archived, ArchivedHead, ArchivedNode, end_line, line_of, part_of
+from katsura.state.archive import Archived, ArchivedEnd, ArchivedHead, ArchivedNode, end_line, line_of, part_of
 from katsura.state.archive_redis import RedisArchive
 from katsura.state.connect import Arg, Store, translated
 from katsura.state.contents import TreeRef
@@ -67,7 +67,7 @@ class RedisCold(RedisArchive):
                     revision = part.tree.revision
                 nodes += isinstance(part, ArchivedNode)
                 yield line_of(part)
-            yield end_line(nodes)
+            yield end_line(ArchivedEnd(nodes))  # the store keeps the digest of the whole object
 
         digest = await objects.put(name, lines())
         answer = await self._answer(ref, "freeze", revision, name, digest)
@@ -148,7 +148,7 @@ class RedisCold(RedisArchive):
             digest.update(piece)
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
-                if not isinstance(part := part_of(line), int):
+                if not isinstance(part := part_of(line), ArchivedEnd):
                     yield part
         if digest.hexdigest() != record["digest"] or rest:
             raise DataLossError(

@@ -575,8 +575,8 @@ class MemoryServiceServicer(object):
 
     def ImportTree(self, request_iterator, context):
         """Makes a tree from an archive, with the same node ids and hashes. It is not there until the archive's last line.
-        Errors: ALREADY_EXISTS / TREE_EXISTS; DATA_LOSS / UNSPECIFIED (a node does not match its hash: nothing was
-        imported).
+        Errors: ALREADY_EXISTS / TREE_EXISTS; DATA_LOSS / UNSPECIFIED (the archive was changed, or a node does
+        not match its hash: nothing was imported).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

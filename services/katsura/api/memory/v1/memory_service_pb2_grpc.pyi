@@ -193,8 +193,8 @@ class MemoryServiceStub:
     """Writes a tree down as it was at one moment; token ids are left out, engines attach them again."""
     ImportTree: _grpc.StreamUnaryMultiCallable[_memory_archive_pb2.ImportTreeRequest, _memory_archive_pb2.ImportTreeResponse]
     """Makes a tree from an archive, with the same node ids and hashes. It is not there until the archive's last line.
-    Errors: ALREADY_EXISTS / TREE_EXISTS; DATA_LOSS / UNSPECIFIED (a node does not match its hash: nothing was
-    imported).
+    Errors: ALREADY_EXISTS / TREE_EXISTS; DATA_LOSS / UNSPECIFIED (the archive was changed, or a node does
+    not match its hash: nothing was imported).
     """
     AcquireLease: _grpc.UnaryUnaryMultiCallable[_memory_leases_pb2.AcquireLeaseRequest, _memory_leases_pb2.AcquireLeaseResponse]
     """Takes a branch for one writer, for a while: Grow, ResumeStep, SetSlots, Merge and Revise are refused to everybody else
@@ -376,8 +376,8 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """Writes a tree down as it was at one moment; token ids are left out, engines attach them again."""
     ImportTree: _aio.StreamUnaryMultiCallable[_memory_archive_pb2.ImportTreeRequest, _memory_archive_pb2.ImportTreeResponse]  # type: ignore[assignment]
     """Makes a tree from an archive, with the same node ids and hashes. It is not there until the archive's last line.
-    Errors: ALREADY_EXISTS / TREE_EXISTS; DATA_LOSS / UNSPECIFIED (a node does not match its hash: nothing was
-    imported).
+    Errors: ALREADY_EXISTS / TREE_EXISTS; DATA_LOSS / UNSPECIFIED (the archive was changed, or a node does
+    not match its hash: nothing was imported).
     """
     AcquireLease: _aio.UnaryUnaryMultiCallable[_memory_leases_pb2.AcquireLeaseRequest, _memory_leases_pb2.AcquireLeaseResponse]  # type: ignore[assignment]
     """Takes a branch for one writer, for a while: Grow, ResumeStep, SetSlots, Merge and Revise are refused to everybody else
@@ -778,8 +778,8 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_memory_archive_pb2.ImportTreeResponse, _abc.Awaitable[_memory_archive_pb2.ImportTreeResponse]]:
         """Makes a tree from an archive, with the same node ids and hashes. It is not there until the archive's last line.
-        Errors: ALREADY_EXISTS / TREE_EXISTS; DATA_LOSS / UNSPECIFIED (a node does not match its hash: nothing was
-        imported).
+        Errors: ALREADY_EXISTS / TREE_EXISTS; DATA_LOSS / UNSPECIFIED (the archive was changed, or a node does
+        not match its hash: nothing was imported).
         """
 
     @_abc_1.abstractmethod
