@@ -63,7 +63,7 @@ class House:
     tasks: dict[str, asyncio.Task[None]]
 
     async def command(self, kind: type[Any]) -> Any:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not isinstance(command := messages.read_command(await self.compute.receive()), kind):
                 continue
         return command
@@ -72,7 +72,7 @@ class House:
         await self.compute.send(messages.write_report(Report(**more)))
 
     async def until(self, done: Callable[[], Awaitable[Any]]) -> Any:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             found = await done()
             while not found:
                 await asyncio.sleep(0)  # let the shard work
@@ -176,4 +176,4 @@ async def test_a_later_life_of_the_shard_ends_this_one(house: House) -> None:
     await house.store.put_shard(later)
     house.fleet.set_ready(True, "")
     with pytest.raises(ConflictError):
-        await asyncio.wait_for(house.tasks["heartbeat"], 10)
+        await asyncio.wait_for(house.tasks["heartbeat"], 60)

@@ -15,7 +15,7 @@ from katsura.attention import messages
 from katsura.attention.config import ShardConfig
 from katsura.attention.core.plan import Failed, Load
 from katsura.attention.messages import Done, Drawn, Report, Timing
-from katsura.attention.shard import Rates, Shard
+from katsura.attention.shard import Decoded, Rates, Shard
 from katsura.domain.errors import CancelledError, NotFoundError, Reason, UnavailableError
 from katsura.domain.shape import FfnLayout, ModelShape
 from katsura.testing.compute import OWNER, environment
@@ -80,7 +80,7 @@ async def test_a_call_that_waits_for_its_first_answer_is_not_unread(halves: Halv
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(taking), 0.2)
         await halves.report(Drawn(call.number, 0, 7, None))
-        assert await asyncio.wait_for(taking, 10) == [Drawn(call.number, 0, 7, None)]
+        assert await asyncio.wait_for(taking, 60) == [Drawn(call.number, 0, 7, None)]
 
 
 async def test_a_call_left_early_is_cancelled(halves: Halves) -> None:
@@ -117,4 +117,12 @@ async def test_load_and_speed_are_those_last_reported(halves: Halves) -> None:
         await halves.report(Done(call.number), load=load, timing=Timing(1, 0, 0.01, 0.005, 0.0, 4, 4, 4))
         await call.take()
     assert halves.shard.state.load == load
-    assert halves.shard.state.rates == Rates(step_ms=10.0)
+    assert halves.shard.state.rates == Rates(step_ms=10.0, decoded=Decoded(1, 0.01, 4, 0))
+
+
+def test_decode_steps_are_counted_with_their_sequences_and_what_these_saw_and_prompts_are_not() -> None:
+    rates = Rates()
+    for seconds, batch, seen in ((0.01, 2, 300), (0.03, 4, 900)):
+        rates.note(Timing(1, 0, seconds, 0.0, 0.0, batch, batch, batch, seen))
+    rates.note(Timing(2, 0, 0.5, 0.0, 0.0, 64, 2, 1, 64))
+    assert rates.decoded == Decoded(2, 0.04, 6, 1200)

@@ -78,7 +78,7 @@ class House:
         await self.store.write_expert_tables(fence, tables, found.version)
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 if holds():
                     return
@@ -86,7 +86,7 @@ class House:
 
     async def lease(self, prepared: int, serving: int, draining: bool = False) -> MemberLease:
         """Wait until the lease says so."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 for lease in await self.store.list_members():
                     if (lease.prepared_epoch, lease.serving_epoch, lease.draining) == (prepared, serving, draining):
