@@ -80,6 +80,10 @@ async def test_the_split_answers_like_transformers(
         described = await deployment.shard.client.get_shard()
         assert described.epoch > 0
         assert {how.partition(" ")[0] for how in described.transports.values()} == {transport}
+        counted = described.decoded  # the first token is the prompt's
+        assert (counted.steps, counted.sequences) == (15, 15)
+        assert counted.context_tokens == sum(len(PROMPT) + i for i in range(1, 16))
+        assert counted.seconds > 0
 
 
 async def test_a_member_that_dies_costs_no_token_while_another_has_a_copy(

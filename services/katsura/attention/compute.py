@@ -186,6 +186,7 @@ class Compute:
             token_count=plan.token_count,
             row_count=len(plan.rows),
             draw_count=len(drawing),
+            context_count=sum(row.start + len(row.tokens) for row in drawing),
         ), ""
 
     def _fail(self, plan: StepPlan, error: KatsuraError) -> None:

@@ -219,6 +219,7 @@ class Timing:
     """Of one step: when it began (nanoseconds since the Unix epoch) and how many seconds went where.
 
     `ffn_seconds` are those of all FFN layers, `transport_seconds` the part of them that no member worked.
+    `context_count`: tokens that the sequences that drew have seen, together.
     """
 
     step: int
@@ -229,6 +230,7 @@ class Timing:
     token_count: int
     row_count: int
     draw_count: int
+    context_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import grpc
@@ -207,6 +207,7 @@ class AttentionServicer(AttentionServiceServicer):
             transports=dict(state.pool.transports) if state.pool else {},
             kv_event_sequence=state.kv_sequence,
             drain=self._drain_state(),
+            decoded=pb.DecodeCount(**asdict(state.rates.decoded)),
         )
 
     def _drain_state(self) -> common_pb2.DrainState:

@@ -84,17 +84,38 @@ class Call:
         return answers
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Pure decode steps of this life: how many, their seconds, sequences, and tokens that these saw, summed up."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    sequences: int = 0
+    context_tokens: int = 0
+
+    def plus(self, timing: Timing) -> Decoded:
+        """With one step more."""
+        return Decoded(
+            self.steps + 1,
+            self.seconds + timing.seconds,
+            self.sequences + timing.draw_count,
+            self.context_tokens + timing.context_count,
+        )
+
+
 @dataclass(slots=True)
 class Rates:
     """Smoothed speed of the shard, as its lease tells it."""
 
     step_ms: float = 0.0
     prefill_tokens_per_s: float = 0.0
+    decoded: Decoded = Decoded()
 
     def note(self, timing: Timing) -> None:
-        """Take over one step: pure decodes tell `step_ms`, the others the rate of prefill."""
+        """Take over one step: pure decodes tell `step_ms` and are counted, the others the rate of prefill."""
         if timing.token_count == timing.draw_count:
             self.step_ms = _smoothed(self.step_ms, timing.seconds * 1000)
+            self.decoded = self.decoded.plus(timing)
         elif timing.seconds > 0:
             self.prefill_tokens_per_s = _smoothed(self.prefill_tokens_per_s, timing.token_count / timing.seconds)
 

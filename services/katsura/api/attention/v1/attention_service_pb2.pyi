@@ -506,6 +506,7 @@ class Shard(_message.Message):
     TRANSPORTS_FIELD_NUMBER: _builtins.int
     KV_EVENT_SEQUENCE_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
+    DECODED_FIELD_NUMBER: _builtins.int
     shard_id: _builtins.str
     """Identity of the process."""
     incarnation: _builtins.int
@@ -540,6 +541,10 @@ class Shard(_message.Message):
     def drain(self) -> _common_pb2.DrainState:
         """Drain."""
 
+    @_builtins.property
+    def decoded(self) -> Global___DecodeCount:
+        """Decode steps of this life, counted up: what changes between two looks is what steps cost meanwhile."""
+
     def __init__(
         self,
         *,
@@ -557,14 +562,49 @@ class Shard(_message.Message):
         transports: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         kv_event_sequence: _builtins.int = ...,
         drain: _common_pb2.DrainState | None = ...,
+        decoded: Global___DecodeCount | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "revision", b"revision"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decoded", b"decoded", "drain", b"drain", "revision", b"revision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "epoch", b"epoch", "free_page_count", b"free_page_count", "incarnation", b"incarnation", "kv_event_sequence", b"kv_event_sequence", "page_count", b"page_count", "prefill_tokens_per_s", b"prefill_tokens_per_s", "revision", b"revision", "running_count", b"running_count", "shard_id", b"shard_id", "step_ms", b"step_ms", "transports", b"transports", "waiting_count", b"waiting_count", "waiting_tokens", b"waiting_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoded", b"decoded", "drain", b"drain", "epoch", b"epoch", "free_page_count", b"free_page_count", "incarnation", b"incarnation", "kv_event_sequence", b"kv_event_sequence", "page_count", b"page_count", "prefill_tokens_per_s", b"prefill_tokens_per_s", "revision", b"revision", "running_count", b"running_count", "shard_id", b"shard_id", "step_ms", b"step_ms", "transports", b"transports", "waiting_count", b"waiting_count", "waiting_tokens", b"waiting_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Shard: _TypeAlias = Shard  # noqa: Y015
+
+@_typing.final
+class DecodeCount(_message.Message):
+    """Sums over steps that computed no prompt. Divided by `steps` they are means of the same steps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    steps: _builtins.int
+    """Steps."""
+    seconds: _builtins.float
+    """Seconds that they took, members and the way to them included."""
+    sequences: _builtins.int
+    """Sequences in them."""
+    context_tokens: _builtins.int
+    """Tokens that their sequences saw."""
+    def __init__(
+        self,
+        *,
+        steps: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+        sequences: _builtins.int = ...,
+        context_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "seconds", b"seconds", "sequences", b"sequences", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecodeCount: _TypeAlias = DecodeCount  # noqa: Y015
 
 @_typing.final
 class GetShardResponse(_message.Message):
