@@ -12,19 +12,28 @@ local VALID, FAILED = 2, 3
 local EVENT = {CREATED = 2, GROWN = 3, COMPRESSED = 4, MAINTAINED = 5, REVISED = 6, FORKED = 7, DELETED = 8,
                UPDATED = 9, ATTACHED = 10, REDACTED = 11, SLOTS_SET = 12,
                MERGED = 13, REFERRED = 14, INVALIDATED = 15, RELEASED = 16,
-               COLLECTED = 17}
+               COLLECTED = 17, STALE = 18}
 local DELETED_EVENTS_KEPT_MS = 60000
 local SETTLE_LOOKS = 512
 local SUFFIXES = {'meta', 'branches', 'nodes', 'links', 'blobs', 'steps', 'kids', 'verdicts', 'versions', 'replays',
                   'order', 'events', 'tokenizers', 'extras', 'slot_heads', 'slot_maps',
                   'rollups', 'work', 'compress_due', 'validate_due', 'usage',
-                  'references', 'dependents', 'crossed', 'stale', 'stale_ids', 'stale_queue', 'waits', 'gone'}
+                  'references', 'dependents', 'crossed', 'stale', 'stale_ids', 'stale_queue', 'waits', 'gone',
+                  'foreign', 'looked'}
 
+-- A tree's keys are made when they are asked for: few calls need more than ten of them.
+local IS_KEY = {cold = true}
+for i = 1, #SUFFIXES do IS_KEY[SUFFIXES[i]] = true end
+local KEYS = {__index = function(t, name)
+  if not IS_KEY[name] then return nil end
+  local key = t.prefix .. name
+  t[name] = key
+  return key
+end}
+
+-- `places` holds the nodes that were looked at or made by this call (no link ever changes), `texts` branches as saved.
 local function keys_of(meta_key)
-  local t = {prefix = string.sub(meta_key, 1, -5), fresh = {}}
-  for _, suffix in ipairs(SUFFIXES) do t[suffix] = t.prefix .. suffix end
-  t.cold = t.prefix .. 'cold'
-  return t
+  return setmetatable({prefix = string.sub(meta_key, 1, -5), places = {}, texts = {}}, KEYS)
 end
 
 -- What to answer where `meta` tells of no tree.
@@ -36,11 +45,11 @@ end
 local function open(keys)
   local t = keys_of(keys[1])
   local m = redis.call('HMGET', t.meta, 'revision', 'next', 'incarnation', 'default', 'ttl_ms', 'branch_count',
-                       'updated', 'raw_limit', 'holds')
+                       'updated', 'raw_limit', 'holds', 'bytes')
   if not m[1] then return nil, absent(t) end
   t.revision, t.next, t.incarnation, t.default = tonumber(m[1]), tonumber(m[2]), m[3], m[4]
   t.ttl_ms, t.branch_count, t.updated, t.raw_limit = tonumber(m[5]), tonumber(m[6]), tonumber(m[7]), tonumber(m[8])
-  t.opened_at, t.bytes, t.holds = t.next, 0, tonumber(m[9] or 0)
+  t.opened_at, t.bytes, t.bytes_before, t.holds = t.next, 0, tonumber(m[10] or 0), tonumber(m[9] or 0)
   return t
 end
 
@@ -60,20 +69,25 @@ local function load_branch(t, name)
 end
 
 local function save_branch(t, branch)
-  redis.call('HSET', t.branches, branch.name, cjson.encode(branch))
+  local text = cjson.encode(branch)
+  redis.call('HSET', t.branches, branch.name, text)
+  t.texts[branch] = text
 end
 
 -- A node's place: parent, len (nodes up to it), jump (an ancestor further up), depth, tokens, cum (tokens up to it),
 -- a and b (a step: nearest step with an effect, 0; a summary: step before its cover, last step of it), content hash.
 local function link(t, id)
   if id == 0 then return ROOT end
-  if t.fresh[id] then return t.fresh[id] end
+  local at = t.places[id]
+  if at then return at end
   local raw = redis.call('HGET', t.links, id)
   if not raw then return nil end
   local p, l, j, d, k, c, a, b, h =
     string.match(raw, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%x+)$')
-  return {id = id, parent = tonumber(p), len = tonumber(l), jump = tonumber(j), depth = tonumber(d),
-          tokens = tonumber(k), cum = tonumber(c), a = tonumber(a), b = tonumber(b), hash = h, raw = raw}
+  at = {id = id, parent = tonumber(p), len = tonumber(l), jump = tonumber(j), depth = tonumber(d),
+        tokens = tonumber(k), cum = tonumber(c), a = tonumber(a), b = tonumber(b), hash = h, raw = raw}
+  t.places[id] = at
+  return at
 end
 
 -- Skew-binary jump pointer (Myers 1983): one per node gives every ancestor in O(log n), and forks share it.
@@ -83,7 +97,7 @@ local function child_of(t, id, parent, place)
   place.id, place.parent, place.len = id, parent.id, parent.len + 1
   place.jump = (parent.len - jump.len == jump.len - further.len) and further.id or parent.id
   place.cum = parent.cum + place.tokens
-  t.fresh[id] = place
+  t.places[id] = place
   return place
 end
 
@@ -125,11 +139,15 @@ local function slot_head(t, branch)
   return 0
 end
 
+-- The node's link and its record, as they were written.
 local function save_node(t, place, branch, record, now)
-  redis.call('HSET', t.links, place.id, string.format('%d %d %d %d %d %d %d %d %s', place.parent, place.len, place.jump,
-    place.depth, place.tokens, place.cum, place.a, place.b, place.hash))
-  redis.call('HSET', t.nodes, place.id, string.format('%d %d %s\n', now, t.revision + 1, branch) .. record)
+  local raw = string.format('%d %d %d %d %d %d %d %d %s', place.parent, place.len, place.jump, place.depth, place.tokens,
+                            place.cum, place.a, place.b, place.hash)
+  local stored = string.format('%d %d %s\n', now, t.revision + 1, branch) .. record
+  redis.call('HSET', t.links, place.id, raw)
+  redis.call('HSET', t.nodes, place.id, stored)
   t.bytes = t.bytes + #record
+  return raw, stored
 end
 
 -- The answer given before to this request id, or nil. It writes, so that the durability barrier that follows the call
@@ -178,18 +196,26 @@ end
 
 local settle  -- memory_1_tree_references.lua
 
+-- `answer` as JSON. A branch that was saved as it is in there is not encoded again.
+local function encoded(t, answer)
+  local branch = answer.branch and t.texts[answer.branch]
+  if not branch then return cjson.encode(answer) end
+  answer.branch = nil
+  return string.format('{"branch":%s,%s', branch, string.sub(cjson.encode(answer), 2))
+end
+
 -- Close a commit: revision, event, replay record, life time. `answer` becomes the JSON that the caller gets; where it
 -- says `unsettled`, `settle` is to be called until nothing is left. Behind it stand the nodes and bytes added, which a
 -- repeated request is not answered.
 local function commit(t, args, now, event, branch_name, ids, answer)
   t.revision = t.revision + 1
-  redis.call('HSET', t.meta, 'revision', t.revision, 'updated', now)
-  if t.bytes ~= 0 then redis.call('HINCRBY', t.meta, 'bytes', t.bytes) end
+  redis.call('HSET', t.meta, 'revision', t.revision, 'updated', now, 'next', t.next or 0,
+             'bytes', string.format('%d', (t.bytes_before or 0) + t.bytes))
   redis.call('XADD', t.events, 'MAXLEN', '~', args[1], string.format('%d-%d', t.revision, now),
              'k', event, 'b', branch_name, 'n', table.concat(ids, ' '))
   answer.revision, answer.incarnation, answer.now = t.revision, t.incarnation, now
   if not settle(t, SETTLE_LOOKS) then answer.unsettled = true end
-  local text = cjson.encode(answer)
+  local text = encoded(t, answer)
   remember(t, args, text)
   expire(t)
   return {'OK', text, (t.next or 0) - (t.opened_at or 0), t.bytes}

@@ -180,6 +180,5 @@ register_write('grow', function(keys, args)
   branch.raw_tokens = head.cum - link(t, branch.boundary).cum
   answer.compress_due = branch.raw_tokens > t.raw_limit
   save_branch(t, branch)
-  redis.call('HSET', t.meta, 'next', t.next)
   return commit(t, args, now, EVENT.GROWN, branch.name, found.ids, answer)
 end)

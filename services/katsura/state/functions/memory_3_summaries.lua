@@ -103,7 +103,6 @@ local function summarise(keys, args)
   save_node(t, place, branch.name, args[13], now)
   save_verdict(t, place.id, status, 1, args[16])
   redis.call('HSET', t.versions, segment, versions + 1)
-  redis.call('HSET', t.meta, 'next', t.next)
   if status ~= FAILED then adopt(t, branch, place) end
   local asked = status == PENDING and args[17] == '1'
   if asked then put_work(t, VALIDATE, branch.name, place.id, '', now) end
@@ -174,7 +173,6 @@ register('roll_up', function(keys, args)
   save_node(t, place, branch.name, args[7], now)
   save_verdict(t, place.id, status, 1, args[10])
   for _, child in ipairs(children) do redis.call('HSET', t.rollups, child.id, place.id) end
-  redis.call('HSET', t.meta, 'next', t.next)
   return commit(t, args, now, EVENT.COMPRESSED, branch.name, {place.id},
                 {ids = {place.id}, branch = branch, judgement = args[10], version = 1})
 end)

@@ -67,17 +67,17 @@ register_write('revise', function(keys, args)
   t.next = t.next + 1
   local place = child_of(t, t.next, link(t, tonumber(args[10])), {depth = at.depth, tokens = tonumber(args[13]), a = 0,
                                                                   b = at.id, hash = args[12]})
-  save_node(t, place, name, args[11], now)
+  local raw, stored = save_node(t, place, name, args[11], now)
   new.hint, old.state, old.left_ms = place.id, ABANDONED, now
   new.lease_token, new.lease_holder, new.lease_end_ms = old.lease_token, old.lease_holder, old.lease_end_ms
   save_branch(t, new)
   save_branch(t, old)
   doubt_left(t, old.head, at.depth)
-  redis.call('HSET', t.meta, 'next', t.next, 'branch_count', t.branch_count)
+  redis.call('HSET', t.meta, 'branch_count', t.branch_count)
   if args[9] == '1' and t.default == old.name then redis.call('HSET', t.meta, 'default', name) end
   local done = commit(t, args, now, EVENT.REVISED, name, {place.id},
                       {ids = {place.id}, branch = new, abandoned = old, effects = args[14]})
-  done[5], done[6] = redis.call('HGET', t.links, place.id), redis.call('HGET', t.nodes, place.id)
+  done[5], done[6] = raw, stored
   return done
 end)
 

@@ -74,6 +74,5 @@ register_write('set_slots', function(keys, args)
   end
   if not slots_fit(t, seen, args, 9, tonumber(args[8])) then return {'TOO_MANY', 'writes', args[8]} end
   local ids = append_slots(t, branch, seen, args, 9, now)
-  redis.call('HSET', t.meta, 'next', t.next)
   return commit(t, args, now, EVENT.SLOTS_SET, branch.name, ids, {ids = ids})
 end)

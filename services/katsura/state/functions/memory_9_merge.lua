@@ -57,7 +57,6 @@ register_write('merge', function(keys, args)
   branch.raw_tokens = head.cum - link(t, branch.boundary).cum
   local made = append_slots(t, branch, slots, args, first, now)
   save_branch(t, branch)
-  redis.call('HSET', t.meta, 'next', t.next)
   local ids = {}
   for _, list in ipairs({found.ids, made}) do
     for _, id in ipairs(list) do ids[#ids + 1] = id end
