@@ -235,14 +235,15 @@ def _environment(
 def _with_store(entries: list[dict[str, Any]], store: MemoryStoreSpec | None) -> list[dict[str, Any]]:
     if store is None:
         return entries
+    said = {"KATSURA_STORE_DURABILITY": store.durability.value, "KATSURA_MEMORY_MESSAGE_FILE": _MESSAGE}
     if store.redis is not None:
         own = {"name": "KATSURA_STORE_URL", "value": store.redis.url}
         entries = [own if entry["name"] == own["name"] else entry for entry in entries]
+        said["KATSURA_STORE_REPLICAS"] = str(store.redis.replicas)
     if store.archive is not None:
         after = str(store.archive.after_seconds)
-        cold = {"KATSURA_MEMORY_COLD_FOLDER": ARCHIVE, "KATSURA_MEMORY_COLD_AFTER_S": after}
-        entries = entries + [{"name": name, "value": value} for name, value in cold.items()]
-    return entries
+        said |= {"KATSURA_MEMORY_COLD_FOLDER": ARCHIVE, "KATSURA_MEMORY_COLD_AFTER_S": after}
+    return entries + [{"name": name, "value": value} for name, value in said.items()]
 
 
 def _claim_of(store: MemoryStoreSpec | None) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from katsura.domain.errors import Reason
 from katsura.manifests.cluster import ClusterNode
 from katsura.manifests.conditions import ConditionType, Why
 from katsura.manifests.kinds import ModelDeployment
@@ -30,10 +31,12 @@ from katsura_operator.core.rollout import Pool, is_settled, pod_count, ready_cou
 from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Snapshot
 from katsura_operator.core.status import Said
-from katsura_operator.core.trouble import trouble_of
+from katsura_operator.core.trouble import failure_of, trouble_of
 
 Report = tuple[dict[str, Any], list[Said]]
 _NO_HINTS: Final = "only a local run heeds hints; in a cluster the key hints-url of the Secret names that server"
+_UNMET: Final = f"{Reason.DURABILITY_UNAVAILABLE}: "
+"""How a memory pod begins to say that its server promises too little."""
 _ACCEPTED = Said(ConditionType.ACCEPTED, True, Why.VALID)
 
 
@@ -73,11 +76,15 @@ def of_store(obj: Object, pool: Pool, endpoint: str) -> Report:
     """Status and conditions of a MemoryStore."""
     ready = ready_count(pool.workloads)
     body = {"endpoint": endpoint, "replicas": pod_count(pool.workloads), "readyReplicas": ready}
+    accepted = replace(_ACCEPTED, message=_NO_HINTS) if "hints" in obj["spec"] else _ACCEPTED
+    refusal = failure_of([pod for pod in pool.pods if not is_true(pod, "Ready")])
+    if _UNMET in refusal:  # pods of before, which may serve on, were made for another promise
+        said = Said(ConditionType.READY, False, Why.DURABILITY_UNMET, refusal.partition(_UNMET)[2])
+        return body, [accepted, said]
     holds = ready > 0 and (_was_ready(obj) or _has_fresh(pool))
     why = Why.ALL_ROLES_READY if holds else Why.PODS_NOT_READY
-    trouble = trouble_of(pool.pods)
+    trouble = refusal or trouble_of(pool.pods)
     message = "" if holds else f"{ready} of {pool.wanted} memory pods are ready" + (f"; {trouble}" if trouble else "")
-    accepted = replace(_ACCEPTED, message=_NO_HINTS) if "hints" in obj["spec"] else _ACCEPTED
     return body, [accepted, Said(ConditionType.READY, holds, why, message)]
 
 

@@ -120,23 +120,21 @@ async def _processes(folder: DataFolder, record: RunRecord) -> list[Finding]:
 
 
 async def _store(name: str, url: str, asked: str) -> list[Finding]:
-    from katsura.state.connect import SEEN_SETTINGS, Store, translated
+    from katsura.state.connect import Store, translated
 
     try:
         store = await Store.open(url, wait_s=2.0)
     except KatsuraError as error:
         return checks.store(name, asked, error.message, {})
-    settings = {"promise": store.durability.name.lower()}
+    settings = {"promise": store.durability.name.lower(), **store.settings}
     try:
         with translated(url):
             info = await store.client.info("server")
             settings["version"] = str(info.get("valkey_version") or info.get("redis_version", ""))
             log = await store.client.info("persistence")
             settings["aof_last_bgrewrite_status"] = str(log.get("aof_last_bgrewrite_status", "ok"))
-            found = await store.client.config_get(*SEEN_SETTINGS)
-            settings |= {str(name): str(value) for name, value in found.items()}
     except KatsuraError:
-        pass  # CONFIG may be forbidden: what was not seen is not judged
+        pass  # INFO may be forbidden: what was not seen is not judged
     finally:
         await store.close()
     return checks.store(name, asked, "", settings)

@@ -36,6 +36,7 @@ from katsura.domain.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from katsura.domain.trees import Durability
 from katsura.manifests.bundle import Bundle, read_manifests
 from katsura.weights.sources import default_cache_root
 
@@ -198,11 +199,14 @@ class _Run:
 
         spec = the_store(self._bundle).spec
         url = self._options.redis_url or (spec.redis.url if spec.redis else "")
-        store = await Store.open(url, wait_s=float("inf"), report=lambda text: self._tell.say(text, trouble=True))
+        store = await Store.open(
+            url,
+            wait_s=float("inf"),
+            report=lambda text: self._tell.say(text, trouble=True),
+            replicas=spec.redis.replicas if spec.redis else 0,
+        )
         try:
-            asked, found = spec.durability.value, store.durability.name.lower()
-            if found != asked:
-                self._tell.say(f"the store's settings promise {found}, the manifest asks {asked}", trouble=True)
+            store.require(Durability[spec.durability.name])
         finally:
             await store.close()
 

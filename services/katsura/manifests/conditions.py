@@ -58,6 +58,7 @@ class Why(StrEnum):
     NO_NODES = "NoNodes"
     MEASURED = "Measured"
     ESTIMATED = "Estimated"
+    DURABILITY_UNMET = "DurabilityUnmet"
     PURGING = "Purging"
     PURGE_BLOCKED = "PurgeBlocked"
     DEPENDENCIES_READY = "DependenciesReady"
@@ -87,6 +88,7 @@ MEANING: Final[Mapping[Why, str]] = {
     Why.NO_NODES: "no node has this accelerator",
     Why.MEASURED: "coefficients were measured on it",
     Why.ESTIMATED: "coefficients come from data sheets; `katsura calibrate` measures them",
+    Why.DURABILITY_UNMET: "the server promises less than spec.durability; the message says which setting to change",
     Why.PURGING: "the store is being deleted with its trees; memory pods end first, then a Job deletes",
     Why.PURGE_BLOCKED: "its trees cannot be deleted now; the message says why, and how to let the store go without",
     Why.DEPENDENCIES_READY: "the model and the memory that it names are ready",

@@ -30,7 +30,7 @@ class Durability(StrEnum):
     """What an acknowledged write promises."""
 
     STRICT = "strict"
-    """On disk before the answer."""
+    """On disk, or at the replicas that are to confirm it, before the answer."""
     RELAXED = "relaxed"
     """Survives the death of any process; a power cut may lose the last second."""
     CACHE = "cache"
@@ -51,6 +51,10 @@ class RedisSpec:
     """A server of somebody else's."""
 
     url: RedisUrl
+    replicas: Annotated[
+        int,
+        Rule("replicas of the server that confirm a write before it is answered; 0 relies on its own disk", 0, 16),
+    ] = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from katsura.api.memory.v1 import (
     work_service_pb2,
     work_service_pb2_grpc,
 )
+from katsura.domain.errors import KatsuraError
 from katsura.memory.block_server import BlockServicer
 from katsura.memory.blocks import Blocks
 from katsura.memory.cold import Sweeper
@@ -27,7 +28,7 @@ from katsura.memory.queue_server import WorkServicer
 from katsura.memory.quotas import Meter
 from katsura.memory.server import MemoryServicer
 from katsura.memory.service import Memory
-from katsura.memory.upkeep import repeat
+from katsura.memory.upkeep import hold_to, repeat
 from katsura.memory.usage_server import UsageServicer
 from katsura.rpc.clock import SystemClock
 from katsura.rpc.serve import Server, run_process
@@ -41,19 +42,14 @@ from katsura.telemetry import log
 from katsura.telemetry.setup import configure
 
 _LOG = log.get(__name__)
+_MESSAGE_CHARS = 2000
 
 
 async def main() -> None:
     """Compose the process and serve until it is told to stop."""
     config = MemoryConfig.from_env(os.environ)
     configure("memory", config.serve.instance_id, os.environ)
-    store = await Store.open(
-        config.store_url,
-        libraries=(MEMORY_FUNCTIONS, BLOCK_FUNCTIONS),
-        wait_s=config.store_wait_s,
-        report=_LOG.warning,
-        replicas=config.store_replicas,
-    )
+    store = await _open(config)
     _LOG.info("store open", durability=store.durability.name.lower(), incarnation=store.incarnation)
     clock = SystemClock()
     meter = Meter(RedisUsageStore(store), config.quotas, clock)
@@ -74,6 +70,7 @@ async def main() -> None:
         usage_service_pb2.DESCRIPTOR.services_by_name["UsageService"].full_name,
     )
 
+    server.keep(hold_to(store, config.durability, config.settings_every_s))
     server.set_ready(True)
     upkeep = [asyncio.create_task(repeat(turn, every_s)) for turn, every_s in _upkeep(config, trees, tenants, clock)]
     try:
@@ -84,6 +81,31 @@ async def main() -> None:
         await asyncio.gather(*upkeep, return_exceptions=True)
         await meter.close()
         await store.close()
+
+
+async def _open(config: MemoryConfig) -> Store:
+    """The store, if it keeps what it is to promise; else its message file says why not."""
+    store = None
+    try:
+        store = await Store.open(
+            config.store_url,
+            libraries=(MEMORY_FUNCTIONS, BLOCK_FUNCTIONS),
+            wait_s=config.store_wait_s,
+            report=_LOG.warning,
+            replicas=config.store_replicas,
+        )
+        store.require(config.durability)
+    except KatsuraError as error:
+        if store is not None:
+            await store.close()
+        _leave_word(config.message_file, error)
+        raise
+    return store
+
+
+def _leave_word(file: str, error: KatsuraError) -> None:
+    if file:
+        Path(file).write_text(f"{error.reason}: {error.message}"[:_MESSAGE_CHARS], "utf-8")
 
 
 def _upkeep(

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.retention import KEEP_REVISIONS, Retention
+from katsura.domain.trees import Durability
 from katsura.domain.usage import Quotas
+from katsura.manifests import stores
 from katsura.rpc.env import Env
 from katsura.rpc.serve import ServeConfig
 from katsura.state.trees import Limits
@@ -22,6 +24,9 @@ class MemoryConfig:
         store_url: durable Valkey or Redis.
         store_wait_s: how long to wait for the store at start.
         store_replicas: replicas that confirm a write before it is answered; 0 relies on the store's own disk.
+        durability: what the store is to promise: a server that gives less is refused, a tree that asks for more is too.
+            UNSPECIFIED takes what the server gives. settings_every_s: how often its settings are looked at again.
+        message_file: gets why the process could not start, for whoever watches it from outside; empty: nowhere.
         limits: how much of each tree's past is kept for Watch and for repeated requests.
         heartbeat_s: silence after which a Watch says that it is alive.
         quotas: of tenants that have none of their own; 0 sets no limit.
@@ -36,6 +41,9 @@ class MemoryConfig:
     store_url: str
     store_wait_s: float
     store_replicas: int
+    durability: Durability
+    settings_every_s: float
+    message_file: str
     limits: Limits
     heartbeat_s: float
     quotas: Quotas
@@ -59,6 +67,9 @@ class MemoryConfig:
             store_url=env.text("KATSURA_STORE_URL"),
             store_wait_s=env.real("KATSURA_STORE_WAIT_S", 30.0),
             store_replicas=env.number("KATSURA_STORE_REPLICAS", 0, high=16),
+            durability=_durability(env),
+            settings_every_s=env.real("KATSURA_STORE_SETTINGS_EVERY_S", 10.0, low=0.1),
+            message_file=env.text("KATSURA_MEMORY_MESSAGE_FILE", ""),
             limits=Limits(
                 events=env.number("KATSURA_MEMORY_EVENTS_KEPT", kept.events, low=1),
                 replays=env.number("KATSURA_MEMORY_REPLAYS_KEPT", kept.replays, low=1),
@@ -83,6 +94,12 @@ class MemoryConfig:
                 field="KATSURA_MEMORY_COLD_FOLDER",
             )
         return config
+
+
+def _durability(env: Env) -> Durability:
+    if not env.text("KATSURA_STORE_DURABILITY", ""):
+        return Durability.UNSPECIFIED
+    return Durability[env.choice("KATSURA_STORE_DURABILITY", stores.Durability, stores.Durability.STRICT).name]
 
 
 def _retention(env: Env) -> Retention | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, TypeVar
 
 from katsura.domain.errors import KatsuraError
 from katsura.domain.ids import TenantId
 from katsura.domain.retention import Retention
-from katsura.domain.trees import Tree
+from katsura.domain.trees import Durability, Tree
+from katsura.state.connect import Store
 from katsura.state.tenants import TenantStore
 from katsura.state.trees import TreeRef, TreeStore
 from katsura.telemetry import log
@@ -56,3 +58,16 @@ async def repeat(turn: Callable[[], Awaitable[None]], every_s: float) -> None:
             await turn()
         except KatsuraError as error:
             _LOG.warning("a turn of upkeep broke off; trying again later", error=error.message)
+
+
+async def hold_to(store: Store, asked: Durability, every_s: float) -> None:
+    """Look at the server's settings every `every_s` seconds: they change under way, and with restarts of the server.
+
+    Raises:
+        FailedPreconditionError: they promise less than `asked`; nothing more may be acknowledged.
+    """
+    while True:
+        await asyncio.sleep(every_s)
+        with contextlib.suppress(KatsuraError):  # a server that is away is what callers are told
+            await store.refresh()
+        store.require(asked)

@@ -24,6 +24,7 @@ from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from katsura.domain import durability
 from katsura.domain.errors import (
     FailedPreconditionError,
     InternalError,
@@ -37,8 +38,6 @@ from katsura.state import keys
 from katsura.state.lane import Lane, Part
 
 SCHEMES: Final = ("redis", "rediss", "valkey", "valkeys", "unix")
-SEEN_SETTINGS: Final = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory", "maxmemory-policy")
-"""Settings of a server that decide what it promises."""
 _RETRY_AFTER_S: Final = 0.5
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 1.0
@@ -88,6 +87,9 @@ class Store:
         """One life of the store's data: drawn when the data begins, the same after a restart."""
         self.durability = Durability.CACHE
         """What the server's own settings promise."""
+        self.settings: Mapping[str, str] = {}
+        """`domain.durability.SETTINGS` of the server, as far as it lets us see them."""
+        self._asked = Durability.UNSPECIFIED
         self._replicas = replicas
         self._lane = Lane(client.connection_pool, _ANSWER_S)
 
@@ -142,7 +144,29 @@ class Store:
             await self.client.set(keys.STORE_INCARNATION, secrets.token_hex(8), nx=True)
             found = await self.client.get(keys.STORE_INCARNATION)
         self.incarnation = _text(found)
-        self.durability = await self._durability()
+        self.settings = await self._seen()
+        self.durability = durability.promise(self.settings, self._replicas)
+
+    @property
+    def promised(self) -> Durability:
+        """What whoever uses the store may rely on: what was required of it, if anything was; else `durability`."""
+        return min(self._asked or self.durability, self.durability)
+
+    def require(self, asked: Durability) -> None:
+        """Refuse a server whose settings, as `refresh` saw them last, promise less than is asked; promise no more.
+
+        Raises:
+            FailedPreconditionError: DURABILITY_UNAVAILABLE, with each setting that has to change.
+        """
+        self._asked = asked
+        missing = durability.shortfall(asked, self.settings, self._replicas)
+        if missing:
+            raise FailedPreconditionError(
+                f"the store is to be {asked.name.lower()}, the server at {shown(self.url)} is "
+                f"{self.durability.name.lower()}: {'; '.join(missing)}; or ask for less (spec.durability)",
+                reason=Reason.DURABILITY_UNAVAILABLE,
+                field="spec.durability",
+            )
 
     async def load(self, library: Library) -> None:
         """Load a library; one that is there already is left alone."""
@@ -207,22 +231,20 @@ class Store:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_WAIT_S)
 
-    async def _durability(self) -> Durability:
+    async def _seen(self) -> Mapping[str, str]:
+        refused = (InternalError, FailedPreconditionError)
         try:
             with translated(self.url):
-                found = await self.client.config_get(*SEEN_SETTINGS)
-        except (InternalError, FailedPreconditionError):
-            found = {}  # CONFIG is renamed or forbidden: promise nothing that was not seen
-        said = {_text(name): _text(value) for name, value in found.items()}
-        if said.get("maxmemory", "0") != "0" and said.get("maxmemory-policy") != "noeviction":
-            return Durability.CACHE
-        if self._replicas:
-            return Durability.STRICT
-        if said.get("appendonly") != "yes" or said.get("no-appendfsync-on-rewrite") == "yes":
-            return Durability.CACHE
-        return {"always": Durability.STRICT, "everysec": Durability.RELAXED}.get(
-            said.get("appendfsync", ""), Durability.CACHE
-        )
+                found = await self.client.config_get(*durability.SETTINGS)
+        except refused:  # renamed or forbidden, as by providers: whether keys are evicted is told elsewhere too
+            try:
+                with translated(self.url):
+                    said = await self.client.info("memory")
+            except refused:
+                return {}
+            names = {"maxmemory": "maxmemory", "maxmemory-policy": "maxmemory_policy"}
+            found = {name: said[key] for name, key in names.items() if key in said}
+        return {_text(name): _text(value) for name, value in found.items()}
 
 
 @contextmanager
@@ -309,5 +331,5 @@ class _RenewedTls(SSLConnection):
         return super()._connection_arguments()
 
 
-def _text(value: bytes | str | None) -> str:
-    return value.decode() if isinstance(value, bytes) else value or ""
+def _text(value: bytes | str | int | None) -> str:
+    return value.decode() if isinstance(value, bytes) else "" if value is None else str(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from katsura.domain.errors import InvalidArgumentError
+from katsura.domain.trees import Durability
 from katsura.memory.config import MemoryConfig
 
 GOOD = {"KATSURA_STORE_URL": "unix:///run/s", "KATSURA_INTERNAL_TOKEN": "secret"}
@@ -24,3 +25,10 @@ def test_every_mistake_is_listed() -> None:
         )
     for name in ("KATSURA_MEMORY_EVENTS_KEPT", "KATSURA_MEMORY_HEARTBEATS", "KATSURA_STORE_URL"):
         assert name in caught.value.message
+
+
+def test_durability_is_a_word_of_the_memory_store() -> None:
+    assert MemoryConfig.from_env(GOOD).durability is Durability.UNSPECIFIED
+    assert MemoryConfig.from_env({**GOOD, "KATSURA_STORE_DURABILITY": "relaxed"}).durability is Durability.RELAXED
+    with pytest.raises(InvalidArgumentError, match="one of strict, relaxed, cache"):
+        MemoryConfig.from_env({**GOOD, "KATSURA_STORE_DURABILITY": "eternal"})

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import uvloop
 
-from katsura.domain.errors import InternalError, InvalidArgumentError, Reason, UnavailableError
+from katsura.domain.errors import FailedPreconditionError, InternalError, InvalidArgumentError, Reason, UnavailableError
 from katsura.domain.trees import Durability
 from katsura.state.connect import Library, Store, shown, translated
 from katsura.testing.store import EmbeddedStore
@@ -94,6 +94,39 @@ async def test_replicas_promise_nothing_where_keys_may_be_evicted() -> None:
         store = await Store.open(server.url, replicas=1)
         assert store.durability is Durability.CACHE
         await store.close()
+
+
+async def test_where_settings_cannot_be_seen_eviction_still_is() -> None:
+    with EmbeddedStore("always", {"maxmemory": "64mb", "maxmemory-policy": "allkeys-lru"}) as server:
+        admin = await Store.open(server.url)
+        rights = ("ACL", "SETUSER", "ours", "on", ">secret", "~*", "+@all", "-config")
+        await admin.client.execute_command(*rights)  # type: ignore[no-untyped-call]
+        store = await Store.open(f"unix://ours:secret@{server.socket_path}", replicas=1)
+        assert store.durability is Durability.CACHE
+        await store.close()
+        await admin.close()
+
+
+async def test_a_server_that_promises_less_than_is_required_is_refused_until_it_is_mended() -> None:
+    with EmbeddedStore("everysec") as server:
+        store = await Store.open(server.url)
+        store.require(Durability.RELAXED)
+        with pytest.raises(FailedPreconditionError, match="appendfsync is everysec, set always") as caught:
+            store.require(Durability.STRICT)
+        assert caught.value.reason is Reason.DURABILITY_UNAVAILABLE
+        await store.client.config_set("appendfsync", "always")
+        await store.refresh()
+        store.require(Durability.STRICT)
+        assert store.promised is Durability.STRICT
+        await store.close()
+
+
+async def test_no_more_is_promised_than_was_required(server: EmbeddedStore) -> None:
+    store = await Store.open(server.url)
+    assert store.promised is Durability.STRICT
+    store.require(Durability.RELAXED)
+    assert (store.promised, store.durability) == (Durability.RELAXED, Durability.STRICT)
+    await store.close()
 
 
 async def test_a_store_that_is_down_is_waited_for_with_a_message() -> None:

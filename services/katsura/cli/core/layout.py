@@ -248,10 +248,14 @@ class _Builder:
 
     def _memory(self) -> Iterator[ProcessSpec]:
         for index in range(self._spec.replicas):
-            cold = {"KATSURA_MEMORY_COLD_FOLDER": f"{self._place.data_dir}/cold"}
+            own = {
+                "KATSURA_STORE_DURABILITY": self._spec.durability.value,
+                "KATSURA_STORE_REPLICAS": str(self._spec.redis.replicas if self._spec.redis else 0),
+                "KATSURA_MEMORY_COLD_FOLDER": f"{self._place.data_dir}/cold",
+            }
             if self._spec.archive is not None:
-                cold["KATSURA_MEMORY_COLD_AFTER_S"] = str(self._spec.archive.after_seconds)
-            yield self._service(f"memory-{index}", Role.MEMORY, "katsura.memory", cold)
+                own["KATSURA_MEMORY_COLD_AFTER_S"] = str(self._spec.archive.after_seconds)
+            yield self._service(f"memory-{index}", Role.MEMORY, "katsura.memory", own)
 
     def _routers(self) -> Iterator[ProcessSpec]:
         # Routers serve every deployment; each may ask for some, the largest wish is met.
