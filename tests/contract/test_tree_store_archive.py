@@ -77,7 +77,7 @@ async def same_life(one: TreeStore, ref: TreeRef, other: TreeStore, copy: TreeRe
     found = await other.find_steps(copy, ["c1"], "")
     assert [(f.branch, f.node_id) for f in found] == [("main", 1)]
     retreat = await other.retreat(copy, "", None, 0)
-    assert retreat.effects == ()
+    assert [e.excerpt for e in retreat.effects] == ["buy"], "as the hint tells that is left behind"
     walked = await other.fork(copy, "main", 1, "walk", NO_REQUEST)
     assert walked[0].head == 1
     assert (await grow(other, copy, "c", branch="walk")).merged == (False,)

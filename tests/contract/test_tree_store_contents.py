@@ -227,6 +227,16 @@ async def test_a_redacted_step_is_never_merged_with_and_its_client_id_stays_take
     assert [n.redacted for n in (await store.path(ref, "side", 0, 5, BIG)).nodes] == [False, False]
 
 
+async def test_a_hint_that_tells_of_a_redacted_effect_goes_with_it(store: TreeStore, ref: TreeRef) -> None:
+    paid = [step("a"), step("b"), step("try"), step("buy 4711", effect=Effect.IRREVERSIBLE)]
+    await store.grow(ref, "", None, paid, True, NO_REQUEST)
+    first, again = await revise(store, ref, 2), await revise(store, ref, 1)
+    assert [e.excerpt for e in again.effects] == ["buy 4711"], "the hint that knew of it is left behind too"
+    assert (await store.redact(ref, [4], NO_REQUEST))[0] == (4, first.hint.node_id, again.hint.node_id)
+    nodes = await store.nodes(ref, [first.hint.node_id, again.hint.node_id], BIG)
+    assert [n.body.standing for n in nodes if isinstance(n.body, Hint)] == [(), ()]
+
+
 async def test_a_repeated_revise_no_longer_tells_a_redacted_effect(store: TreeStore, ref: TreeRef) -> None:
     await store.grow(ref, "", None, [step("a"), step("buy 4711", effect=Effect.IRREVERSIBLE)], True, NO_REQUEST)
     request = request_of("r1", "revise", 1)

@@ -426,7 +426,7 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """What a Revise left behind: untrusted history."""
+    """What a Revise left behind: untrusted history, and the effects that still stand outside, at most 16."""
 
     abandoned_branch: BranchName
     abandoned_head: NodeId
@@ -434,6 +434,7 @@ class Hint:
     reason: str
     first_action: str
     previous_hint: NodeId
+    standing: tuple[StandingEffect, ...] = field(default=(), metadata=LATE)
 
 
 @dataclass(frozen=True, slots=True)

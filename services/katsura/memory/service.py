@@ -15,6 +15,7 @@ from katsura.domain.errors import ConflictError, FailedPreconditionError, NotFou
 from katsura.domain.ids import NodeId, TenantId, TreeId, checked_name
 from katsura.domain.trees import (
     Branch,
+    Effect,
     Hint,
     Node,
     StaleStep,
@@ -27,7 +28,7 @@ from katsura.memory.archive import Archive
 from katsura.memory.contents import Contents
 from katsura.memory.core import limits
 from katsura.memory.core.assemble import Assembly, assemble
-from katsura.memory.core.tokens import estimate, estimate_step
+from katsura.memory.core.tokens import estimate, estimate_step, hint_text
 from katsura.memory.descent import Descent
 from katsura.memory.leases import Leases
 from katsura.memory.merging import Branching
@@ -134,8 +135,9 @@ class Memory(Queue, Recall, Contents, Slots, Leases, Branching, References, Wait
         async def attempt() -> Revised:
             retreat = await self._trees.retreat(write.tree, write.branch, write.expected_head, restore_after)
             hint = _hint(retreat, reason)
-            tokens = estimate(hint.reason + hint.first_action)
-            return await self._trees.revise(write.tree, retreat, hint, tokens, new_branch, keep_default, request)
+            return await self._trees.revise(
+                write.tree, retreat, hint, estimate(hint_text(hint)), new_branch, keep_default, request
+            )
 
         try:
             with committing("revise"):
@@ -212,6 +214,7 @@ class Memory(Queue, Recall, Contents, Slots, Leases, Branching, References, Wait
 
 
 def _hint(retreat: Retreat, reason: str) -> Hint:
+    standing = sorted(retreat.effects, key=lambda effect: effect.effect is not Effect.IRREVERSIBLE)
     return Hint(
         abandoned_branch=retreat.branch.name,
         abandoned_head=retreat.branch.head,
@@ -219,4 +222,5 @@ def _hint(retreat: Retreat, reason: str) -> Hint:
         reason=reason,
         first_action=retreat.first_action,
         previous_hint=retreat.previous_hint,
+        standing=tuple(standing[: limits.HINT_EFFECTS_MAX]),
     )

@@ -294,9 +294,9 @@ def check_messages(judgement: Judgement | None) -> list[pb.CheckResult]:
     ]
 
 
-def effect_message(effect: StandingEffect) -> pb.StandingEffect:
+def effect_message(effect: StandingEffect) -> tree_pb.StandingEffect:
     """An effect left standing."""
-    return pb.StandingEffect(
+    return tree_pb.StandingEffect(
         node_id=effect.node_id,
         effect=tree_pb.Effect.ValueType(effect.effect),
         undo_ref=effect.undo_ref,
@@ -442,6 +442,7 @@ def _hint_message(hint: Hint) -> tree_pb.Hint:
         reason=hint.reason,
         first_action=hint.first_action,
         previous_hint=hint.previous_hint,
+        standing_effects=map(effect_message, hint.standing),
     )
 
 

@@ -36,6 +36,7 @@ from katsura.domain.trees import (
     Slot,
     StaleMark,
     StaleReason,
+    StandingEffect,
     Step,
     StepKind,
     Summary,
@@ -166,7 +167,7 @@ def redacted_body(body: Body) -> Body:
         case Summary():
             return replace(body, body=SummaryBody(REDACTED))
         case Hint():
-            return replace(body, reason=REDACTED, first_action=REDACTED)
+            return replace(body, reason=REDACTED, first_action=REDACTED, standing=())
         case Slot():
             return replace(body, value=REDACTED, note="")
 
@@ -353,7 +354,9 @@ def _summary_fields(summary: Summary) -> dict[str, Any]:
 
 def _hint_fields(hint: Hint) -> dict[str, Any]:
     nodes = [hint.abandoned_head, hint.restored_after, hint.previous_hint]
-    return {"t": "h", "b": hint.abandoned_branch, "n": nodes, "c": hint.reason, "f": hint.first_action}
+    fields = {"t": "h", "b": hint.abandoned_branch, "n": nodes, "c": hint.reason, "f": hint.first_action}
+    standing = [[e.node_id, int(e.effect), e.undo_ref, e.excerpt] for e in hint.standing]
+    return {**fields, "e": standing} if standing else fields
 
 
 def _slot_fields(slot: Slot) -> dict[str, Any]:
@@ -431,7 +434,8 @@ def _summary_of(fields: Mapping[str, Any], _: bytes) -> Summary:
 
 def _hint_of(fields: Mapping[str, Any], _: bytes) -> Hint:
     head, restored, previous = (NodeId(n) for n in fields["n"])
-    return Hint(BranchName(fields["b"]), head, restored, fields["c"], fields["f"], previous)
+    standing = tuple(StandingEffect(NodeId(n), Effect(e), undo, said) for n, e, undo, said in fields.get("e", ()))
+    return Hint(BranchName(fields["b"]), head, restored, fields["c"], fields["f"], previous, standing)
 
 
 _FIELDS_OF: Final[Mapping[type, Callable[[Any], dict[str, Any]]]] = {

@@ -15,6 +15,7 @@ from katsura.domain.trees import (
     Branch,
     BranchState,
     EventKind,
+    Hint,
     Judgement,
     Node,
     Origin,
@@ -33,7 +34,7 @@ from katsura.state.tree_records import (
     retention_of,
     unpack_ids,
 )
-from katsura.state.trees import Event, Position, TreeRef, excerpt
+from katsura.state.trees import Event, Position, TreeRef, excerpt, standing_of
 
 _KEPT: Final = 8192
 _KEPT_BYTES: Final = 2048
@@ -130,11 +131,20 @@ _shown_before: Final = lru_cache(_KEPT)(_shown)
 """What every assembly of a branch reads again. Its arguments are all that it is made of, so it is never out of date."""
 
 
-def effect_of(node_id: int, stored: bytes) -> StandingEffect:
-    """A stored step as the effect that it may have left standing."""
-    step = body_of(node_id, stored.partition(b"\n")[2], b"")
-    assert isinstance(step, Step), "only steps have effects"
-    return StandingEffect(NodeId(node_id), step.effect, step.undo_ref, excerpt(step))
+def excerpt_of(stored: bytes) -> str:
+    """The first words of a stored step."""
+    step = body_of(ROOT, stored.partition(b"\n")[2], b"")
+    assert isinstance(step, Step), "branches are made of steps"
+    return excerpt(step)
+
+
+def effects_of(node_id: int, stored: bytes) -> tuple[StandingEffect, ...]:
+    """A stored step as the effect that it left standing, if it did; a stored hint as those that it tells of."""
+    body = body_of(node_id, stored.partition(b"\n")[2], b"")
+    if isinstance(body, Hint):
+        return body.standing
+    assert isinstance(body, Step), "only steps have effects"
+    return (standing_of(NodeId(node_id), body),) if not body.harmless else ()
 
 
 def event_of(tree: Tree, entry: bytes, said: Mapping[bytes, bytes]) -> Event:

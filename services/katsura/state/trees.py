@@ -33,7 +33,6 @@ from katsura.domain.ids import BranchName, NodeId, TenantId
 from katsura.domain.trees import (
     Branch,
     Durability,
-    Effect,
     EventKind,
     Hint,
     Judgement,
@@ -60,8 +59,6 @@ from katsura.state.queue import TreeQueue
 from katsura.state.references import TreeReferences
 from katsura.state.slots import TreeSlots
 
-HARMLESS = (Effect.NONE, Effect.UNSPECIFIED)
-"""Effects that leave nothing standing."""
 SHORT_TEXT_CHARS = 200
 """Length to which excerpts of steps are shortened."""
 WAITING_MAX = 64
@@ -441,6 +438,11 @@ def compacted(why: str) -> OutOfRangeError:
         f"cannot watch from there without a gap: {why}; read the tree again and watch from its revision",
         reason=Reason.WATCH_COMPACTED,
     )
+
+
+def standing_of(node: NodeId, step: Step) -> StandingEffect:
+    """A step that is not harmless as the effect that it leaves standing."""
+    return StandingEffect(node, step.effect, step.undo_ref, excerpt(step))
 
 
 def excerpt(step: Step) -> str:

@@ -8,7 +8,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Final
 
 from katsura.domain.errors import ConflictError, NotFoundError
@@ -65,7 +65,8 @@ from katsura.state.tree_records import (
 )
 from katsura.state.tree_replies import (
     branch_of,
-    effect_of,
+    effects_of,
+    excerpt_of,
     index_name,
     link_hash,
     origin_json,
@@ -76,7 +77,6 @@ from katsura.state.tree_replies import (
 )
 from katsura.state.tree_watch import TreeWatch
 from katsura.state.trees import (
-    HARMLESS,
     TOKENIZERS_MAX,
     Cover,
     Grown,
@@ -349,14 +349,14 @@ class RedisTreeStore(
         """What a Revise to `restore_after` (0: keep nothing) would leave behind."""
         expected = -1 if expected_head is None else expected_head
         answer = await self._call(ref, "retreat", branch, expected, restore_after, read_only=True)
-        found, first, stored, hint, hint_hash, *effects = answer[1:]
+        found, _, stored, hint, hint_hash, *effects = answer[1:]
         return Retreat(
             branch=branch_of(json.loads(found)),
             restore_after=NodeId(restore_after),
-            first_action=effect_of(first, stored).excerpt,
+            first_action=excerpt_of(stored),
             previous_hint=NodeId(hint),
             previous_hash=bytes.fromhex(hint_hash.decode()),
-            effects=tuple(e for e in map(effect_of, effects[::2], effects[1::2]) if e.effect not in HARMLESS),
+            effects=tuple(chain.from_iterable(map(effects_of, effects[::2], effects[1::2]))),
         )
 
     async def revise(

@@ -24,7 +24,6 @@ from katsura.domain.trees import (
     Shown,
     Slot,
     Snapshot,
-    StandingEffect,
     Step,
     Summary,
     SummaryStatus,
@@ -48,6 +47,7 @@ from katsura.state.trees import (
     compacted,
     excerpt,
     refusal,
+    standing_of,
 )
 from katsura.state.twin_archive import TwinArchive
 from katsura.state.twin_cold import TwinCold
@@ -277,11 +277,10 @@ class TwinTreeStore(
         depth = state.depth(end)
         left = [node for node in state.up(found.head) if node.depth > depth]
         hint = state.climb(found.hint, depth)
-        effects = [
-            StandingEffect(n.node_id, n.body.effect, n.body.undo_ref, excerpt(n.body))
-            for n in left
-            if isinstance(n.body, Step) and not n.body.harmless
-        ]
+        effects = [standing_of(n.node_id, n.body) for n in left if isinstance(n.body, Step) and not n.body.harmless]
+        for over in state.up(found.hint):
+            if over.depth > depth and isinstance(over.body, Hint):
+                effects += over.body.standing
         first = left[-1].body
         assert isinstance(first, Step), "paths hold steps"
         return Retreat(found, end, excerpt(first), hint, state.content_hash(hint), tuple(effects))

@@ -236,7 +236,8 @@ def _quotes(state: TwinTree, node: Node, steps: set[NodeId]) -> bool:
             before, last = state.span(node.node_id)
             return any(n.node_id in steps for n in state.up(last) if n.depth > state.depth(before))
         case Hint():
-            return state.climb(node.body.abandoned_head, node.depth + 1) in steps
+            first = state.climb(node.body.abandoned_head, node.depth + 1)
+            return not steps.isdisjoint((first, *(effect.node_id for effect in node.body.standing)))
     return False
 
 

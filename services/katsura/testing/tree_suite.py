@@ -68,7 +68,8 @@ async def compress(
 async def revise(store: TreeStore, ref: TreeRef, restore: int, request: Request = NO_REQUEST) -> Revised:
     """Go back on a new branch."""
     retreat = await store.retreat(ref, "", None, restore)
-    hint = Hint(retreat.branch.name, retreat.branch.head, retreat.restore_after, "wrong", "x", retreat.previous_hint)
+    left = retreat.branch
+    hint = Hint(left.name, left.head, retreat.restore_after, "wrong", "x", retreat.previous_hint, retreat.effects)
     return await store.revise(ref, retreat, hint, 5, "", True, request)
 
 

@@ -23,6 +23,7 @@ from katsura.domain.trees import (
     Durability,
     Effect,
     EventKind,
+    Hint,
     Judgement,
     Node,
     Request,
@@ -238,10 +239,29 @@ async def test_revise_goes_back_and_tells_what_cannot_be_undone(memory: Memory) 
     assembled = await memory.assemble_context(REF, "", 600, 0, "", False)
     hint = assembled.assembly.segments[-1]
     assert hint.kind is SegmentKind.HINT
-    assert hint.content.splitlines()[1:] == ["Reason: wrong shop", "It began with: order"]
+    assert hint.content.splitlines()[1:] == [
+        "Reason: wrong shop",
+        "It began with: order",
+        "Done outside all the same: order (step 2, undo: cancel O-1)",
+    ]
     assert await memory.revise(write(3, "r1"), 1, "wrong shop", "second", True) == revised
     tree, branches = await memory.get_tree(REF)
     assert (tree.default_branch, len(branches)) == ("second", 2)
+
+
+async def test_what_was_done_outside_is_told_however_far_back_the_next_revise_goes(memory: Memory) -> None:
+    """Branching un-places no order: the hint that told of it stays behind, so the next one tells of it again."""
+    paid = [Step(f"pay {n}", effect=Effect.IRREVERSIBLE) for n in range(17)]
+    cheap = Step("order", effect=Effect.REVERSIBLE, undo_ref="cancel")
+    await memory.grow(write(), [INVOICE, Step("think"), *paid, cheap], True)
+    await memory.revise(write(), 2, "", "", True)
+    await memory.grow(write(), [Step("again")], True)
+    revised = await memory.revise(write(), 1, "", "", True)
+    assert isinstance(revised.hint.body, Hint)
+    told = [effect.excerpt for effect in revised.hint.body.standing]
+    assert told == [f"pay {n}" for n in range(16, 0, -1)], "the newest 16, irreversible ones first"
+    assembled = await memory.assemble_context(REF, "", 4000, 0, "", False)
+    assert "pay 16 (step 19, cannot be undone)" in assembled.assembly.segments[-1].content
 
 
 async def test_bad_revisions_and_forks_are_refused(memory: Memory) -> None:

@@ -40,7 +40,7 @@ from katsura.domain.trees import (
     ToolCall,
 )
 from katsura.memory.core.slots import slot_text
-from katsura.memory.core.tokens import estimate, estimate_step, shown_text, wait_text
+from katsura.memory.core.tokens import estimate, estimate_step, hint_text, shown_text, wait_text
 
 P = TypeVar("P")
 LOW_WATER_SHARE: Final = 2
@@ -334,11 +334,7 @@ def step_segment(shown: Shown) -> Segment:
 def _hint_segment(shown: Shown) -> Segment:
     hint = shown.node.body
     assert isinstance(hint, Hint), "hints are hints"
-    text = (
-        f"[untrusted history: branch {hint.abandoned_branch} was abandoned; work goes on after step "
-        f"{hint.restored_after}]\nReason: {hint.reason}\nIt began with: {hint.first_action}"
-    )
-    return _segment(SegmentKind.HINT, "user", text, shown)
+    return _segment(SegmentKind.HINT, "user", hint_text(hint), shown)
 
 
 def _waiting_segment(shown: Shown) -> Segment:

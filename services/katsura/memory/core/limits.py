@@ -54,6 +54,8 @@ NODES_MAX: Final = 1000
 PAGE_DEFAULT: Final = 100
 PAGE_MAX: Final = 500
 COVER_STEPS_MAX: Final = 4096
+HINT_EFFECTS_MAX: Final = 16
+"""Effects that one hint tells of: irreversible ones first, of equals the newest. Revise answers all."""
 HINTS_MAX: Final = 16
 FANOUT_MAX: Final = 64
 TOKEN_IDS_MAX: Final = 512 * KIB

@@ -52,6 +52,6 @@ def texts_of(body: Body) -> Iterator[str]:
             for items in (said.facts, said.decisions, said.open_obligations, said.artifacts):
                 yield from items
         case Hint():
-            yield from (body.reason, body.first_action)
+            yield from (body.reason, body.first_action, *(effect.excerpt for effect in body.standing))
         case Slot():
             yield from (body.key, body.value, body.note)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from katsura.domain.trees import Step, Wait, WaitKind
+from katsura.domain.trees import Effect, Hint, StandingEffect, Step, Wait, WaitKind
 
 BYTES_PER_TOKEN: Final = 3
 MESSAGE_TOKENS: Final = 4
@@ -30,6 +30,20 @@ def shown_text(step: Step) -> str:
     if step.wait is None:
         return step.content
     return f"{step.content}\n[waits for {wait_text(step.wait)}]".lstrip("\n")
+
+
+def hint_text(hint: Hint) -> str:
+    """What a hint says in a context."""
+    text = (
+        f"[untrusted history: branch {hint.abandoned_branch} was abandoned; work goes on after step "
+        f"{hint.restored_after}]\nReason: {hint.reason}\nIt began with: {hint.first_action}"
+    )
+    return "\n".join((text, *map(_standing_text, hint.standing)))
+
+
+def _standing_text(effect: StandingEffect) -> str:
+    undo = "cannot be undone" if effect.effect is Effect.IRREVERSIBLE else f"undo: {effect.undo_ref}"
+    return f"Done outside all the same: {effect.excerpt} (step {effect.node_id}, {undo})"
 
 
 def estimate_step(step: Step) -> int:

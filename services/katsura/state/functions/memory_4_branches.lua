@@ -23,7 +23,8 @@ local function free_name(t, asked)
 end
 
 -- ARGV: branch, expected head (-1: any), restore after.
--- {'OK', branch JSON, first abandoned step, its record, hint kept, its hash, then id and record of each standing effect}
+-- {'OK', branch JSON, first abandoned step, its record, hint kept, its hash, then id and record of each standing effect, and of
+-- each hint that is left behind: it may tell of more}
 register('retreat', function(keys, args)
   local t, missing = open(keys)
   if not t then return missing end
@@ -43,6 +44,12 @@ register('retreat', function(keys, args)
     answer[#answer + 1] = effect.id
     answer[#answer + 1] = redis.call('HGET', t.nodes, effect.id)
     effect = link(t, link(t, effect.parent).a)
+  end
+  local left = link(t, branch.hint)
+  while left.depth > at.depth do
+    answer[#answer + 1] = left.id
+    answer[#answer + 1] = redis.call('HGET', t.nodes, left.id)
+    left = link(t, left.parent)
   end
   return answer
 end, {'no-writes'})

@@ -20,7 +20,7 @@ local function summaries_over(t, steps)
   return found
 end
 
--- Hints that quote a step as the first one of what was abandoned. Every hint is in the chain of a branch.
+-- Hints that quote a step, as the first one of what was abandoned or as an effect. Every hint is in the chain of a branch.
 local function hints_over(t, steps)
   local seen, found = {}, {}
   for _, text in ipairs(redis.call('HVALS', t.branches)) do
@@ -28,9 +28,13 @@ local function hints_over(t, steps)
     while at.id ~= 0 and not seen[at.id] do
       seen[at.id] = true
       local fields = cjson.decode(string.match(redis.call('HGET', t.nodes, at.id), '\n.*$'):sub(18))
-      local first = climb(t, fields.n[1], at.depth + 1)
+      local quoted = {[climb(t, fields.n[1], at.depth + 1).id] = true}
+      for _, effect in ipairs(fields.e or {}) do quoted[effect[1]] = true end
       for _, step in ipairs(steps) do
-        if step.id == first.id then found[#found + 1] = at.id end
+        if quoted[step.id] then
+          found[#found + 1] = at.id
+          break
+        end
       end
       at = link(t, at.parent)
     end

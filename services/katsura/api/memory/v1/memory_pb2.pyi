@@ -1272,6 +1272,7 @@ class Hint(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     FIRST_ACTION_FIELD_NUMBER: _builtins.int
     PREVIOUS_HINT_FIELD_NUMBER: _builtins.int
+    STANDING_EFFECTS_FIELD_NUMBER: _builtins.int
     abandoned_branch: _builtins.str
     """Branch that was abandoned."""
     abandoned_head: _builtins.int
@@ -1284,6 +1285,10 @@ class Hint(_message.Message):
     """First action of the abandoned segment, shortened."""
     previous_hint: _builtins.int
     """Hint before it on the same path; 0 for none."""
+    @_builtins.property
+    def standing_effects(self) -> _containers.RepeatedCompositeFieldContainer[Global___StandingEffect]:
+        """What was done outside and still stands, at most 16 effects, irreversible ones first."""
+
     def __init__(
         self,
         *,
@@ -1293,14 +1298,49 @@ class Hint(_message.Message):
         reason: _builtins.str = ...,
         first_action: _builtins.str = ...,
         previous_hint: _builtins.int = ...,
+        standing_effects: _abc.Iterable[Global___StandingEffect] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned_branch", b"abandoned_branch", "abandoned_head", b"abandoned_head", "first_action", b"first_action", "previous_hint", b"previous_hint", "reason", b"reason", "restored_after", b"restored_after"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned_branch", b"abandoned_branch", "abandoned_head", b"abandoned_head", "first_action", b"first_action", "previous_hint", b"previous_hint", "reason", b"reason", "restored_after", b"restored_after", "standing_effects", b"standing_effects"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hint: _TypeAlias = Hint  # noqa: Y015
+
+@_typing.final
+class StandingEffect(_message.Message):
+    """An effect that branching does not undo."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    UNDO_REF_FIELD_NUMBER: _builtins.int
+    EXCERPT_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.int
+    """The step that had it."""
+    effect: Global___Effect.ValueType
+    """Its kind."""
+    undo_ref: _builtins.str
+    """How to undo it, for REVERSIBLE."""
+    excerpt: _builtins.str
+    """The step's text, shortened."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.int = ...,
+        effect: Global___Effect.ValueType = ...,
+        undo_ref: _builtins.str = ...,
+        excerpt: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effect", b"effect", "excerpt", b"excerpt", "node_id", b"node_id", "undo_ref", b"undo_ref"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StandingEffect: _TypeAlias = StandingEffect  # noqa: Y015
 
 @_typing.final
 class Slot(_message.Message):

@@ -994,8 +994,10 @@ class ReviseResponse(_message.Message):
         """The hint node."""
 
     @_builtins.property
-    def standing_effects(self) -> _containers.RepeatedCompositeFieldContainer[Global___StandingEffect]:
-        """Effects of the abandoned segment that still stand in the outside world."""
+    def standing_effects(self) -> _containers.RepeatedCompositeFieldContainer[_memory_pb2.StandingEffect]:
+        """Effects of the abandoned segment that still stand in the outside world, and those that the hints left behind with it
+        told of. The hint tells at most 16 of them, irreversible ones first.
+        """
 
     @_builtins.property
     def position(self) -> Global___Position:
@@ -1007,7 +1009,7 @@ class ReviseResponse(_message.Message):
         branch: _memory_pb2.Branch | None = ...,
         abandoned: _memory_pb2.Branch | None = ...,
         hint: _memory_pb2.Node | None = ...,
-        standing_effects: _abc.Iterable[Global___StandingEffect] | None = ...,
+        standing_effects: _abc.Iterable[_memory_pb2.StandingEffect] | None = ...,
         position: Global___Position | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["abandoned", b"abandoned", "branch", b"branch", "hint", b"hint", "position", b"position"]  # noqa: Y015
@@ -1017,40 +1019,6 @@ class ReviseResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReviseResponse: _TypeAlias = ReviseResponse  # noqa: Y015
-
-@_typing.final
-class StandingEffect(_message.Message):
-    """An effect that branching does not undo."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NODE_ID_FIELD_NUMBER: _builtins.int
-    EFFECT_FIELD_NUMBER: _builtins.int
-    UNDO_REF_FIELD_NUMBER: _builtins.int
-    EXCERPT_FIELD_NUMBER: _builtins.int
-    node_id: _builtins.int
-    """The step that had it."""
-    effect: _memory_pb2.Effect.ValueType
-    """Its kind."""
-    undo_ref: _builtins.str
-    """How to undo it, for REVERSIBLE."""
-    excerpt: _builtins.str
-    """The step's text, shortened."""
-    def __init__(
-        self,
-        *,
-        node_id: _builtins.int = ...,
-        effect: _memory_pb2.Effect.ValueType = ...,
-        undo_ref: _builtins.str = ...,
-        excerpt: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["effect", b"effect", "excerpt", b"excerpt", "node_id", b"node_id", "undo_ref", b"undo_ref"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___StandingEffect: _TypeAlias = StandingEffect  # noqa: Y015
 
 @_typing.final
 class ForkRequest(_message.Message):
