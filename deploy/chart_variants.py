@@ -8,6 +8,8 @@ PEM = "-----BEGIN CERTIFICATE-----"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "default": (),
     "ha": ("gateway.replicas=3", "operator.replicas=2", "memoryStore.replicas=2", "demo.attentionReplicas=2"),
+    "relaxed": ("memoryStore.durability=relaxed",),
+    "forgetful": ("memoryStore.durability=cache", "valkey.persistence.enabled=false"),
     "external-store": ("store.url=rediss://user:pw@redis.example.org:6380/1", "valkey.enabled=false"),
     "private-authority": (
         "store.url=rediss://user:pw@redis.example.org:6380/1",

@@ -249,6 +249,22 @@ def test_your_own_store_leaves_no_server_behind(render: Render) -> None:
 
 
 @pytest.mark.parametrize(
+    ("values", "fsync"),
+    [
+        ((), "always"),
+        (("memoryStore.durability=relaxed",), "everysec"),
+        (("memoryStore.durability=relaxed", "valkey.appendfsync=always"), "always"),
+        (("memoryStore.durability=cache",), "everysec"),
+    ],
+)
+def test_the_bundled_valkey_syncs_as_its_store_promises(render: Render, values: tuple[str, ...], fsync: str) -> None:
+    (container,) = one(render(*values), "StatefulSet", "katsura-valkey")["spec"]["template"]["spec"]["containers"]
+    arguments = container["args"]
+    assert arguments[arguments.index("--appendfsync") + 1] == fsync
+    assert arguments[arguments.index("--appendonly") + 1] == "yes"
+
+
+@pytest.mark.parametrize(
     ("values", "said"),
     [
         (["gateway.replcas=2"], "replcas"),
@@ -258,6 +274,8 @@ def test_your_own_store_leaves_no_server_behind(render: Render) -> None:
         ([f"store.tls.ca={PEM}"], "store.tls belongs to store.url"),
         (["store.tls.ca=/a/path"], "ca"),
         (["store.url=rediss://r", "valkey.enabled=false", f"store.tls.key={PEM}"], "belong together"),
+        (["valkey.appendfsync=everysec"], "needs valkey.appendfsync=always"),
+        (["valkey.persistence.enabled=false", "memoryStore.durability=relaxed"], "set memoryStore.durability=cache"),
         (["operator.enabled=false"], "operator.namespace"),
         (["gateway.ingress.enabled=true"], "gateway.ingress.host"),
         (["store.url=http://r", "valkey.enabled=false"], "url"),

@@ -110,7 +110,20 @@ topologySpreadConstraints:
       matchLabels: {katsura.dev/role: {{ .role }}}
 {{- end }}
 
+{{- /* How often the bundled Valkey syncs its file: as its store's durability needs. */ -}}
+{{- define "katsura.appendfsync" -}}
+{{- .Values.valkey.appendfsync | default (ternary "always" "everysec" (eq .Values.memoryStore.durability "strict")) }}
+{{- end }}
+
 {{- define "katsura.validate" -}}
+{{- if and .Values.valkey.enabled .Values.memoryStore.create (ne .Values.memoryStore.durability "cache") }}
+{{- if not .Values.valkey.persistence.enabled }}
+{{- fail "valkey.persistence.enabled=false loses all trees with its pod: set memoryStore.durability=cache" }}
+{{- end }}
+{{- if and (eq .Values.memoryStore.durability "strict") (ne (include "katsura.appendfsync" .) "always") }}
+{{- fail "memoryStore.durability=strict needs valkey.appendfsync=always (or empty); or set memoryStore.durability=relaxed" }}
+{{- end }}
+{{- end }}
 {{- if and .Values.store.url .Values.valkey.enabled }}
 {{- fail "store.url names a server, so the bundled one has no part: set valkey.enabled=false" }}
 {{- end }}
