@@ -34,6 +34,7 @@ from katsura_operator.core.objects import (
     Object,
     annotations_of,
     digest,
+    is_true,
     key_of,
     labels_of,
     make,
@@ -341,7 +342,7 @@ class _Mind:
         if seen is not None:
             status, verdict = report.of_pool(seen, pool, self._placement)
             self._tell(seen, status, verdict)
-            self._made.events += _scaled(seen, pool, self._seen.now)
+            self._made.events += [*_scaled(seen, pool, self._seen.now), *_drained(seen, pool, self._seen.now)]
 
     def _service(
         self, name: str, owned_by: Object, pool: Pool, port: int, owners: Sequence[Wanted] = ()
@@ -407,3 +408,15 @@ def _scaled(seen: Object, pool: Pool, now: str) -> list[dict[str, Any]]:
         return []
     note = f"{before} -> {pool.wanted} pods"
     return [event(seen, EventReason.SCALED, note, now, mark=f"{seen['metadata']['resourceVersion']}")]
+
+
+def _drained(seen: Object, pool: Pool, now: str) -> list[dict[str, Any]]:
+    """An event for each pod that drained and does not any more; named after the pod, so that it is told once."""
+    before = set((seen.get("status") or {}).get("draining") or ())
+    working = {name_of(p) for p in pool.pods if is_true(p, "Ready")}
+    return [
+        event(
+            seen, EventReason.DRAINED, f"{name} {'is ended at work' if name in working else 'is done'}", now, mark=name
+        )
+        for name in sorted(before - set(report.draining(pool)))
+    ]

@@ -31,7 +31,7 @@ from katsura_operator.core.rollout import Pool, is_settled, pod_count, ready_cou
 from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Snapshot
 from katsura_operator.core.status import Said
-from katsura_operator.core.trouble import failure_of, trouble_of
+from katsura_operator.core.trouble import failure_of, homeless_of, trouble_of
 
 Report = tuple[dict[str, Any], list[Said]]
 _NO_HINTS: Final = "only a local run heeds hints; in a cluster the key hints-url of the Secret names that server"
@@ -100,7 +100,7 @@ def of_pool(seen: Object, pool: Pool, placement: Placement) -> Report:
         "granted": pool.wanted,
         "message": message,
         "selector": f"{POOL}={pool.name}",
-        "draining": sorted(name_of(p) for p in (*pool.step.mark, *pool.step.drain)),
+        "draining": draining(pool),
     }
     holds = ready_count(pool.workloads) >= pool.wanted and (_was_ready(seen) or _has_fresh(pool))
     why = Why.ALL_ROLES_READY if holds and pool.wanted else Why.IDLE if holds else Why.PODS_NOT_READY
@@ -108,6 +108,11 @@ def of_pool(seen: Object, pool: Pool, placement: Placement) -> Report:
     if holds and (pool.step.drain or pool.step.mark):
         why = Why.DRAINING
     return body, [Said(ConditionType.READY, holds, why, pool.step.waits if holds else trouble)]
+
+
+def draining(pool: Pool) -> list[str]:
+    """Pods that finish their work before they end."""
+    return sorted(name_of(p) for p in (*pool.step.mark, *pool.step.drain))
 
 
 def of_others(
@@ -192,6 +197,10 @@ def _progress(pools: Sequence[Pool], settled: bool, rolling: bool) -> Said:
     if any(p.step.mark or p.step.drain for p in pools):
         return Said(kind, True, Why.DRAINING, waits)
     if rolling:
+        homeless = "; ".join(said for p in pools if p.step.rolling and (said := homeless_of(p.pods)))
+        if homeless:
+            helps = "make room for old and new pods at once, or set rollout.strategy: Recreate"
+            return Said(kind, True, Why.INSUFFICIENT_CAPACITY, f"{homeless}; {helps}")
         return Said(kind, True, Why.ROLLOUT_IN_PROGRESS, waits)
     return Said(kind, not settled, Why.STABLE if settled else Why.SCALING)
 

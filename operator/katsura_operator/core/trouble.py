@@ -18,15 +18,19 @@ def trouble_of(pods: Sequence[Object], *, coming: bool = True) -> str:
     for pod in pods:
         if is_true(pod, "Ready"):
             continue
-        for condition in (pod.get("status") or {}).get("conditions") or ():
-            if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-                return f"{name_of(pod)} is not scheduled: {condition.get('message', '')}"
+        if unscheduled := _unscheduled(pod):
+            return unscheduled
         for container in _containers(pod):
             waiting = (container.get("state") or {}).get("waiting")
             if waiting and (coming or waiting.get("reason") not in _COMING):
                 said = f"{name_of(pod)}: {waiting.get('reason', '')} {waiting.get('message', '')}".strip()
                 return said + (_NO_SECRET if _MISSING_SECRET.search(said) else "")
     return ""
+
+
+def homeless_of(pods: Sequence[Object]) -> str:
+    """What the scheduler says of the first pod that it has no node for; empty where each has one."""
+    return next((said for pod in pods if (said := _unscheduled(pod))), "")
 
 
 def failure_of(pods: Sequence[Object]) -> str:
@@ -38,6 +42,13 @@ def failure_of(pods: Sequence[Object]) -> str:
                 if ended.get("exitCode"):
                     said = str(ended.get("message") or f"exit code {ended['exitCode']} {ended.get('reason', '')}")
                     return f"{name_of(pod)}: {said.strip()}"
+    return ""
+
+
+def _unscheduled(pod: Object) -> str:
+    for condition in (pod.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return f"{name_of(pod)} is not scheduled: {condition.get('message', '')}"
     return ""
 
 

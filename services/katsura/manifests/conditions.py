@@ -73,7 +73,7 @@ MEANING: Final[Mapping[Why, str]] = {
     Why.PLANNED: "the plan that status.plan names gives every role its nodes",
     Why.PLAN_INFEASIBLE: "no plan can be made; the message says why (no node at all, sizes of the model not known)",
     Why.PLANNER_FAILED: "the planner ended or took too long; what runs stays as it is, and the planner is asked again",
-    Why.INSUFFICIENT_CAPACITY: "the nodes cannot carry the demand; the plan lists what would help",
+    Why.INSUFFICIENT_CAPACITY: "nodes cannot carry the demand, or not two revisions; message and plan say what helps",
     Why.AWAITING_APPROVAL: "advisory: set spec.approvedPlan to the plan that the message names",
     Why.NOT_PLANNED: "no plan was made for it yet",
     Why.ALL_ROLES_READY: "every role has ready pods of the current generation",

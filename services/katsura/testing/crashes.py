@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from katsura.domain.errors import KatsuraError, UnavailableError
-from katsura.testing.operators import Crash, CrashingKube, World, digest_of
+from katsura.testing.operators import Crash, CrashingKube, World, digest_of, is_ready
 from katsura_operator.core.objects import ROLE_POOL
 from katsura_operator.core.settings import Settings
 from katsura_operator.kube import Kube, error_of
@@ -132,7 +132,7 @@ class StumblingKube(Kube):
 def drain_all(world: World) -> bool:
     """What pods do when they are told to drain; whether any did."""
     marked = [p for p in world.all("Pod") if "katsura.dev/draining" in p["metadata"].get("annotations", {})]
-    ready = [p for p in marked if any(c["status"] == "True" for c in p["status"]["conditions"])]
+    ready = [p for p in marked if is_ready(p)]
     for pod in ready:
         world.set_ready(pod["metadata"]["name"], False)
     return bool(ready)

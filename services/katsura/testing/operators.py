@@ -207,11 +207,18 @@ class World:
 
     def set_ready(self, pod: str, ready: bool) -> None:
         """What a kubelet's probe would find."""
-        status = {"phase": "Running", "podIP": "10.0.0.7"}
-        conditions = [{"type": "Ready", "status": "True" if ready else "False"}]
-        body = {"status": {**status, "conditions": conditions}}
+        scheduled = {"type": "PodScheduled", "status": "True"}
+        ready_or_not = {"type": "Ready", "status": "True" if ready else "False"}
+        self._say(pod, {"phase": "Running", "podIP": "10.0.0.7", "conditions": [scheduled, ready_or_not]})
+
+    def leave_unscheduled(self, pod: str, why: str) -> None:
+        """What a scheduler says that has no node for it."""
+        lost = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why}
+        self._say(pod, {"phase": "Pending", "conditions": [lost, {"type": "Ready", "status": "False"}]})
+
+    def _say(self, pod: str, status: Mapping[str, Any]) -> None:
         path = POD.path(self.namespace, pod, "status")
-        self.plane.call("PATCH", path, body, kind="application/strategic-merge-patch+json")
+        self.plane.call("PATCH", path, {"status": status}, kind="application/strategic-merge-patch+json")
 
     def _start(self, kind: Kind, workload: Any, name: str, *, ready: bool = True) -> None:
         template = workload["spec"]["template"]
@@ -223,7 +230,7 @@ class World:
 
     def _report(self, workload: Any) -> bool:
         pods = self.pods(name_of(workload))
-        ready = sum(_is_ready(p) for p in pods)
+        ready = sum(is_ready(p) for p in pods)
         status = {
             "observedGeneration": workload["metadata"]["generation"],
             "replicas": len(pods),
@@ -238,14 +245,15 @@ class World:
         return True
 
 
-def _is_ready(pod: Any) -> bool:
+def is_ready(pod: Any) -> bool:
+    """Whether its kubelet found it ready."""
     conditions = (pod.get("status") or {}).get("conditions") or ()
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
 def _cost(pod: Any) -> tuple[bool, int]:
     annotations = pod["metadata"].get("annotations", {})
-    return _is_ready(pod), int(annotations.get("controller.kubernetes.io/pod-deletion-cost", 0))
+    return is_ready(pod), int(annotations.get("controller.kubernetes.io/pod-deletion-cost", 0))
 
 
 _PASSING: Final = {
