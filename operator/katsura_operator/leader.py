@@ -20,6 +20,7 @@ from katsura_operator.core.objects import LEASE
 from katsura_operator.kube import Kube
 
 LEASE_NAME: Final = "katsura-operator"
+_RETURNS_MAX: Final = 3
 _LOG = log.get(__name__)
 
 
@@ -84,7 +85,13 @@ class Leader:
         """Renew until the lease is lost, then raise LostLeadershipError."""
         while True:
             await self._sleep(RENEW_S)
-            if not await self.step():
+            led = False
+            with contextlib.suppress(
+                TimeoutError
+            ):  # an API server that is silent, not away, would be waited for longer
+                async with asyncio.timeout(self._standing.writes_until_s - self._clock()):
+                    led = await self.step()
+            if not led:
                 raise LostLeadershipError("the lease is lost; this process ends and starts anew as a candidate")
 
     async def give_back(self) -> None:
@@ -92,10 +99,16 @@ class Leader:
         if not self.leads:
             return
         self._standing = Standing()
-        with contextlib.suppress(KatsuraError):
-            lease = await self._kube.get(LEASE, self._namespace, LEASE_NAME)
-            if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
-                await self._kube.replace(released(lease))
+        for _ in range(_RETURNS_MAX):
+            try:
+                lease = await self._kube.get(LEASE, self._namespace, LEASE_NAME)
+                if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
+                    await self._kube.replace(released(lease))
+                return
+            except ConflictError:
+                continue  # with a renewal of ours that was under way when we were told to stop
+            except KatsuraError:
+                return
 
 
 def _micro_time() -> str:

@@ -223,6 +223,75 @@ async def test_the_last_five_plans_are_kept_and_status_names_the_one_in_force(wo
     assert status["plan"]["hourlyUsd"] > 0
 
 
+async def test_a_price_that_changes_is_planned_anew_and_shown(world: World) -> None:
+    name = f"cpu-{world.namespace[-5:]}"
+    path = f"/apis/katsura.dev/v1alpha1/acceleratorprofiles/{name}"
+    head = {"apiVersion": "katsura.dev/v1alpha1", "kind": "AcceleratorProfile", "metadata": {"name": name}}
+    nodes = [{"nodes": 4, "perNode": 16, "memory": "64Gi"}]
+
+    async def cost(per_hour: float) -> tuple[str, float]:
+        spec = {"device": "cpu", "inventory": nodes, "cost": {"perHour": per_hour}}
+        world.plane.apply(path, {**head, "spec": spec})
+        await world.settle()
+        plan = world.get("ModelDeployment", "chat")["status"]["plan"]
+        return str(plan["name"]), float(plan["hourlyUsd"])
+
+    world.apply("ModelDeployment", "chat", {"model": MODEL, "topology": "Unified"})
+    try:
+        (first, cheap), (second, dear) = await cost(0.04), await cost(0.4)
+    finally:
+        world.plane.ask("DELETE", path)
+    assert first != second
+    assert dear == pytest.approx(10 * cheap)
+    columns = world.plane.kubectl("-n", world.namespace, "get", "kmd", "chat").splitlines()[1].split()
+    assert f"{dear:g}" in columns
+
+
+async def test_what_pods_need_beyond_their_role_is_taken_by_the_api_server(world: World) -> None:
+    name = f"urgent-{world.namespace[-5:]}"
+    path = "/apis/scheduling.k8s.io/v1/priorityclasses"
+    world.plane.call("POST", path, {"metadata": {"name": name}, "value": 1000})
+    model = {**MODEL, "secretRef": {"name": "index"}, "cache": {"pvc": "weights"}}
+    claims = [{"name": "gpu", "templateName": "one-gpu"}]
+    pod = {"schedulerName": "mine", "priorityClassName": name, "resourceClaims": claims}
+    world.settings = replace(world.settings, fs_group=65532)
+    try:
+        world.apply("ModelDeployment", "chat", {"model": model, "topology": "Unified", "pod": pod})
+        await world.settle()
+        (made,) = [p for p in world.all("Pod") if p["metadata"]["labels"]["katsura.dev/role"] == "unified"]
+    finally:
+        world.plane.call("DELETE", f"{path}/{name}")
+    spec = made["spec"]
+    assert (spec["schedulerName"], spec["priorityClassName"], spec["priority"]) == ("mine", name, 1000)
+    assert spec["resourceClaims"] == [{"name": "gpu", "resourceClaimTemplateName": "one-gpu"}]
+    assert {"name": "models", "persistentVolumeClaim": {"claimName": "weights"}} in spec["volumes"]
+    assert spec["initContainers"][0]["envFrom"] == [{"secretRef": {"name": "index"}}]
+
+
+async def test_recreate_ends_the_old_pods_before_it_makes_new_ones(world: World) -> None:
+    spec: dict[str, Any] = {"topology": "Unified", "rollout": {"strategy": "Recreate"}, "drainTimeoutSeconds": 0}
+    await serve_demo(world, **spec)
+    (old,) = [
+        w["metadata"]["name"] for w in world.all("Deployment") if w["metadata"]["name"].startswith("chat-unified")
+    ]
+    world.apply("ModelDeployment", "chat", {"model": MODEL, "numerics": "fast", **spec})
+    together = 0
+    for _ in range(12):
+        outcome = await world.reconciler().run()
+        changed = world.run_pods()
+        pods = [
+            p["metadata"]["labels"]
+            for p in world.all("Pod")
+            if p["metadata"]["labels"]["katsura.dev/role"] == "unified"
+        ]
+        together = max(together, len({labels["katsura.dev/workload"] for labels in pods}))
+        if not changed and not outcome.writes:
+            break
+    assert together == 1, "never both revisions at once"
+    assert [labels["katsura.dev/workload"] for labels in pods] != [old]
+    assert world.condition("ModelDeployment", "chat")["reason"] == "AllRolesReady"
+
+
 async def test_what_a_deployment_had_goes_when_it_is_deleted(world: World) -> None:
     await serve_demo(world)
     world.delete("ModelDeployment", "chat")

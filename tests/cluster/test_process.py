@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from katsura.testing.operators import World
@@ -31,19 +31,33 @@ class Supervised:
             "KATSURA_OPERATOR_LISTEN": "127.0.0.1:0",
             "KUBECONFIG": str(world.plane.kubeconfig(operator=True)),
         }
-        self._env, self.log = kept | said | dict(more), log
+        self._env, self.log, self._lives = kept | said | dict(more), log, 0
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
+        self._lives += 1
         with self.log.open("ab") as out:
             return subprocess.Popen([sys.executable, "-m", "katsura_operator"], env=self._env, stdout=out, stderr=out)
 
     def keep(self) -> None:
         """Start it again where it lost its lease; anything else that ended it fails the test."""
         if self.process.poll() is not None:
-            last = self.log.read_text().strip().splitlines()[-1]
-            assert "lease" in last, f"the operator ended:\n{self.log.read_text()}"
+            assert self.lost_its_lease(), f"the operator ended:\n{self.log.read_text()}"
             self.process = self._start()
+
+    def lost_its_lease(self) -> bool:
+        """Whether that is what it said last."""
+        return "lease" in (self.log.read_text().strip().splitlines() or [""])[-1]
+
+    def leads(self) -> bool:
+        """Whether it won the lease in this life."""
+        return self.log.read_text().count(" leads identity=") == self._lives
+
+    def signal_solvers(self, number: int) -> None:
+        """Signal its children."""
+        for child in self.solvers():
+            with suppress(ProcessLookupError):
+                os.kill(child, number)
 
     def solvers(self) -> list[int]:
         """Its children."""
@@ -60,8 +74,7 @@ def operator(world: World, identity: str, log: Path, **more: str) -> Iterator[Su
     try:
         yield made
     finally:
-        for child in made.solvers():  # a stopped one would not see its input end
-            os.kill(child, signal.SIGKILL)
+        made.signal_solvers(signal.SIGKILL)  # a stopped one would not see its input end
         made.process.kill()
         made.process.wait()
 
@@ -95,8 +108,12 @@ async def test_it_leads_converges_by_watching_and_gives_the_lease_back(world: Wo
         until("pods are wanted", lambda: reason(world) == "PodsNotReady", running)
         world.run_pods()
         until("ready", lambda: reason(world) == "AllRolesReady", running)
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(LIMIT_S) == 0, log.read_text()
+        status = 1
+        while status:  # on a busy machine it may lose its lease just then, and what it lost it cannot give back
+            until("leads in this life", running.leads, running)
+            running.process.send_signal(signal.SIGTERM)
+            status = running.process.wait(LIMIT_S)
+            assert not status or running.lost_its_lease(), log.read_text()
     assert holder(world) == ""
 
 
@@ -143,6 +160,16 @@ async def test_a_second_operator_waits_and_takes_over_when_the_first_ends(world:
             until("it works", lambda: reason(world) == "PodsNotReady", second)
 
 
+async def test_an_api_server_that_falls_silent_ends_the_leader_which_comes_back(world: World, tmp_path: Path) -> None:
+    with operator(world, "one", tmp_path / "operator.log") as running:
+        until("leads", running.leads, running)
+        with world.plane.silent():
+            assert running.process.wait(LIMIT_S) == 1
+        assert running.lost_its_lease()
+        world.apply("ModelDeployment", "chat", MODEL)
+        until("it works", lambda: reason(world) == "PodsNotReady", running)
+
+
 async def test_a_solve_that_takes_for_ever_costs_no_lease_and_its_end_is_told_and_mended(
     world: World, tmp_path: Path
 ) -> None:
@@ -150,8 +177,7 @@ async def test_a_solve_that_takes_for_ever_costs_no_lease_and_its_end_is_told_an
 
     def six_renewals_while_it_stands_still() -> bool:
         solvers = running.solvers()
-        for child in solvers:
-            os.kill(child, signal.SIGSTOP)
+        running.signal_solvers(signal.SIGSTOP)
         spec = next(lease["spec"] for lease in world.all("Lease") if lease["metadata"]["name"] == "katsura-operator")
         seen = renewed.setdefault(running.process.pid, set())
         seen |= {spec["renewTime"]} if solvers and spec.get("holderIdentity") == "one" else set()
@@ -161,13 +187,11 @@ async def test_a_solve_that_takes_for_ever_costs_no_lease_and_its_end_is_told_an
         world.apply("ModelDeployment", "chat", MODEL)
         until("pods are wanted", lambda: reason(world) == "PodsNotReady", running)
         until("it has a solver", lambda: bool(running.solvers()), running)
-        for child in running.solvers():
-            os.kill(child, signal.SIGSTOP)
+        running.signal_solvers(signal.SIGSTOP)
         world.apply("ModelDeployment", "chat", {**MODEL, "roles": {"experts": {"replicas": 3}}})
         until("the lease is kept", six_renewals_while_it_stands_still, running)
         assert world.get("RolePool", "chat-experts")["spec"]["replicas"] != 3
-        for child in running.solvers():
-            os.kill(child, signal.SIGKILL)
+        running.signal_solvers(signal.SIGKILL)
         until("it is told", lambda: any("status -9" in e.get("note", "") for e in world.all("Event")), running)
         until("it is mended", lambda: world.get("RolePool", "chat-experts")["spec"]["replicas"] == 3, running)
         until("and planned", lambda: planned(world) == "PlanInForce", running)

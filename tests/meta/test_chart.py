@@ -284,6 +284,8 @@ def test_the_bundled_valkey_syncs_as_its_store_promises(render: Render, values: 
         (["gateway.httpRoute.enabled=true", "gateway.httpRoute.parentRefs[0].name=g"], "gateway.networking.k8s.io/v1"),
         (["certificates.certManager.enabled=true"], "cert-manager.io/v1"),
         (["gateway.httpRoute.parentRefs[0].nam=g"], "nam"),
+        (["networkPolicy.gatewayFrom[0].podSelector.matchLabel.a=b"], "matchLabel"),
+        (["networkPolicy.metricsFrom[0].ipBlock.cdir=10.0.0.0/8"], "cdir"),
     ],
 )
 def test_values_that_make_no_sense_are_refused_with_what_to_do(helm: Any, values: list[str], said: str) -> None:
@@ -312,6 +314,19 @@ def test_the_schema_knows_every_value_and_is_closed() -> None:
 
 
 OPTIONAL = {"claims"}
+
+
+def test_the_schema_is_closed_in_its_depth() -> None:
+    def open_below(node: Any, path: str) -> Iterator[str]:
+        if isinstance(node, dict):
+            extra = node.get("additionalProperties")
+            if ("properties" in node or node.get("type") == "object") and (extra is None or extra is True):
+                yield path
+            for name, inner in node.items():
+                yield from open_below(inner, f"{path}.{name}")
+
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert list(open_below(schema, "")) == [".properties.global"]  # of whoever has this chart as a part
 
 
 def test_both_majors_of_helm_render_the_same(every_helm: dict[str, Any]) -> None:

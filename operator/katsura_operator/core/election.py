@@ -14,7 +14,7 @@ from katsura_operator.core.objects import LEASE, Object
 
 LEASE_S: Final = 15.0
 RENEW_S: Final = 3.0
-_MARGIN_S: Final = 5.0
+MARGIN_S: Final = 5.0
 """Between the last write of an old holder and the first of a new one: the longest that a request may be under way."""
 
 
@@ -78,7 +78,7 @@ def claim(lease: Object | None, namespace: str, name: str, identity: str, now: s
 
 def renewed(version: str, asked_at_s: float) -> Standing:
     """After a claim was taken; it counts from when it was sent."""
-    return Standing(version, asked_at_s, asked_at_s + LEASE_S - _MARGIN_S)
+    return Standing(version, asked_at_s, asked_at_s + LEASE_S - MARGIN_S)
 
 
 def released(lease: Object) -> dict[str, Any]:

@@ -40,10 +40,12 @@ async def run_shard(role: str, worker: str, environ: Mapping[str, str], *, has_p
     """
     config = ShardConfig.from_env(environ, role)
     setup.configure(role, config.serve.instance_id, environ)
+    start_s = time.monotonic()
     child, sock = spawn(worker, _environment_of_child(environ))
     pipe = await AsyncPipe.open(sock)
     try:
         hello = messages.read_hello(await pipe.receive())
+        _LOG.info("loaded", seconds=round(time.monotonic() - start_s, 3))
         shard = Shard(config, hello, tokenizer_digest(config.model_path), pipe)
         await shard.start()
         await _serve(config, shard, has_pool=has_pool)
@@ -95,9 +97,11 @@ async def _watch_readiness(server: Server, shard: Shard, servicer: AttentionServ
         epoch, missing = (0, "") if pool is None else (pool.epoch, pool.missing)
         why = "draining" if shard.draining else missing
         if not why and probed_epoch != epoch:
+            start_s = time.monotonic()
             try:
-                await servicer.probe(1, time.monotonic() + PROBE_TIMEOUT_S)
+                await servicer.probe(1, start_s + PROBE_TIMEOUT_S)
                 probed_epoch = epoch
+                _LOG.info("probed", epoch=epoch, seconds=round(time.monotonic() - start_s, 3))
             except KatsuraError as error:
                 why = f"the probe failed: {error.message}"
         server.set_ready(not why, why)

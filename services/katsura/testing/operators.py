@@ -134,7 +134,7 @@ class World:
 
     def all(self, kind: str, namespace: str | None = None) -> Sequence[Any]:
         """All objects of a kind in the namespace."""
-        found: Sequence[Any] = self.plane.call("GET", _KINDS[kind].path(namespace or self.namespace))["items"]
+        found: Sequence[Any] = self.plane.call("GET", _KINDS[kind].path(namespace or self.namespace))["items"] or ()
         return found
 
     def condition(self, kind: str, name: str, what: str = "Ready") -> Any:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from katsura.testing.apiserver import ApiServer, TwinKube
 from katsura.testing.operators import World
-from katsura_operator.core.election import LEASE_S, RENEW_S
+from katsura_operator.core.election import LEASE_S, MARGIN_S, RENEW_S
 from katsura_operator.core.objects import LEASE
 from katsura_operator.leader import LEASE_NAME, Leader, LostLeadershipError
 
@@ -100,6 +103,42 @@ async def test_holding_outlives_a_short_silence_of_the_api_server_and_not_a_long
     with pytest.raises(LostLeadershipError):
         await first.hold()
     assert 20.0 < clock.now_s <= 20.0 + LEASE_S
+
+
+async def test_holding_does_not_wait_beyond_the_lease_for_an_api_server_that_says_nothing() -> None:
+    server, clock = ApiServer(), Clock()
+    door = Silent(server)
+    first = Leader(door, "n", "a", clock, clock.sleep)
+    await first.win()
+    door.silent = True
+
+    def nearly_over() -> None:
+        clock.now_s = LEASE_S - MARGIN_S - 0.01
+
+    clock.meanwhile = nearly_over
+    with pytest.raises(LostLeadershipError):
+        await first.hold()
+
+
+class Silent(TwinKube):
+    """A door to a server that may take a request and never answer."""
+
+    silent = False
+
+    async def _ask(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if self.silent:
+            await asyncio.Event().wait()
+        return await super()._ask(*args, **kwargs)
+
+
+async def test_it_is_given_back_although_a_renewal_was_still_under_way() -> None:
+    server, clock = ApiServer(), Clock()
+    first = leader(server, "a", clock)
+    await first.win()
+    puts = itertools.count()
+    server.fault = lambda method, path, query: 409 if method == "PUT" and next(puts) == 0 else 0
+    await first.give_back()
+    assert server.call("GET", PATH)["spec"]["holderIdentity"] == ""
 
 
 @pytest.mark.parametrize("seed", range(8))
