@@ -30,6 +30,7 @@ from katsura_operator.leader import Leader
 from katsura_operator.loop import Loop
 from katsura_operator.reconcile import Reconciler
 from katsura_operator.solver import Solver
+from katsura_operator.survey import GrpcCounter, Survey
 from katsura_operator.watch import Watch
 
 _LOG = log.get(__name__)
@@ -58,7 +59,8 @@ async def operate(config: OperatorConfig) -> None:
             authority = Authority(door, settings.namespace, Path(folder), given=given)
             executor = Executor(door, drainer, GRPC)
             solver = Solver(settings, config.solve_limit_s)
-            reconciler = Reconciler(door, executor, authority, solver, settings, config.namespaces)
+            survey = Survey(GrpcCounter(config.internal_token, Path(folder), GRPC), config.resync_s)
+            reconciler = Reconciler(door, executor, authority, solver, settings, config.namespaces, sampled=survey.note)
             passes = Loop(reconciler.run, config.resync_s)
 
             async def watch() -> None:
@@ -79,7 +81,8 @@ async def operate(config: OperatorConfig) -> None:
                     if await _first(stop.wait(), leader.win()):
                         return
                     passes.beat_s = time.monotonic()
-                    await _first(stop.wait(), leader.hold(), watch(), passes.run())
+                    looks = (survey.run(),) if config.internal_token else ()
+                    await _first(stop.wait(), leader.hold(), watch(), passes.run(), *looks)
                 finally:
                     await solver.close()
                     await drainer.close()

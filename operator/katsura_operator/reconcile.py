@@ -6,7 +6,7 @@ uid and resourceVersion. What takes long is decided elsewhere (`solver`), since 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -25,9 +25,10 @@ from katsura_operator.core.objects import (
     PROFILE,
     SLICE,
     Kind,
+    Object,
 )
 from katsura_operator.core.settings import Settings
-from katsura_operator.core.snapshot import Snapshot
+from katsura_operator.core.snapshot import Sample, Snapshot
 from katsura_operator.execute import Executor, Outcome
 from katsura_operator.kube import Kube
 from katsura_operator.solver import SolverFailedError
@@ -60,9 +61,11 @@ class Reconciler:
         settings: Settings,
         namespaces: tuple[str, ...],
         now: Callable[[], str] = utc_now,
+        sampled: Callable[[Iterable[Object]], tuple[Sample, ...]] = lambda pods: (),
     ) -> None:
+        """`sampled`: told which pods there are, what shards among them showed (`survey.Survey.note`)."""
         self._kube, self._executor, self._authority, self._mind = kube, executor, authority, mind
-        self._settings, self._namespaces, self._now = settings, namespaces, now
+        self._settings, self._namespaces, self._now, self._sampled = settings, namespaces, now, sampled
         self._unreadable: set[str] = set()
         self.passes = 0
 
@@ -102,7 +105,7 @@ class Reconciler:
             objects[POD.name] = await self._all(POD, ())
         else:
             objects[POD.name] = await self._all(POD, self._namespaces, "katsura.dev/pool")
-        return Snapshot(objects, now)
+        return Snapshot(objects, now, self._sampled(objects[POD.name]))
 
     async def may_read(self, kind: Kind) -> bool:
         """Whether a kind of the whole cluster is there and ours to read; True where nobody answers."""

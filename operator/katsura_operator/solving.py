@@ -34,7 +34,8 @@ def serve(lines: SimpleQueue[bytes], answers: BinaryIO) -> None:
         for _ in range(question.fresh):
             obj = json.loads(lines.get())
             known[key_of(obj)] = obj
-        desired = decide(snapshot_of(known.values(), question.now), question.settings, question.trouble)
+        seen = snapshot_of(known.values(), question.now, question.samples)
+        desired = decide(seen, question.settings, question.trouble)
         for line in write_answers(desired):
             answers.write(line.encode() + b"\n")
         answers.write(b"\n")

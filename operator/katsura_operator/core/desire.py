@@ -42,6 +42,7 @@ from katsura_operator.core.objects import (
     namespace_of,
     owner,
 )
+from katsura_operator.core.pace import measured
 from katsura_operator.core.placing import Placement, Reading, Wanted, is_idle, plans, roles_of
 from katsura_operator.core.pods import GRPC, HELPER, METRICS, Size, external_template, template
 from katsura_operator.core.policies import external_policy
@@ -127,7 +128,17 @@ class _Mind:
         else:
             pools = [p for role in roles_of(said) if (p := self._model_pool(wanted, said.spec, role)) is not None]
         status, verdict = report.of_deployment(wanted, pools, self._placement, idle=is_idle(wanted, self._seen))
+        if said.spec.engine is not Engine.EXTERNAL:
+            status["measured"] = self._measured(wanted, said.spec)
         self._tell(wanted.obj, status, verdict)
+
+    def _measured(self, wanted: Wanted, spec: ModelDeploymentSpec) -> list[dict[str, Any]]:
+        """What its steps take; what was told before stays where no plan is followed now."""
+        plan, problem, name = self._placement.plan, self._placement.problem, wanted.qualified
+        if plan is None or problem is None or name in self._placement.awaiting:
+            return list((wanted.obj.get("status") or {}).get("measured") or ())
+        revision, counts = revision_of(spec, self._settings), self._settings.overcommit == 1.0
+        return measured(wanted.obj, name, revision, plan, problem, self._seen, counts=counts)
 
     def store(self, wanted: Wanted) -> None:
         """The memory pods of one MemoryStore and the Service in front of them."""

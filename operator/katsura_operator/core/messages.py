@@ -17,7 +17,7 @@ from typing import Any, Final
 from katsura_operator.core.desire import Desired
 from katsura_operator.core.objects import Object, key_of
 from katsura_operator.core.settings import Settings
-from katsura_operator.core.snapshot import Snapshot
+from katsura_operator.core.snapshot import Sample, Snapshot
 
 Key = tuple[str, str, str]
 _BODIES: Final = ("seeds", "keep", "events")
@@ -30,7 +30,7 @@ class Question:
 
     Attributes:
         now: of the snapshot. trouble: why nothing can be solved now.
-        fresh: how many objects follow. gone: keys of objects that are no more.
+        fresh: how many objects follow. gone: keys of objects that are no more. samples: of running shards.
     """
 
     settings: Settings
@@ -38,6 +38,7 @@ class Question:
     trouble: str
     fresh: int
     gone: tuple[Key, ...]
+    samples: tuple[Sample, ...] = ()
 
     def write(self) -> str:
         """One line."""
@@ -49,15 +50,16 @@ class Question:
         said = json.loads(line)
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said["settings"].items()}
         gone = tuple((kind, namespace, name) for kind, namespace, name in said["gone"])
-        return cls(Settings(**settings), said["now"], said["trouble"], said["fresh"], gone)
+        samples = tuple(Sample(**sample) for sample in said["samples"])
+        return cls(Settings(**settings), said["now"], said["trouble"], said["fresh"], gone, samples)
 
 
-def snapshot_of(objects: Iterable[Object], now: str) -> Snapshot:
+def snapshot_of(objects: Iterable[Object], now: str, samples: tuple[Sample, ...] = ()) -> Snapshot:
     """A snapshot of loose objects."""
     kinds: dict[str, list[Object]] = {}
     for obj in objects:
         kinds.setdefault(str(obj["kind"]), []).append(obj)
-    return Snapshot({kind: tuple(found) for kind, found in kinds.items()}, now)
+    return Snapshot({kind: tuple(found) for kind, found in kinds.items()}, now, samples)
 
 
 def write_answers(desired: Desired) -> Iterator[str]:

@@ -55,6 +55,7 @@ from katsura_operator.core.objects import (
     name_of,
     namespace_of,
 )
+from katsura_operator.core.pace import counted
 from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Snapshot
 
@@ -102,7 +103,7 @@ class Placement:
         is_new: it is not stored yet.
         parts: per deployment or store (`namespace/name`). awaiting: deployments whose plan waits for approval.
         trouble: why nothing can be planned at all, its reason `why`; left_out: why a deployment is not in the plan.
-        classes: of nodes that the plan knows.
+        classes: of nodes that the plan knows. problem: what it answers, as it is today.
         named: per deployment an older plan, kept, that it names already and that gave it the same.
     """
 
@@ -115,6 +116,7 @@ class Placement:
     left_out: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     classes: tuple[NodeClass, ...] = ()
     named: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
+    problem: PlacementProblem | None = None
 
     def plan_of(self, deployment: str) -> Mapping[str, Any] | None:
         """The plan that a deployment names: its name changes when what the deployment gets does, and once it is old.
@@ -254,10 +256,11 @@ def situation(reading: Reading, snapshot: Snapshot, settings: Settings) -> Situa
     if not settings.nodes_observed and not any(p.spec.inventory for p in profiles):
         profiles.append(_ASSUMED)
     bundle = Bundle(tuple(deployments), tuple(stores), reading.agents, tuple(profiles))
+    paces = {w.qualified: found for w in reading.deployments if (found := counted(w.obj))}
     if not settings.nodes_observed:
-        return Situation(bundle)
+        return Situation(bundle, paces=paces)
     nodes = [_overcommitted(n, settings.overcommit) for n in snapshot.of(NODE)]
-    return Situation(bundle, nodes, snapshot.of(SLICE), snapshot.of(POD))
+    return Situation(bundle, nodes, snapshot.of(SLICE), snapshot.of(POD), paces=paces)
 
 
 def _overcommitted(node: Object, factor: float) -> Object:
@@ -308,7 +311,7 @@ def place(
     given = {k: tuple(v) for k, v in parts.items()}
     lasting = {name_of(p) for p in stored[max(0, len(stored) - settings.plans_kept + is_new) :]}
     named = _named_already(reading, [p for p in solved if name_of(p) in lasting], made)
-    return Placement(made, is_new, given, awaiting, trouble, why, left_out, problem.classes, named)
+    return Placement(made, is_new, given, awaiting, trouble, why, left_out, problem.classes, named, problem)
 
 
 def standing(current: Current, problem: PlacementProblem) -> Current:

@@ -9,11 +9,29 @@ from katsura_operator.core.objects import Kind, Object, labels_of, name_of, name
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """What decode steps of one shard were between two looks, on average.
+
+    Attributes:
+        deployment: `namespace/name`; revision: of the shard; node: that it runs on.
+        step_s: seconds of a step; batch: sequences in it; context: tokens that each of them saw.
+    """
+
+    deployment: str
+    revision: str
+    node: str
+    step_s: float
+    batch: float
+    context: float
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Objects by kind. `now`: RFC 3339, the operator's clock when the reading began."""
+    """Objects by kind. `now`: RFC 3339, the operator's clock when the reading began. `samples`: oldest first."""
 
     objects: Mapping[str, tuple[Object, ...]]
     now: str
+    samples: tuple[Sample, ...] = ()
     _index: dict[tuple[str, str, str], Object] = field(default_factory=dict, compare=False, repr=False)
     _labelled: dict[tuple[str, str, str], dict[str, list[Object]]] = field(
         default_factory=dict, compare=False, repr=False

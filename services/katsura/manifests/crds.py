@@ -100,6 +100,7 @@ def _written_by_people() -> tuple[Definition, ...]:
                 Column("Cost/h", ".status.plan.hourlyUsd", "number"),
                 Column("Topology", ".spec.topology", wide=True),
                 Column("Plan", ".status.plan.name", wide=True),
+                Column("Measured/Predicted", ".status.measured[0].ratio", "number", wide=True),
                 Column("Message", f"{_READY}.message", wide=True),
                 _AGE,
             ),

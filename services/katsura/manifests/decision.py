@@ -23,13 +23,14 @@ from katsura.manifests.bundle import Bundle
 from katsura.manifests.cluster import observe
 from katsura.manifests.kinds import ModelDeployment
 from katsura.manifests.problem import Options, build_problem
-from katsura.placement import calibration, catalogue
+from katsura.placement import calibration, catalogue, planner
 from katsura.placement.calibration import Calibration
 from katsura.placement.card import published, read_card
 from katsura.placement.document import Current, current_of, document, running
+from katsura.placement.pace import basis_of
 from katsura.placement.plan import Place
-from katsura.placement.planner import hold_agents, plan
-from katsura.placement.problem import Effort, HelperService, Problem
+from katsura.placement.planner import hold_agents
+from katsura.placement.problem import Effort, HelperService, ModelService, Pace, Problem, Service
 from katsura.placement.replan import Policy, Replan, replan, steps
 
 _NOTHING = Current(())
@@ -45,6 +46,7 @@ class Situation:
             `cluster.ROLE_LABEL` are ours and take nothing away.
         configs: `config.json` by deployment name; deployments that name a published card need none.
         current: the PlacementPlan in force (`Decision.document` of last time), or what really stands as a `Current`.
+        paces: what running replicas showed, by deployment; those that rest on other predictions are left out.
     """
 
     bundle: Bundle
@@ -53,6 +55,7 @@ class Situation:
     pods: Sequence[Mapping[str, Any]] = ()
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
     current: Mapping[str, Any] | Current | None = None
+    paces: Mapping[str, tuple[Pace, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +122,12 @@ def decide(
     effort = effort or Effort()
 
     def solve(asked: Problem) -> Replan:
-        return replan(asked, effort, standing, policy) if standing.instances else _first(asked, effort)
+        if not standing.instances:
+            return _first(asked, effort)
+        return replan(asked, effort, standing, policy, explain=False)
 
     _, change = hold_agents(problem, solve, lambda made: made.plan)
+    change = change.explained()
     return Decision(problem, change, pools(running(change.plan), problem), document(change.plan, problem), left_out)
 
 
@@ -141,7 +147,16 @@ def state(
     if left_out and not bundle.deployments:
         raise FailedPreconditionError("; ".join(left_out.values()))
     cluster = observe(bundle, situation.nodes, situation.slices, situation.pods)
-    return build_problem(cluster, configs, catalogue.built_in(), known or calibration.built_in(), options), left_out
+    problem = build_problem(cluster, configs, catalogue.built_in(), known or calibration.built_in(), options)
+    services = tuple(_paced(problem, s, situation.paces.get(s.name, ())) for s in problem.services)
+    return replace(problem, services=services), left_out
+
+
+def _paced(problem: Problem, service: Service, paces: Sequence[Pace]) -> Service:
+    if not isinstance(service, ModelService):
+        return service
+    hold = tuple(p for p in paces if p.basis == basis_of(problem, service, (p.device,)))
+    return replace(service, paces=hold) if hold else service
 
 
 def pools(made: Current, problem: Problem) -> tuple[PoolPart, ...]:
@@ -177,10 +192,10 @@ def pools(made: Current, problem: Problem) -> tuple[PoolPart, ...]:
 
 
 def _first(problem: Problem, effort: Effort) -> Replan:
-    made = plan(problem, effort)
-    return Replan(
-        made, steps(problem, [i.column for i in made.instances], _NOTHING, made), False, "nothing stands", 0, 0
-    )
+    solution = planner.solve(problem, effort)
+    made = solution.plan
+    order = steps(problem, [i.column for i in made.instances], _NOTHING, made)
+    return Replan(made, order, False, "nothing stands", 0.0, 0.0, solution)
 
 
 def _configs(situation: Situation) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:

@@ -74,6 +74,30 @@ class PlanSlice:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredPace:
+    """What decode steps of its running shards take on one kind of device, beside the prediction at the same load."""
+
+    name: Annotated[str, Rule("device, or of a split `attention's + experts'`", 1, 160)]
+    ratio: Annotated[float, Rule("measured over predicted time of a step, the median", 0, 1_000_000)]
+    time: Annotated[
+        str,
+        Rule(
+            "when it was told: again only after it changed by a tenth",
+            maximum=63,
+            pattern=r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ",
+        ),
+    ]
+    error90: Annotated[float, Rule("factor over the median that 90 % of the samples keep below", 0, 1_000_000)] = 1.0
+    step_ms: Annotated[float, Rule("measured milliseconds of a step, the median", 0, 1_000_000_000)] = 0.0
+    predicted_ms: Annotated[float, Rule("predicted for these loads, the median", 0, 1_000_000_000)] = 0.0
+    batch: Annotated[float, Rule("sequences in a step of one shard, the median", 0, 1_000_000)] = 0.0
+    context: Annotated[int, Rule("tokens that a sequence saw, the median", 0, 1_000_000_000)] = 0
+    samples: Annotated[int, Rule("looks at shards behind it", 0, 1_000_000)] = 0
+    counts: Annotated[bool, Rule("whether plans use it: at loads near the planned one, of whole replicas")] = False
+    basis: Annotated[str, Rule("digest of what the prediction rests on", 0, 63)] = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelDeploymentStatus:
     """What is true of a deployment."""
 
@@ -81,6 +105,7 @@ class ModelDeploymentStatus:
     revision: Annotated[str, Rule("digest of weights, numerics and layout", 0, 63)] = ""
     roles: Annotated[tuple[RoleStatus, ...], Rule("by role", maximum=8)] = ()
     plan: PlanSlice | None = None
+    measured: Annotated[tuple[MeasuredPace, ...], Rule("beside what plan predicts", maximum=8)] = ()
     conditions: _Conditions = ()
 
 

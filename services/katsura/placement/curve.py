@@ -48,6 +48,7 @@ class Curve:
 def curve_of(problem: Problem, column: Column, service: ModelService) -> Curve:
     """The cost model's answers for `column` at batches up to its planned one."""
     assert column.point is not None
+    problem = problem.of(service)
     classes = {c.name: c for c in problem.classes}
     units = []
     for m in column.members:

@@ -154,6 +154,7 @@ def enumerate_patterns(problem: Problem) -> Patterns:
             *alike,
             service.last_resort,
             service.ran,
+            service.paces,
             tuple(sorted(service.replicas.items())),
             service.units,
             service.kv_bytes,
@@ -181,6 +182,7 @@ def units_of(c: NodeClass) -> list[Unit]:
 
 
 def _shapes(service: ModelService, problem: Problem, refused: list[Refused], steps: _Steps) -> list[_Shape]:
+    problem = problem.of(service)
     units, price = units_by_kind(service, problem), unit_prices(problem)
     shapes: list[_Shape] = []
     if UNIFIED in service.topologies:
@@ -312,7 +314,7 @@ def _split(
     enough = (n for n in _MEMBERS if n <= service.units and _holds(service, e, n))
     members = (fixed["experts"],) if "experts" in fixed else tuple(islice(enough, _MEMBER_SIZES))
     shapes: list[_Shape] = []
-    model = hash((service.card, service.precision, service.load))
+    model = hash((service.card, service.precision, service.load, service.paces))
     for a, s, m in product(attention, shards, members):
         point = pool_point(
             service.card,

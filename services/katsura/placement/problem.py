@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
@@ -15,7 +15,7 @@ from katsura.placement.agents import AgentRuns
 from katsura.placement.calibration import Calibration
 from katsura.placement.card import ModelCard
 from katsura.placement.catalogue import Device
-from katsura.placement.cost import Load, Precision
+from katsura.placement.cost import TERMS, Coefficients, ErrorClass, Load, Precision
 from katsura.placement.operate import Slo
 
 UNIFIED: Final = "Unified"
@@ -28,6 +28,8 @@ PLANNED_ONLY: Final = frozenset((PAIR, PIPELINE))
 """Topologies that no engine of ours runs."""
 ANYWHERE: Final = "*"
 """Domain of a class that stands for all domains."""
+_KNOWN_90: Final = 1.17
+"""What nine of ten steps keep below once a service is known: `fit.SCATTER` at 90 %."""
 
 
 class Objective(StrEnum):
@@ -80,6 +82,35 @@ class Ran:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """What decode steps of a service's replicas on one kind of device really took.
+
+    Attributes:
+        ratio: over what the device's coefficients say. quantile_90: factor over that which nine of ten kept below.
+        basis: digest of what the ratio was taken to (`pace.basis_of`). samples, date: how many, and when.
+    """
+
+    device: str
+    ratio: float
+    quantile_90: float
+    basis: str
+    samples: int
+    date: str
+
+    def applied(self, known: Coefficients) -> Coefficients:
+        """`known` as this service meets it: decoding at its pace, prompts as before."""
+        paced = {name: self.ratio * getattr(known, name) for name in TERMS if not name.startswith("prefill")}
+        return replace(
+            known,
+            **paced,
+            quantile_90=max(self.quantile_90, _KNOWN_90),
+            error_class=ErrorClass.MEASURED,
+            rows=self.samples,
+            date=self.date,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ModelService:
     """A deployment.
 
@@ -88,6 +119,7 @@ class ModelService:
         topologies: which of `UNIFIED`, `SPLIT`, `PAIR`, `PIPELINE` may be chosen.
         last_resort: which others, where none of these has any shape.
         ran: configurations of `UNIFIED` that were run: on their devices only those count, and as they ran.
+        paces: what its running replicas showed, by device.
         replicas: fixed counts by role (`unified`, `attention`, `experts`); empty where the planner decides.
         devices: names it may use; empty: any.
         units: FFN units that members share (no more members than units).
@@ -111,6 +143,7 @@ class ModelService:
     spot_share: float = 0.0
     last_resort: tuple[str, ...] = ()
     ran: tuple[Ran, ...] = ()
+    paces: tuple[Pace, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,3 +199,10 @@ class Problem:
     """Nodes whose accelerators nobody could name, with why."""
     agents: tuple[AgentRuns, ...] = ()
     """Runs whose calls are part of the services' demand."""
+
+    def of(self, service: ModelService) -> Problem:
+        """This problem as `service` meets it: with coefficients at the paces that its replicas showed."""
+        devices = {d.name: d for c in self.classes for d in (c.device, c.core) if d is not None}
+        paces = [p for p in service.paces if p.device in devices]
+        known = {p.device: p.applied(self.calibration.of(devices[p.device])) for p in paces}
+        return replace(self, calibration=self.calibration.merged(known)) if known else self

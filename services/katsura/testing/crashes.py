@@ -97,6 +97,7 @@ SCENARIOS: Final = (
     Scenario("a count falls from 2 to 1", _chat(), _chat(roles={"unified": {"replicas": 1}})),
     Scenario("a pool is scaled to zero", _chat(roles={}), _scale_to_zero),
     Scenario("a plan is approved", _chat(placement={"advisory": True}), _approve),
+    Scenario("steps take longer than planned", _chat(), lambda world: world.show("chat", 1.5)),
     Scenario("a node is lost", _on_nodes, _lose_a_node, _NODES),
     Scenario("a store grows to 3", _store(), _store(replicas=3)),
     Scenario("a store ends with its trees", _store(deletionPolicy="Delete"), _delete_store),

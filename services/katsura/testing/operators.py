@@ -18,7 +18,7 @@ from katsura_operator.core.desire import Desired
 from katsura_operator.core.objects import ALL, JOB, POD, WORKLOAD, Kind, condition_of, labels_of, name_of
 from katsura_operator.core.pods import GRPC
 from katsura_operator.core.settings import Settings
-from katsura_operator.core.snapshot import Snapshot
+from katsura_operator.core.snapshot import Sample, Snapshot
 from katsura_operator.execute import Executor, Outcome
 from katsura_operator.kube import Kube
 from katsura_operator.reconcile import Reconciler
@@ -84,6 +84,8 @@ class World:
         self.settings = settings or Settings(namespace, "services:1", "engine:1")
         self.drained: list[tuple[str, str]] = []
         self.now = "2026-11-21T12:00:00Z"
+        self.samples: tuple[Sample, ...] = ()
+        """What running shards showed."""
         self.job_trouble = ""
         """Why Jobs fail; empty where they succeed."""
 
@@ -102,11 +104,24 @@ class World:
         door = kube or self.kube
         authority = Authority(door, self.settings.namespace)
         executor = Executor(door, self, GRPC)
-        return Reconciler(door, executor, authority, self, self.settings, (self.namespace,), lambda: self.now)
+        return Reconciler(
+            *(door, executor, authority, self, self.settings, (self.namespace,)),
+            now=lambda: self.now,
+            sampled=lambda pods: self.samples,
+        )
 
     async def decide(self, seen: Snapshot, trouble: str = "") -> Desired:
         """In this process, for thousands of passes (`reconcile.Mind`)."""
         return decide(seen, self.settings, trouble)
+
+    def show(
+        self, deployment: str, step_s: float, *, batch: float = 8.0, context: float = 500.0, looks: int = 6
+    ) -> None:
+        """Let the running shards of a deployment have shown such decode steps."""
+        labels = {"katsura.dev/deployment": deployment}
+        pod = next(p for p in self.all("Pod") if labels.items() <= labels_of(p).items())
+        revision, node = labels_of(pod)["katsura.dev/revision"], pod["spec"].get("nodeName", "")
+        self.samples = (Sample(f"{self.namespace}/{deployment}", revision, node, step_s, batch, context),) * looks
 
     async def settle(self, *, kubelet: bool = True) -> list[Outcome]:
         """Passes, and a kubelet's answers between them, until a pass writes nothing."""

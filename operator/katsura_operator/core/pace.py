@@ -1,0 +1,224 @@
+"""What decode steps of running shards take, beside what the plan predicts: `ModelDeployment.status.measured`.
+
+    samples of ready shards (`survey`) -> ratio to the prediction at the same batch and context -> median, and its error
+
+An entry is written again only where it says something new: it costs a write, and a plan where plans count it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from math import ceil
+from statistics import median
+from typing import Any, Final
+
+from katsura.placement.pace import basis_of, predicted_step_s, unit_of
+from katsura.placement.plan import Place
+from katsura.placement.problem import ModelService, Pace, Problem
+from katsura_operator.core.objects import (
+    DEPLOYMENT,
+    REVISION,
+    ROLE,
+    Object,
+    is_ending,
+    is_true,
+    labels_of,
+    namespace_of,
+)
+from katsura_operator.core.snapshot import Sample, Snapshot
+
+STEPS_MIN: Final = 50
+"""Decode steps that make a sample."""
+SAMPLES_MIN: Final = 5
+"""Fewer say nothing yet."""
+CHANGE: Final = 0.1
+"""Part by which a ratio changes before it is told again."""
+REST_S: Final = 300.0
+"""Between two tellings of one ratio."""
+_LOADED: Final = 4.0
+"""How far above a measured batch the planned one may be for the ratio to count: as far as the cost model answers beyond
+what it saw (`cost.Coefficients`)."""
+_ENTRIES_MAX: Final = 8
+_LEADS: Final = ("attention", "unified")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A pod that leads generations, and can be asked."""
+
+    uid: str
+    host: str
+    node: str
+    deployment: str
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Sums over the decode steps of one life of a shard (`DecodeCount` of its API)."""
+
+    incarnation: int
+    steps: int
+    seconds: float
+    sequences: int
+    context_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Make:
+    """An instance of a plan: steps of two are predicted alike where `devices`, `sizes` and `micro` are the same.
+
+    `sizes`: role, accelerators or cores of a process, processes. `leads`: nodes of those that lead.
+    """
+
+    devices: tuple[str, ...]
+    sizes: tuple[tuple[str, int, int], ...]
+    micro: int
+    places: tuple[Place, ...]
+    leads: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """A sample and its prediction. `near`: its load is near enough to the planned one."""
+
+    sample: Sample
+    predicted_s: float
+    near: bool
+
+
+def shards_of(pods: Iterable[Object]) -> tuple[Shard, ...]:
+    """Ready pods that lead generations, by uid."""
+    made = []
+    for pod in pods:
+        labels, host = labels_of(pod), (pod.get("status") or {}).get("podIP")
+        leads = labels.get(ROLE) in _LEADS and DEPLOYMENT in labels
+        if leads and host and is_true(pod, "Ready") and not is_ending(pod):
+            node = str((pod.get("spec") or {}).get("nodeName", ""))
+            name = f"{namespace_of(pod)}/{labels[DEPLOYMENT]}"
+            made.append(Shard(str(pod["metadata"]["uid"]), str(host), node, name, labels.get(REVISION, "")))
+    return tuple(sorted(made, key=lambda s: s.uid))
+
+
+def sample_of(shard: Shard, before: Count, now: Count) -> Sample | None:
+    """What its steps were between two looks; None where it is another life, or did hardly anything."""
+    steps, sequences = now.steps - before.steps, now.sequences - before.sequences
+    if before.incarnation != now.incarnation or steps < STEPS_MIN or sequences < steps:
+        return None
+    context = (now.context_tokens - before.context_tokens) / sequences
+    step_s = (now.seconds - before.seconds) / steps
+    return Sample(shard.deployment, shard.revision, shard.node, step_s, sequences / steps, context)
+
+
+def measured(
+    obj: Object,
+    name: str,
+    revision: str,
+    plan: Mapping[str, Any],
+    problem: Problem,
+    seen: Snapshot,
+    *,
+    counts: bool,
+) -> list[dict[str, Any]]:
+    """`status.measured` of the ModelDeployment `obj`, which `plan` calls `name`.
+
+    Args:
+        counts: whether the plan's cores are those that the pods get, so that its predictions are meant.
+    """
+    service = next((s for s in problem.services if s.name == name and isinstance(s, ModelService)), None)
+    if service is None:
+        return []
+    entries: dict[str, dict[str, Any]] = {}
+    for old in ((obj.get("status") or {}).get("measured") or ())[:_ENTRIES_MAX]:
+        if old.get("basis") == basis_of(problem, service, str(old["name"]).split(" + ")):
+            entries[str(old["name"])] = dict(old)
+    mine = [s for s in seen.samples if s.deployment == name and s.revision == revision]
+    if len(mine) < SAMPLES_MIN:
+        return list(entries.values())
+    makes, planned = tuple(_makes(plan, name, problem)), _planned_batch(plan, name)
+    compared: dict[tuple[str, ...], list[_Compared]] = defaultdict(list)
+    for sample in mine:
+        make = _make_of(sample, makes)
+        if make is not None:
+            predicted = predicted_step_s(problem, service, make.places, make.micro, sample.batch, sample.context)
+            near = sample.batch * len(make.leads) * _LOADED >= planned
+            if predicted:
+                compared[make.devices].append(_Compared(sample, predicted, near))
+    for devices, found in sorted(compared.items()):
+        near_ones = [c for c in found if c.near]
+        told = counts and len(devices) == 1 and len(near_ones) >= SAMPLES_MIN
+        key, basis = " + ".join(devices), basis_of(problem, service, devices)
+        entry = _summary(near_ones if told else found)
+        entry |= {"name": key, "time": seen.now, "counts": told, "basis": basis}
+        before = entries.get(key)
+        if len(entries) < _ENTRIES_MAX if before is None else _is_news(entry, before):
+            entries[key] = entry
+    return [entries[key] for key in sorted(entries)]
+
+
+def counted(obj: Object) -> tuple[Pace, ...]:
+    """What plans shall use of a ModelDeployment's `status.measured`."""
+    entries = (e for e in (obj.get("status") or {}).get("measured") or () if e.get("counts"))
+    return tuple(
+        Pace(e["name"], float(e["ratio"]), float(e["error90"]), e["basis"], e["samples"], e["time"][:10])
+        for e in entries
+    )
+
+
+def _summary(found: Sequence[_Compared]) -> dict[str, Any]:
+    ratios = sorted(c.sample.step_s / c.predicted_s for c in found)
+    middle = median(ratios)
+    return {
+        "ratio": round(middle, 3),
+        "error90": round(ratios[ceil(0.9 * len(ratios)) - 1] / middle, 3),
+        "stepMs": round(median(c.sample.step_s for c in found) * 1e3, 3),
+        "predictedMs": round(median(c.predicted_s for c in found) * 1e3, 3),
+        "batch": round(median(c.sample.batch for c in found), 1),
+        "context": round(median(c.sample.context for c in found)),
+        "samples": len(found),
+    }
+
+
+def _is_news(entry: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    """Whether it is worth a write, and a plan: what counts is not replaced by what does not."""
+    since = datetime.fromisoformat(entry["time"]) - datetime.fromisoformat(str(old["time"]))
+    if since.total_seconds() < REST_S or (old.get("counts") and not entry["counts"]):
+        return False
+    apart = abs(entry["ratio"] - old["ratio"]) > CHANGE * old["ratio"]
+    return apart or bool(entry["counts"] and not old.get("counts"))
+
+
+def _makes(plan: Mapping[str, Any], name: str, problem: Problem) -> Iterator[_Make]:
+    """What the plan gives a deployment, instances that are predicted alike taken together."""
+    classes = {c.name: c for c in problem.classes}
+    for entry in plan["status"]["assignments"]:
+        if entry["service"] != name:
+            continue
+        for instance in entry["instances"]:
+            places = tuple(
+                Place(p["role"], p["nodeClass"], p["node"], p["accelerators"], p["cores"], p["memoryBytes"])
+                for p in instance["places"]
+            )
+            units = {p.role: u for p in places if (u := unit_of(p, classes)) is not None}
+            if {p.role for p in places} != units.keys():
+                continue
+            devices = tuple(units[role].device.name for role in sorted(units))
+            sizes = tuple((r, u.count, sum(p.role == r for p in places)) for r, u in sorted(units.items()))
+            leads = tuple(p.node for p in places if p.role in _LEADS)
+            yield _Make(devices, sizes, int(entry.get("microBatches", 1)), places, leads)
+
+
+def _make_of(sample: Sample, makes: Sequence[_Make]) -> _Make | None:
+    """What the sampled shard is part of: by its node where the plan names nodes, else where all instances are alike."""
+    there = [m for m in makes if sample.node in m.leads] or makes
+    alike = {(m.devices, m.sizes, m.micro) for m in there}
+    return there[0] if len(alike) == 1 else None
+
+
+def _planned_batch(plan: Mapping[str, Any], name: str) -> float:
+    services: Sequence[Mapping[str, Any]] = plan["status"].get("services", ())
+    point = next((s.get("point") for s in services if s["name"] == name), None) or {}
+    return float(point.get("batch", 0.0))

@@ -1,0 +1,105 @@
+"""Asks ready shards what their decode steps were, beside the passes and without the API server.
+
+What a shard's counts gained between two looks is one sample. A few shards are asked at a time, in turn, so that many
+pods cost no more than few; nothing is kept but the last look at each and the last samples of each deployment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, Protocol
+
+from katsura.domain.errors import KatsuraError
+from katsura.rpc.channel import open_channel
+from katsura.rpc.renewal import TlsFiles
+from katsura.sdk.attention import AttentionClient
+from katsura.sdk.connection import Connection
+from katsura.telemetry import log
+from katsura_operator.core.objects import Object
+from katsura_operator.core.pace import Count, Shard, sample_of, shards_of
+from katsura_operator.core.snapshot import Sample
+
+_LOG = log.get(__name__)
+_AT_ONCE: Final = 8
+_LOOKS_MAX: Final = 64
+"""Shards that are asked in one round; the others are asked in the next ones."""
+_KEPT: Final = 30
+"""Samples of a deployment: half an hour of one shard."""
+_TIMEOUT_S: Final = 5.0
+
+
+class Counter(Protocol):
+    """Reads the counts of a shard (`GrpcCounter`)."""
+
+    async def count(self, host: str) -> Count:
+        """Decode steps of its present life. Raises KatsuraError, OSError."""
+        ...
+
+
+class GrpcCounter:
+    """By the mutual TLS that pods use among themselves."""
+
+    def __init__(self, token: str, folder: Path, port: int) -> None:
+        """`token`: of the installation. `folder`: where `Authority` puts our files. `port`: of shards."""
+        self._token, self._folder, self._port = token, folder, port
+
+    async def count(self, host: str) -> Count:
+        """Decode steps of its present life. Raises KatsuraError, OSError."""
+        tls = TlsFiles(*(self._folder / name for name in ("tls.crt", "tls.key", "ca.crt")))
+        async with open_channel(f"{host}:{self._port}", tls) as channel:
+            shard = await AttentionClient(Connection(channel, self._token, timeout_s=_TIMEOUT_S)).get_shard()
+        seen = shard.decoded
+        return Count(shard.incarnation, seen.steps, seen.seconds, seen.sequences, seen.context_tokens)
+
+
+class Survey:
+    """Looks at shards every `every_s`, once `note` has told of them."""
+
+    def __init__(self, counter: Counter, every_s: float) -> None:
+        self._counter, self._every_s = counter, every_s
+        self._shards: tuple[Shard, ...] = ()
+        self._last: dict[str, Count] = {}
+        self._samples: dict[str, deque[Sample]] = {}
+        self._turn = 0
+
+    def note(self, pods: Iterable[Object]) -> tuple[Sample, ...]:
+        """Samples of the deployments that have shards among `pods`, which are looked at from now on."""
+        self._shards = shards_of(pods)
+        there, uids = {s.deployment for s in self._shards}, {s.uid for s in self._shards}
+        self._last = {uid: count for uid, count in self._last.items() if uid in uids}
+        self._samples = {name: found for name, found in self._samples.items() if name in there}
+        return tuple(sample for _, found in sorted(self._samples.items()) for sample in found)
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await asyncio.sleep(self._every_s)
+            await self.look()
+
+    async def look(self) -> None:
+        """One round."""
+        shards = self._shards
+        start = self._turn % len(shards) if shards else 0
+        chosen = (*shards[start:], *shards[:start])[:_LOOKS_MAX]
+        self._turn = start + len(chosen)
+        free = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(shard: Shard) -> None:
+            async with free:
+                await self._look_at(shard)
+
+        await asyncio.gather(*map(one, chosen))
+
+    async def _look_at(self, shard: Shard) -> None:
+        try:
+            count = await self._counter.count(shard.host)
+        except (KatsuraError, OSError) as error:  # probes and conditions tell what is wrong with a pod
+            _LOG.debug("a shard does not tell its steps", host=shard.host, why=str(error))
+            return
+        before, self._last[shard.uid] = self._last.get(shard.uid), count
+        sample = None if before is None else sample_of(shard, before, count)
+        if sample is not None:
+            self._samples.setdefault(shard.deployment, deque(maxlen=_KEPT)).append(sample)
