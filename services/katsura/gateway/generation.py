@@ -151,7 +151,8 @@ class Generation:
                 excluded_shard_ids=sorted(self._excluded),
             )
         except (UnavailableError, ResourceExhaustedError) as error:
-            failure = self._failure or error
+            # A sequence never changes revision: where a rollout took its shards, that is what the client learns.
+            failure = error if error.reason is Reason.EVICTED_ROLLOUT else self._failure or error
             if isinstance(failure, ResourceExhaustedError) and not self.completion_tokens:
                 raise failure from None  # every shard is full: the client should know now, not after a wait
             if self._clock.monotonic_s() - self._progress_s > self._shard_wait_s:

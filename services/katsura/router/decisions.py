@@ -96,7 +96,8 @@ class Decider:
 
         Raises:
             InvalidArgumentError: the page hashes do not fit the prompt. NotFoundError: MODEL_NOT_FOUND.
-            UnavailableError: NO_SHARD (with the reason of each shard), DRAINING, or STORE_UNAVAILABLE.
+            UnavailableError: NO_SHARD (with the reason of each shard), EVICTED_ROLLOUT (its revision has none left, and
+                another one serves), DRAINING, or STORE_UNAVAILABLE.
         """
         self._refuse_if_draining()
         self._refuse_if_blind()
@@ -135,7 +136,17 @@ class Decider:
             Candidate(lease, held.get(lease.instance_id, 0), self._view.ledger.of(lease.instance_id))
             for lease in leases
         ]
-        found = pick(score(candidates, ask), ask)
+        try:
+            found = pick(score(candidates, ask), ask)
+        except UnavailableError as error:
+            table = self._view.endpoints.get(asked.deployment)
+            if table is None or table.revision.revision_id == asked.revision_id:
+                raise
+            raise UnavailableError(
+                f"{asked.deployment} serves revision {table.revision.revision_id} now; ask anew ({error.message})",
+                reason=Reason.EVICTED_ROLLOUT,
+                retry_after_s=error.retry_after_s,
+            ) from None
         chosen = next(lease for lease in leases if lease.instance_id == found.chosen.shard_id)
         return ShardDecision(_new_id(), chosen, found, {i.instance_id: sequences.get(i.instance_id, 0) for i in leases})
 

@@ -232,6 +232,16 @@ async def test_without_progress_it_gives_up_with_the_shards_own_error() -> None:
     assert failure.value.reason is Reason.NO_SHARD
 
 
+async def test_a_stream_whose_revision_was_replaced_ends_evicted_by_the_rollout() -> None:
+    router = Router("a", failure=UnavailableError("serves another one now", reason=Reason.EVICTED_ROLLOUT))
+    shards = Shards(SCRIPT, {"a": (2, UnavailableError("drains", reason=Reason.DRAINING))})
+    run = generation(shards, router, clock=Clock(1.0), wait_s=0)
+    with pytest.raises(UnavailableError) as failure:
+        await drawn(run)
+    assert failure.value.reason is Reason.EVICTED_ROLLOUT
+    assert run.completion_tokens == 2
+
+
 async def test_the_deadline_ends_the_wait() -> None:
     with pytest.raises(DeadlineExceededError):
         await drawn(generation(Shards(SCRIPT, {}), Router(), clock=Clock(1.0), timeout_s=4))

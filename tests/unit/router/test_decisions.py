@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from katsura.domain.errors import NotFoundError, Reason, UnavailableError
-from katsura.domain.ids import DeploymentName, Incarnation, InstanceId, ProgramId, TenantId
+from katsura.domain.ids import DeploymentName, Epoch, Incarnation, InstanceId, ProgramId, TenantId
+from katsura.domain.tables import EndpointTable
 from katsura.domain.tenant import Tenant
 from katsura.router.decisions import Decider, ShardAsk
 from katsura.router.view import View
@@ -119,6 +120,11 @@ async def test_a_view_that_is_not_followed_delays_the_next_decision_but_does_not
 async def test_a_revision_without_shards_and_an_unknown_deployment_are_told_apart() -> None:
     with pytest.raises(UnavailableError, match="no shard of this revision is registered"):
         await decider(TwinHintStore(StoppedClock())).choose_shard(ADA, replace(ASK, revision_id="old"))
+    rolled = decider(TwinHintStore(StoppedClock()))
+    rolled._view.endpoints[DEPLOYMENT] = EndpointTable(DEPLOYMENT, Epoch(1), REVISION, (), "models/smol", 5, ())
+    with pytest.raises(UnavailableError, match=f"serves revision {REVISION.revision_id} now; ask anew") as evicted:
+        await rolled.choose_shard(ADA, replace(ASK, revision_id="old"))
+    assert evicted.value.reason is Reason.EVICTED_ROLLOUT
     with pytest.raises(NotFoundError, match="there are: demo") as refused:
         await decider(TwinHintStore(StoppedClock())).choose_shard(ADA, replace(ASK, deployment=DeploymentName("x")))
     assert refused.value.reason is Reason.MODEL_NOT_FOUND

@@ -31,6 +31,7 @@ _CODE_BY_REASON = {
     Reason.MISSING_CREDENTIAL: "invalid_api_key",
     Reason.INVALID_CREDENTIAL: "invalid_api_key",
     Reason.TREE_NOT_FOUND: "session_not_found",
+    Reason.EVICTED_ROLLOUT: "evicted-rollout",
     Reason.UNSPECIFIED: None,
 }
 _PUBLIC_BY_REASON = {

@@ -29,6 +29,7 @@ def invalid(reason: e.Reason) -> e.InvalidArgumentError:
         (e.ConflictError("x"), 409, "invalid_request_error", "head_moved"),
         (e.ResourceExhaustedError("x"), 429, "rate_limit_error", "queue_full"),
         (e.UnavailableError("x", reason=e.Reason.NO_SHARD), 503, "server_error", "no_shard"),
+        (e.UnavailableError("x", reason=e.Reason.EVICTED_ROLLOUT), 503, "server_error", "evicted-rollout"),
         (e.DeadlineExceededError("x"), 504, "server_error", "deadline"),
         (e.InternalError("x"), 500, "server_error", "bug"),
     ],
