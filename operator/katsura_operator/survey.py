@@ -63,15 +63,20 @@ class Survey:
         self._shards: tuple[Shard, ...] = ()
         self._last: dict[str, Count] = {}
         self._samples: dict[str, deque[Sample]] = {}
+        self._fresh: set[str] = set()
         self._turn = 0
 
     def note(self, pods: Iterable[Object]) -> tuple[Sample, ...]:
-        """Samples of the deployments that have shards among `pods`, which are looked at from now on."""
+        """Samples of deployments of which something new was seen since the last call.
+
+        Shards among `pods` are looked at from now on; what was seen of others is forgotten.
+        """
         self._shards = shards_of(pods)
         there, uids = {s.deployment for s in self._shards}, {s.uid for s in self._shards}
         self._last = {uid: count for uid, count in self._last.items() if uid in uids}
         self._samples = {name: found for name, found in self._samples.items() if name in there}
-        return tuple(sample for _, found in sorted(self._samples.items()) for sample in found)
+        fresh, self._fresh = sorted(self._fresh & self._samples.keys()), set()
+        return tuple(sample for name in fresh for sample in self._samples[name])
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -103,3 +108,4 @@ class Survey:
         sample = None if before is None else sample_of(shard, before, count)
         if sample is not None:
             self._samples.setdefault(shard.deployment, deque(maxlen=_KEPT)).append(sample)
+            self._fresh.add(shard.deployment)

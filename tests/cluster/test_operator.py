@@ -385,3 +385,21 @@ async def test_an_external_engine_is_closed_but_for_what_it_declares(world: Worl
     world.settings = replace(world.settings, dns=())
     await world.settle()
     assert world.all("NetworkPolicy") == []
+
+
+async def test_what_running_shards_show_is_told_once_and_planned_with(world: World) -> None:
+    world.apply("ModelDeployment", "chat", {"model": MODEL, "topology": "Unified"})
+    await world.settle()
+    services = world.all("PlacementPlan")[-1]["status"]["services"]
+    batch = next(s["point"]["batch"] for s in services if s["name"].endswith("/chat"))
+    world.show("chat", 1.5, batch=batch)
+    await world.settle()
+    (entry,) = world.get("ModelDeployment", "chat")["status"]["measured"]
+    assert (entry["stepMs"], entry["samples"], entry["counts"]) == (1500, 6, True)
+    assert entry["ratio"] == pytest.approx(entry["stepMs"] / entry["predictedMs"], rel=1e-2)
+    assert (await world.reconciler().run()).writes == 0
+    world.samples = ()
+    assert (await world.reconciler().run()).writes == 0, "a new operator has sampled nothing"
+    plan = world.get("ModelDeployment", "chat")["status"]["plan"]["name"]
+    assert {s.get("estimate") for s in world.get("PlacementPlan", plan)["status"]["services"]} >= {"measured"}
+    assert "measured over predicted" in world.plane.kubectl("explain", "kmd.status.measured.ratio")

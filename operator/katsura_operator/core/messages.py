@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from katsura_operator.core.desire import Desired
@@ -42,7 +42,8 @@ class Question:
 
     def write(self) -> str:
         """One line."""
-        return json.dumps(asdict(self))
+        samples = [[getattr(sample, name) for name in Sample.__slots__] for sample in self.samples]
+        return json.dumps({**asdict(replace(self, samples=())), "samples": samples})
 
     @classmethod
     def read(cls, line: str | bytes) -> Question:
@@ -50,7 +51,7 @@ class Question:
         said = json.loads(line)
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said["settings"].items()}
         gone = tuple((kind, namespace, name) for kind, namespace, name in said["gone"])
-        samples = tuple(Sample(**sample) for sample in said["samples"])
+        samples = tuple(Sample(*sample) for sample in said["samples"])
         return cls(Settings(**settings), said["now"], said["trouble"], said["fresh"], gone, samples)
 
 

@@ -8,6 +8,7 @@ from katsura_operator.core.desire import Desired
 from katsura_operator.core.messages import Question, read_answer, snapshot_of, write_answers
 from katsura_operator.core.objects import key_of
 from katsura_operator.core.settings import Settings
+from katsura_operator.core.snapshot import Sample
 
 
 def thing(kind: str, name: str) -> dict[str, object]:
@@ -38,7 +39,8 @@ def test_every_field_of_what_is_decided_crosses() -> None:
 
 def test_a_question_reads_as_it_was_written() -> None:
     settings = Settings("n", "s:1", "e:1", pull_secrets=("a", "b"), nodes_observed=True, overcommit=2.0)
-    question = Question(settings, "2026-11-21T12:00:00Z", "it\nended", 3, (("Pod", "n", "a"),))
+    samples = (Sample("n/chat", "r", "node", 0.01, 2.5, 300.0), Sample("n/chat", "r", "other", 0.02, 4.0, 900.0))
+    question = Question(settings, "2026-11-21T12:00:00Z", "it\nended", 3, (("Pod", "n", "a"),), samples)
     assert Question.read(question.write()) == question
     assert "\n" not in question.write()
 

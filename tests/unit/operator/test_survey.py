@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from katsura.domain.errors import UnavailableError
+import pytest
+
+from katsura.api.attention.v1 import attention_service_pb2 as pb
+from katsura.api.attention.v1.attention_service_pb2_grpc import (
+    AttentionServiceServicer,
+    add_AttentionServiceServicer_to_server,
+)
+from katsura.domain.errors import KatsuraError, UnavailableError
+from katsura.rpc.renewal import TlsFiles
+from katsura.rpc.serve import ServeConfig, Server
+from katsura_operator.authority import issue, make_authority
 from katsura_operator.core.pace import Count
-from katsura_operator.survey import Survey
+from katsura_operator.survey import GrpcCounter, Survey
 
 
 class Shards:
@@ -45,7 +57,9 @@ async def test_two_looks_at_one_life_make_a_sample() -> None:
     assert set(shards.asked) == {"10.0.0.1"}
     shards.lives["10.0.0.1"] = 2
     await survey.look()
-    assert len(survey.note([pod(1)])) == 1, "another life"
+    assert survey.note([pod(1)]) == (), "another life"
+    await survey.look()
+    assert len(survey.note([pod(1)])) == 2, "what is known of it, with something new"
 
 
 async def test_samples_are_bounded_and_go_with_their_shards() -> None:
@@ -55,6 +69,8 @@ async def test_samples_are_bounded_and_go_with_their_shards() -> None:
     for _ in range(40):
         await survey.look()
     assert len(survey.note([pod(1), pod(2, "other")])) == 2 * 30
+    assert survey.note([pod(1), pod(2, "other")]) == (), "nothing new"
+    await survey.look()
     assert {s.deployment for s in survey.note([pod(2, "other")])} == {"n/other"}
     assert survey._last.keys() == {"u0002"}
 
@@ -78,3 +94,31 @@ async def test_nobody_is_asked_where_nobody_leads() -> None:
     survey.note([pod(1, role="memory")])
     await survey.look()
     assert shards.asked == []
+
+
+class Told(AttentionServiceServicer):
+    """A shard that has decoded."""
+
+    async def GetShard(self, request: Any, context: Any) -> Any:
+        decoded = pb.DecodeCount(steps=7, seconds=0.5, sequences=14, context_tokens=700)
+        return pb.GetShardResponse(shard=pb.Shard(incarnation=3, decoded=decoded))
+
+
+async def test_a_shard_is_asked_by_the_mutual_tls_of_our_pods(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    authority = make_authority(now)
+    leaf = issue(authority, now)
+    for name, pem in (("tls.crt", leaf.certificate), ("tls.key", leaf.key), ("ca.crt", authority.certificate)):
+        (tmp_path / name).write_bytes(pem)
+    tls = TlsFiles(tmp_path / "tls.crt", tmp_path / "tls.key", tmp_path / "ca.crt")
+    server = Server(ServeConfig("attention", "p", "127.0.0.1:0", "token", tls=tls))
+    add_AttentionServiceServicer_to_server(Told(), server.grpc)
+    await server.start()
+    try:
+        host, _, port = server.address.rpartition(":")
+        assert await GrpcCounter("token", tmp_path, int(port)).count(host) == Count(3, 7, 0.5, 14, 700)
+    finally:
+        server.stop()
+        await server.run()
+    with pytest.raises(KatsuraError):
+        await GrpcCounter("token", tmp_path, int(port)).count(host)
