@@ -81,6 +81,8 @@ class World:
     ) -> None:
         self.plane: Any = plane
         self.namespace, self.kube = namespace, kube
+        self.namespaces: tuple[str, ...] = (namespace,)
+        """Which its operator serves; none: all."""
         self.settings = settings or Settings(namespace, "services:1", "engine:1")
         self.drained: list[tuple[str, str]] = []
         self.now = "2026-11-21T12:00:00Z"
@@ -105,7 +107,7 @@ class World:
         authority = Authority(door, self.settings.namespace)
         executor = Executor(door, self, GRPC)
         return Reconciler(
-            *(door, executor, authority, self, self.settings, (self.namespace,)),
+            *(door, executor, authority, self, self.settings, self.namespaces),
             now=lambda: self.now,
             sampled=lambda pods: self.samples,
         )
@@ -149,7 +151,7 @@ class World:
 
     def all(self, kind: str, namespace: str | None = None) -> Sequence[Any]:
         """All objects of a kind in the namespace."""
-        found: Sequence[Any] = self.plane.call("GET", _KINDS[kind].path(namespace or self.namespace))["items"] or ()
+        found: Sequence[Any] = self.plane.call("GET", _KINDS[kind].path(namespace or self.namespace))["items"] or []
         return found
 
     def condition(self, kind: str, name: str, what: str = "Ready") -> Any:
