@@ -137,8 +137,8 @@ class _Mind:
         plan, problem, name = self._placement.plan, self._placement.problem, wanted.qualified
         if plan is None or problem is None or name in self._placement.awaiting:
             return list((wanted.obj.get("status") or {}).get("measured") or ())
-        revision, counts = revision_of(spec, self._settings), self._settings.overcommit == 1.0
-        return measured(wanted.obj, name, revision, plan, problem, self._seen, counts=counts)
+        revision, overcommit = revision_of(spec, self._settings), self._settings.overcommit
+        return measured(wanted.obj, name, revision, plan, problem, self._seen, overcommit=overcommit)
 
     def store(self, wanted: Wanted) -> None:
         """The memory pods of one MemoryStore and the Service in front of them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from math import ceil
 from statistics import median
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from katsura.placement.pace import basis_of, predicted_step_s, unit_of
 from katsura.placement.plan import Place
-from katsura.placement.problem import ModelService, Pace, Problem
+from katsura.placement.problem import ModelService, NodeClass, Pace, Problem
 from katsura_operator.core.objects import (
     DEPLOYMENT,
     REVISION,
@@ -54,6 +54,8 @@ class Shard:
     node: str
     deployment: str
     revision: str
+    accelerators: int
+    cores: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +71,14 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class _Make:
-    """An instance of a plan: steps of two are predicted alike where `devices`, `sizes` and `micro` are the same.
+    """An instance of a plan, as far as its decode steps are predicted by it.
 
-    `sizes`: role, accelerators or cores of a process, processes. `leads`: nodes of those that lead.
+    `units`: device and count of a process that leads, and of a member. `rest`: processes that do not lead.
+    `leads`: nodes of those that do.
     """
 
-    devices: tuple[str, ...]
-    sizes: tuple[tuple[str, int, int], ...]
+    units: tuple[tuple[str, int], ...]
+    rest: tuple[tuple[str, str, int, float], ...]
     micro: int
     places: tuple[Place, ...]
     leads: tuple[str, ...]
@@ -97,10 +100,19 @@ def shards_of(pods: Iterable[Object]) -> tuple[Shard, ...]:
         labels, host = labels_of(pod), (pod.get("status") or {}).get("podIP")
         leads = labels.get(ROLE) in _LEADS and DEPLOYMENT in labels
         if leads and host and is_true(pod, "Ready") and not is_ending(pod):
-            node = str((pod.get("spec") or {}).get("nodeName", ""))
-            name = f"{namespace_of(pod)}/{labels[DEPLOYMENT]}"
-            made.append(Shard(str(pod["metadata"]["uid"]), str(host), node, name, labels.get(REVISION, "")))
+            spec, name = pod.get("spec") or {}, f"{namespace_of(pod)}/{labels[DEPLOYMENT]}"
+            uid, revision = str(pod["metadata"]["uid"]), labels.get(REVISION, "")
+            made.append(Shard(uid, str(host), str(spec.get("nodeName", "")), name, revision, *_size(spec)))
     return tuple(sorted(made, key=lambda s: s.uid))
+
+
+def _size(spec: Mapping[str, Any]) -> tuple[int, float]:
+    """Accelerators and cores that a pod requests."""
+    ours: Mapping[str, Any] = next(iter(spec.get("containers") or ()), {})
+    asked: Mapping[str, Any] = (ours.get("resources") or {}).get("requests") or {}
+    cpu = str(asked.get("cpu", "0"))
+    devices = [int(count) for name, count in asked.items() if "/" in name and str(count).isdigit()]
+    return sum(devices), float(cpu[:-1]) / 1000 if cpu.endswith("m") else float(cpu)
 
 
 def sample_of(shard: Shard, before: Count, now: Count) -> Sample | None:
@@ -110,7 +122,8 @@ def sample_of(shard: Shard, before: Count, now: Count) -> Sample | None:
         return None
     context = (now.context_tokens - before.context_tokens) / sequences
     step_s = (now.seconds - before.seconds) / steps
-    return Sample(shard.deployment, shard.revision, shard.node, step_s, sequences / steps, context)
+    size = (shard.accelerators, shard.cores)
+    return Sample(shard.deployment, shard.revision, shard.node, *size, step_s, sequences / steps, context)
 
 
 def measured(
@@ -121,36 +134,38 @@ def measured(
     problem: Problem,
     seen: Snapshot,
     *,
-    counts: bool,
+    overcommit: float,
 ) -> list[dict[str, Any]]:
     """`status.measured` of the ModelDeployment `obj`, which `plan` calls `name`.
 
     Args:
-        counts: whether the plan's cores are those that the pods get, so that its predictions are meant.
+        overcommit: planned cores per core: above 1 predictions are of cores that nobody has, and count for nothing.
     """
     service = next((s for s in problem.services if s.name == name and isinstance(s, ModelService)), None)
     if service is None:
         return []
     entries: dict[str, dict[str, Any]] = {}
     for old in ((obj.get("status") or {}).get("measured") or ())[:_ENTRIES_MAX]:
-        if old.get("basis") == basis_of(problem, service, str(old["name"]).split(" + ")):
+        devices = [part.rpartition(" x")[0] for part in str(old["name"]).split(" + ")]
+        if old.get("basis") == basis_of(problem, service, devices):
             entries[str(old["name"])] = dict(old)
     mine = [s for s in seen.samples if s.deployment == name and s.revision == revision]
     if len(mine) < SAMPLES_MIN:
         return list(entries.values())
     makes, planned = tuple(_makes(plan, name, problem)), _planned_batch(plan, name)
-    compared: dict[tuple[str, ...], list[_Compared]] = defaultdict(list)
+    compared: dict[tuple[tuple[str, int], ...], list[_Compared]] = defaultdict(list)
     for sample in mine:
-        make = _make_of(sample, makes)
-        if make is not None:
-            predicted = predicted_step_s(problem, service, make.places, make.micro, sample.batch, sample.context)
-            near = sample.batch * len(make.leads) * _LOADED >= planned
-            if predicted:
-                compared[make.devices].append(_Compared(sample, predicted, near))
-    for devices, found in sorted(compared.items()):
+        make = _make_of(sample, makes, overcommit)
+        if make is None:
+            continue
+        predicted = predicted_step_s(problem, service, make.places, make.micro, sample.batch, sample.context)
+        near = sample.batch * len(make.leads) * _LOADED >= planned
+        if predicted:
+            compared[make.units].append(_Compared(sample, predicted, near))
+    for units, found in sorted(compared.items()):
         near_ones = [c for c in found if c.near]
-        told = counts and len(devices) == 1 and len(near_ones) >= SAMPLES_MIN
-        key, basis = " + ".join(devices), basis_of(problem, service, devices)
+        told = overcommit == 1.0 and len(units) == 1 and len(near_ones) >= SAMPLES_MIN
+        key, basis = " + ".join(f"{d} x{n}" for d, n in units), basis_of(problem, service, [d for d, _ in units])
         entry = _summary(near_ones if told else found)
         entry |= {"name": key, "time": seen.now, "counts": told, "basis": basis}
         before = entries.get(key)
@@ -161,11 +176,13 @@ def measured(
 
 def counted(obj: Object) -> tuple[Pace, ...]:
     """What plans shall use of a ModelDeployment's `status.measured`."""
-    entries = (e for e in (obj.get("status") or {}).get("measured") or () if e.get("counts"))
-    return tuple(
-        Pace(e["name"], float(e["ratio"]), float(e["error90"]), e["basis"], e["samples"], e["time"][:10])
-        for e in entries
-    )
+    made = []
+    for e in (obj.get("status") or {}).get("measured") or ():
+        device, _, units = e["name"].rpartition(" x")
+        if e.get("counts") and units.isdigit():
+            known = (float(e["ratio"]), float(e["error90"]), e["basis"], e["samples"], e["time"][:10])
+            made.append(Pace(device, int(units), *known))
+    return tuple(made)
 
 
 def _summary(found: Sequence[_Compared]) -> dict[str, Any]:
@@ -192,30 +209,38 @@ def _is_news(entry: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
 
 
 def _makes(plan: Mapping[str, Any], name: str, problem: Problem) -> Iterator[_Make]:
-    """What the plan gives a deployment, instances that are predicted alike taken together."""
+    """What the plan gives a deployment, whose units are slices of nodes as they are today."""
     classes = {c.name: c for c in problem.classes}
     for entry in plan["status"]["assignments"]:
-        if entry["service"] != name:
-            continue
-        for instance in entry["instances"]:
+        for instance in entry["instances"] if entry["service"] == name else ():
             places = tuple(
                 Place(p["role"], p["nodeClass"], p["node"], p["accelerators"], p["cores"], p["memoryBytes"])
                 for p in instance["places"]
             )
-            units = {p.role: u for p in places if (u := unit_of(p, classes)) is not None}
-            if {p.role for p in places} != units.keys():
-                continue
-            devices = tuple(units[role].device.name for role in sorted(units))
-            sizes = tuple((r, u.count, sum(p.role == r for p in places)) for r, u in sorted(units.items()))
-            leads = tuple(p.node for p in places if p.role in _LEADS)
-            yield _Make(devices, sizes, int(entry.get("microBatches", 1)), places, leads)
+            if all(unit_of(p, classes) is not None for p in places):
+                yield _make(places, int(entry.get("microBatches", 1)), classes)
 
 
-def _make_of(sample: Sample, makes: Sequence[_Make]) -> _Make | None:
-    """What the sampled shard is part of: by its node where the plan names nodes, else where all instances are alike."""
+def _make(places: tuple[Place, ...], micro: int, classes: Mapping[str, NodeClass]) -> _Make:
+    units = {p.role: (u.device.name, u.count) for p in places if (u := unit_of(p, classes)) is not None}
+    leads = tuple(p.node for p in places if p.role in _LEADS)
+    rest = tuple((p.role, p.node_class, p.accelerators, p.cores) for p in places if p.role not in _LEADS)
+    return _Make(tuple(units[role] for role in sorted(units)), rest, micro, places, leads)
+
+
+def _make_of(sample: Sample, makes: Sequence[_Make], overcommit: float) -> _Make | None:
+    """What the sampled shard is part of: by its node where the plan names nodes, else where all instances are alike.
+
+    With the size of its own pod: pods of one pool are as large as the plan's largest.
+    """
     there = [m for m in makes if sample.node in m.leads] or makes
-    alike = {(m.devices, m.sizes, m.micro) for m in there}
-    return there[0] if len(alike) == 1 else None
+    if len({(tuple(d for d, _ in m.units), m.rest, m.micro, len(m.leads)) for m in there}) != 1:
+        return None
+    make, lead = there[0], next(p for p in there[0].places if p.role in _LEADS)
+    own = sample.accelerators if lead.accelerators else round(sample.cores * overcommit)
+    size = {"accelerators": own} if lead.accelerators else {"cores": float(own)}
+    places = tuple(replace(p, **size) if p.role in _LEADS else p for p in make.places)
+    return replace(make, places=places, units=((make.units[0][0], own), *make.units[1:]))
 
 
 def _planned_batch(plan: Mapping[str, Any], name: str) -> float:

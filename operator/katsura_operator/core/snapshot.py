@@ -14,12 +14,15 @@ class Sample:
 
     Attributes:
         deployment: `namespace/name`; revision: of the shard; node: that it runs on.
+        accelerators: of its pod; cores: that its pod requests.
         step_s: seconds of a step; batch: sequences in it; context: tokens that each of them saw.
     """
 
     deployment: str
     revision: str
     node: str
+    accelerators: int
+    cores: float
     step_s: float
     batch: float
     context: float

@@ -75,9 +75,9 @@ class PlanSlice:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPace:
-    """What decode steps of its running shards take on one kind of device, beside the prediction at the same load."""
+    """What decode steps of its running shards take on one kind of process, beside the prediction at the same load."""
 
-    name: Annotated[str, Rule("device, or of a split `attention's + experts'`", 1, 160)]
+    name: Annotated[str, Rule("device and how many of it, such as `H100 x2`; of a split `shard's + member's`", 1, 160)]
     ratio: Annotated[float, Rule("measured over predicted time of a step, the median", 0, 1_000_000)]
     time: Annotated[
         str,
@@ -93,7 +93,7 @@ class MeasuredPace:
     batch: Annotated[float, Rule("sequences in a step of one shard, the median", 0, 1_000_000)] = 0.0
     context: Annotated[int, Rule("tokens that a sequence saw, the median", 0, 1_000_000_000)] = 0
     samples: Annotated[int, Rule("looks at shards behind it", 0, 1_000_000)] = 0
-    counts: Annotated[bool, Rule("whether plans use it: at loads near the planned one, of whole replicas")] = False
+    counts: Annotated[bool, Rule("whether plans use it: measured near the planned load, on a whole replica")] = False
     basis: Annotated[str, Rule("digest of what the prediction rests on", 0, 63)] = ""
 
 

@@ -101,7 +101,7 @@ def write_trials(trials: Sequence[Trial]) -> str:
 
 def configurations(problem: Problem, service: ModelService) -> tuple[tuple[Trial, Candidate], ...]:
     """Every replica of `service` that could be run: slices of nodes and batches; sequences are per dollar and hour."""
-    problem, prices = problem.of(service), unit_prices(problem)
+    prices = unit_prices(problem)
     made = []
     for kind, units in units_by_kind(service, problem).items():
         known = problem.calibration.of(units[0].device) if units else None

@@ -60,7 +60,7 @@ def curve_of(problem: Problem, column: Column, service: ModelService) -> Curve:
     if column.topology == PIPELINE:
         return _pipeline(problem, column, service, units)
     batches = tuple(sorted({1, *(2**i for i in range(1, places.bit_length())), places}))
-    c, shards = problem.calibration.of(lead.device), 1
+    c, shards = problem.known(lead.device, lead.count), 1
     card, precision, load = service.card, service.precision, service.load
     if column.topology == UNIFIED:
         layout = Layout() if lead.is_cpu else Layout(lead.count, per_node=lead.count)

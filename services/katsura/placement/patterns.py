@@ -240,9 +240,9 @@ def _unit_price(c: NodeClass) -> float:
     return max(c.hourly_usd, 1e-6) / (c.accelerators or c.cores)
 
 
-def margin_of(problem: Problem, device: Device) -> float:
-    """Factor over a predicted time that is checked against an objective."""
-    return 1.0 if problem.confidence <= 0.5 else problem.calibration.of(device).quantile_90
+def margin_of(problem: Problem, device: Device, units: int = 0) -> float:
+    """Factor over the predicted time of a process on `units` of a device (0: any) that is held to an objective."""
+    return 1.0 if problem.confidence <= 0.5 else problem.known(device, units).quantile_90
 
 
 def _unified(
@@ -261,8 +261,8 @@ def _unified(
             layout_of(unit),
             service.load,
             service.slo,
-            problem.calibration.of(unit.device),
-            margin_of(problem, unit.device),
+            problem.known(unit.device, unit.count),
+            margin_of(problem, unit.device, unit.count),
             batch_most(unit),
             service.kv_bytes,
         )
@@ -284,9 +284,9 @@ def _as_ran(
     mine = [r for r in service.ran if r.device == kind]
     for unit in units:
         for ran in (r for r in mine if r.units == unit.count and (slo.itl_s is None or r.itl_s <= slo.itl_s)):
-            layout, known = layout_of(unit), problem.calibration.of(unit.device)
+            layout, known = layout_of(unit), problem.known(unit.device, unit.count)
             ttft = replica_ttft_s(card, unit.device, precision, layout, load, known, ran.batch, ran.itl_s)
-            if slo.ttft_s is not None and ttft * margin_of(problem, unit.device) > slo.ttft_s:
+            if slo.ttft_s is not None and ttft * margin_of(problem, unit.device, unit.count) > slo.ttft_s:
                 continue
             held = weights_bytes(card, precision, layout) + ran.batch * sequence_bytes(card, precision, layout, load)
             requests_s = UTILISATION * ran.batch / (load.output * ran.itl_s)
@@ -322,7 +322,7 @@ def _split(
             pool_of(problem, a, e, s, m),
             service.load,
             service.slo,
-            max(margin_of(problem, a.device), margin_of(problem, e.device)),
+            max(margin_of(problem, u.device, u.count) for u in (a, e)),
             batch_max=s * (_CPU_BATCH_MAX if a.is_cpu else 1024),
             kv_bytes=service.kv_bytes,
             known=steps[model, a.device.name, a.count, e.device.name, e.count, s, m],
@@ -352,7 +352,7 @@ def _paired(
                 link_of(p, d),
                 service.load,
                 service.slo,
-                max(margin_of(problem, p.device), margin_of(problem, d.device)),
+                max(margin_of(problem, u.device, u.count) for u in (p, d)),
                 _CPU_BATCH_MAX if d.is_cpu else 1024,
             )
             if isinstance(point, Point):
@@ -395,7 +395,7 @@ def _pipelined(
 def _cut(
     service: ModelService, problem: Problem, chosen: Sequence[tuple[Unit, int]], price: Mapping[str, float]
 ) -> tuple[list[_Shape], Refusal | None]:
-    margin = max(margin_of(problem, u.device) for u, _ in chosen)
+    margin = max(margin_of(problem, u.device, u.count) for u, _ in chosen)
     made, why = pipelines(parts_of(problem, service, chosen, price), service.slo, margin)
     shapes = []
     for found in made:
@@ -419,7 +419,7 @@ def parts_of(
     kinds = []
     for u, many in units:
         usd = price.get(u.device.name, 0.0) * u.count
-        kinds.append(StageKind(u.device, layout_of(u), problem.calibration.of(u.device), many, usd))
+        kinds.append(StageKind(u.device, layout_of(u), problem.known(u.device, u.count), many, usd))
     hop = problem.calibration.hop_s["cpu_remote" if any(u.is_cpu for u, _ in units) else "gpu_remote"]
     link = min(u.device.inter_bytes_s for u, _ in units)
     return Parts(service.card, service.precision, service.load, tuple(kinds), link, hop)
@@ -427,7 +427,7 @@ def parts_of(
 
 def half_of(problem: Problem, unit: Unit, replicas: int) -> Half:
     """One side of a pair."""
-    return Half(unit.device, layout_of(unit), replicas, problem.calibration.of(unit.device))
+    return Half(unit.device, layout_of(unit), replicas, problem.known(unit.device, unit.count))
 
 
 def link_of(first: Unit, second: Unit) -> float:
@@ -443,12 +443,12 @@ def _holds(service: ModelService, e: Unit, members: int) -> bool:
 
 def pool_of(problem: Problem, a: Unit, e: Unit, shards: int, members: int) -> Pool:
     """The pool of one pair of units."""
-    of, hop = problem.calibration.of, problem.calibration.hop_s
+    known, hop = problem.known, problem.calibration.hop_s
     near = a.device.name == e.device.name
     kind = "cpu" if a.is_cpu or e.is_cpu else "gpu"
     return Pool(
-        Side(a.device, shards, 1 if a.is_cpu else a.count, of(a.device)),
-        Side(e.device, members, 1 if e.is_cpu else e.count, of(e.device)),
+        Side(a.device, shards, 1 if a.is_cpu else a.count, known(a.device, a.count)),
+        Side(e.device, members, 1 if e.is_cpu else e.count, known(e.device, e.count)),
         link_of(a, e),
         hop[kind if near else f"{kind}_remote"],
     )

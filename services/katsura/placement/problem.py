@@ -83,7 +83,7 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What decode steps of a service's replicas on one kind of device really took.
+    """What decode steps of a service really took in processes of `units` accelerators, or cores, of one kind.
 
     Attributes:
         ratio: over what the device's coefficients say. quantile_90: factor over that which nine of ten kept below.
@@ -91,6 +91,7 @@ class Pace:
     """
 
     device: str
+    units: int
     ratio: float
     quantile_90: float
     basis: str
@@ -119,7 +120,7 @@ class ModelService:
         topologies: which of `UNIFIED`, `SPLIT`, `PAIR`, `PIPELINE` may be chosen.
         last_resort: which others, where none of these has any shape.
         ran: configurations of `UNIFIED` that were run: on their devices only those count, and as they ran.
-        paces: what its running replicas showed, by device.
+        paces: what its running processes showed.
         replicas: fixed counts by role (`unified`, `attention`, `experts`); empty where the planner decides.
         devices: names it may use; empty: any.
         units: FFN units that members share (no more members than units).
@@ -199,10 +200,15 @@ class Problem:
     """Nodes whose accelerators nobody could name, with why."""
     agents: tuple[AgentRuns, ...] = ()
     """Runs whose calls are part of the services' demand."""
+    paces: tuple[Pace, ...] = ()
+    """Of the one service that it is looked at for (`of`)."""
 
     def of(self, service: ModelService) -> Problem:
-        """This problem as `service` meets it: with coefficients at the paces that its replicas showed."""
-        devices = {d.name: d for c in self.classes for d in (c.device, c.core) if d is not None}
-        paces = [p for p in service.paces if p.device in devices]
-        known = {p.device: p.applied(self.calibration.of(devices[p.device])) for p in paces}
-        return replace(self, calibration=self.calibration.merged(known)) if known else self
+        """This problem as `service` meets it: `known` heeds the paces that its processes showed."""
+        return replace(self, paces=service.paces) if service.paces else self
+
+    def known(self, device: Device, units: int) -> Coefficients:
+        """Coefficients of a process on `units` of `device`."""
+        told = self.calibration.of(device)
+        pace = next((p for p in self.paces if (p.device, p.units) == (device.name, units)), None)
+        return told if pace is None else pace.applied(told)

@@ -16,6 +16,7 @@ from katsura_operator.authority import Authority
 from katsura_operator.core.decision import decide
 from katsura_operator.core.desire import Desired
 from katsura_operator.core.objects import ALL, JOB, POD, WORKLOAD, Kind, condition_of, labels_of, name_of
+from katsura_operator.core.pace import Count, sample_of, shards_of
 from katsura_operator.core.pods import GRPC
 from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Sample, Snapshot
@@ -122,8 +123,12 @@ class World:
         """Let the running shards of a deployment have shown such decode steps."""
         labels = {"katsura.dev/deployment": deployment}
         pod = next(p for p in self.all("Pod") if labels.items() <= labels_of(p).items())
-        revision, node = labels_of(pod)["katsura.dev/revision"], pod["spec"].get("nodeName", "")
-        self.samples = (Sample(f"{self.namespace}/{deployment}", revision, node, step_s, batch, context),) * looks
+        pod = {**pod, "status": {**pod["status"], "podIP": "10.0.0.1"}}
+        (shard,) = shards_of([pod])
+        count = Count(1, 100, 100 * step_s, round(100 * batch), round(100 * batch * context))
+        sample = sample_of(shard, Count(1, 0, 0.0, 0, 0), count)
+        assert sample is not None
+        self.samples = (sample,) * looks
 
     async def settle(self, *, kubelet: bool = True) -> list[Outcome]:
         """Passes, and a kubelet's answers between them, until a pass writes nothing."""

@@ -39,7 +39,10 @@ def test_every_field_of_what_is_decided_crosses() -> None:
 
 def test_a_question_reads_as_it_was_written() -> None:
     settings = Settings("n", "s:1", "e:1", pull_secrets=("a", "b"), nodes_observed=True, overcommit=2.0)
-    samples = (Sample("n/chat", "r", "node", 0.01, 2.5, 300.0), Sample("n/chat", "r", "other", 0.02, 4.0, 900.0))
+    samples = (
+        Sample("n/chat", "r", "node", 2, 1.5, 0.01, 2.5, 300.0),
+        Sample("n/b", "r", "other", 0, 8.0, 0.02, 4.0, 9.0),
+    )
     question = Question(settings, "2026-11-21T12:00:00Z", "it\nended", 3, (("Pod", "n", "a"),), samples)
     assert Question.read(question.write()) == question
     assert "\n" not in question.write()

