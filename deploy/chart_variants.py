@@ -47,6 +47,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "metrics.prometheusRule.enabled=true",
         "metrics.dashboards.enabled=true",
     ),
+    "traced": ("tracing.endpoint=http://collector.monitoring:4317", "tracing.share=0.5"),
     "pinned": (f"image.services.digest=sha256:{'a' * 64}", "image.registry=registry.example.org/"),
 }
 """Name to values, as for `--set`; lists are JSON."""

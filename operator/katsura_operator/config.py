@@ -60,7 +60,7 @@ class OperatorConfig:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> OperatorConfig:
-        """Read KATSURA_OPERATOR_ variables, KATSURA_INTERNAL_TOKEN and KUBECONFIG.
+        """Read KATSURA_OPERATOR_ and OTEL_ variables, KATSURA_INTERNAL_TOKEN and KUBECONFIG.
 
         Raises:
             InvalidArgumentError: lists every variable that is missing, malformed or unknown.
@@ -81,6 +81,7 @@ class OperatorConfig:
             wire_version=WIRE_VERSION,
             fs_group=None if fs_group < 0 else fs_group,
             dns=env.names("KATSURA_OPERATOR_DNS"),
+            tracing=tuple(f"{name}={environ[name]}" for name in sorted(environ) if name.startswith("OTEL_")),
         )
         made = cls(
             settings=settings,

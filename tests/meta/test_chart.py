@@ -137,6 +137,17 @@ def test_the_operator_understands_every_variable_that_it_is_given(render: Render
             OperatorConfig.from_env(environment(container))
 
 
+def test_spans_go_where_the_values_say_from_the_gateway_and_from_what_the_operator_makes(render: Render) -> None:
+    documents = render(*VARIANTS["traced"])
+    for name in ("katsura-gateway", "katsura-operator"):
+        (container,) = one(documents, "Deployment", name)["spec"]["template"]["spec"]["containers"]
+        said = environment(container)
+        assert said["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector.monitoring:4317"
+        assert (said["OTEL_TRACES_SAMPLER"], said["OTEL_TRACES_SAMPLER_ARG"]) == ("parentbased_traceidratio", "0.5")
+    assert "OTEL_TRACES_SAMPLER_ARG=0.5" in OperatorConfig.from_env(said).settings.tracing
+    assert not [d for d in render() if "OTEL_" in json.dumps(d)]
+
+
 def test_the_operator_gets_the_rights_of_its_own_list_and_no_more(render: Render) -> None:
     rules = yaml.safe_load((CHART / "files" / "operator-rules.yaml").read_text())
     documents = render()

@@ -125,14 +125,16 @@ def direction_allows(policies: Documents, this: Peer, other: Peer, port: tuple[s
     return False
 
 
-def allowed(documents: Documents, peers: tuple[Peer, ...] = PEERS) -> set[tuple[str, str, str, int]]:
+def allowed(
+    documents: Documents, peers: tuple[Peer, ...] = PEERS, ports: tuple[tuple[str, int], ...] = PORTS
+) -> set[tuple[str, str, str, int]]:
     """Every connection from or to a pod of ours that the policies let through."""
     policies = [d for d in documents if d["kind"] == "NetworkPolicy"]
     return {
         (source.name, target.name, *port)
         for source in peers
         for target in peers
-        for port in PORTS
+        for port in ports
         if source is not target
         and (source.name in ROLES or target.name in ROLES)
         and direction_allows(policies, source, target, port, "Egress", "to")
@@ -275,6 +277,16 @@ def test_an_operator_of_another_namespace_is_let_in_from_there_only(render: Rend
         if direction_allows(policies, role, pod("operator", namespace), ("TCP", pods.GRPC), "Ingress", "from")
     }
     assert inward == {(role, "platform") for _, role, _, _ in calls}
+
+
+def test_spans_are_the_only_new_way_out_of_whoever_makes_them(render: Render) -> None:
+    collector = Peer("collector", "monitoring", (("app", "collector"),))
+    ports = (*PORTS, ("TCP", 4317))
+    opened = allowed(render(*VARIANTS["traced"]), (*PEERS, collector), ports) - allowed(
+        render(), (*PEERS, collector), ports
+    )
+    traced = set(ROLES) - {"valkey", "purge", "test", "cleanup"}
+    assert opened == {(role, to, "TCP", 4317) for role in traced for to in OPEN | {"collector"}}
 
 
 @pytest.mark.parametrize(("value", "opened"), [("metricsFrom", 9090), ("gatewayFrom", 8080)])

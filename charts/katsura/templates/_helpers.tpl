@@ -226,3 +226,12 @@ volumes:
   {{- include "katsura.tlsVolumes" .root | nindent 2 }}
   {{- end }}
 {{- end }}
+
+{{/* Where spans go; the operator hands it on to the pods that it makes. */}}
+{{- define "katsura.tracing" -}}
+{{- with .Values.tracing.endpoint -}}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }}}
+- {name: OTEL_TRACES_SAMPLER, value: parentbased_traceidratio}
+- {name: OTEL_TRACES_SAMPLER_ARG, value: {{ $.Values.tracing.share | quote }}}
+{{- end -}}
+{{- end }}

@@ -227,6 +227,7 @@ def _environment(
         "HOME": _TMP,
         "OMP_NUM_THREADS": "1",
     }
+    plain |= dict(entry.split("=", 1) for entry in settings.tracing)
     if spec is not None:
         plain |= _of_model(role, spec, deployment)
     return entries + [{"name": name, "value": value} for name, value in plain.items()]

@@ -27,6 +27,7 @@ class Settings:
         fs_group: group that volumes of claims are given to, so that pods may write them; None where the platform does.
         dns: namespaces of the cluster's DNS, and CIDRs of its caches. Where it is known, pods of external engines get a
             NetworkPolicy.
+        tracing: `NAME=value` of OpenTelemetry's variables, which every pod of ours gets as the operator has them.
         calibration: what `katsura calibrate` wrote for devices of this cluster; empty for none.
     """
 
@@ -44,6 +45,7 @@ class Settings:
     fs_group: int | None = None
     dns: tuple[str, ...] = ()
     calibration: str = ""
+    tracing: tuple[str, ...] = ()
 
     def measured(self) -> Mapping[str, Coefficients]:
         """Coefficients by device. InvalidArgumentError: `calibration` is not what `katsura calibrate` writes."""

@@ -42,10 +42,10 @@ def bundle() -> Bundle:
     return read_manifests([("f", SOURCE)])
 
 
-def pod(role: str, **size: Any) -> dict[str, Any]:
+def pod(role: str, settings: Settings = SETTINGS, **size: Any) -> dict[str, Any]:
     spec = bundle().deployments[0].spec if role in ("attention", "experts", "unified") else None
     sized = Size(2.0, 2**30, **size)
-    return template(role, sized, SETTINGS, labels={"katsura.dev/pool": "p"}, spec=spec, deployment="chat")
+    return template(role, sized, settings, labels={"katsura.dev/pool": "p"}, spec=spec, deployment="chat")
 
 
 def environment(made: dict[str, Any]) -> dict[str, str]:
@@ -55,6 +55,16 @@ def environment(made: dict[str, Any]) -> dict[str, str]:
         value = entry.get("value", "10.0.0.1" if "fieldRef" in source else "redis://a:6379")
         found[entry["name"]] = value.replace("$(POD_IP)", "10.0.0.1")
     return found
+
+
+@pytest.mark.parametrize("role", READERS)
+def test_pods_send_their_spans_where_the_operator_does(role: str) -> None:
+    traced = replace(SETTINGS, tracing=("OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4317", "OTEL_EXPORTER_OTLP_HEADERS=a=b"))
+    made = environment(pod(role, settings=traced))
+    READERS[role](made)
+    assert made["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://c:4317"
+    assert made["OTEL_EXPORTER_OTLP_HEADERS"] == "a=b"
+    assert not [name for name in environment(pod(role)) if name.startswith("OTEL_")]
 
 
 @pytest.mark.parametrize("role", READERS)
