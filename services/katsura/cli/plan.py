@@ -82,7 +82,10 @@ def run_plan(options: PlanOptions, environ: Mapping[str, str], console: Console)
     else:
         against = options.against
         current = naming(against, lambda: read_current(read_text(against)))
-        solved, change = hold_agents(problem, lambda asked: replan(asked, effort, current), lambda c: c.plan)
+        solved, change = hold_agents(
+            problem, lambda asked: replan(asked, effort, current, explain=False), lambda c: c.plan
+        )
+        change = change.explained()
         made = change.plan
         whole = "" if options.dry_run else explain(made, solved)
         said = [whole, explain_tightened(problem, solved), explain_change(change)]

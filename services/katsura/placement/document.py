@@ -82,9 +82,12 @@ def document(plan: Plan, problem: Problem, name: str = "plan") -> dict[str, Any]
             "assignments": _assignments(plan.instances),
             "nodesUsed": dict(plan.nodes_used),
             "constraintsBinding": list(plan.binding),
-            "relaxations": [{"what": r.what, "hourlyUsd": _short(r.hourly_usd)} for r in plan.relaxations],
+            "relaxations": [
+                {"what": r.what, "hourlyUsd": _short(r.hourly_usd), "atLeast": r.at_least} for r in plan.relaxations
+            ],
             "alternatives": [
-                {"what": a.what, "hourlyUsd": _maybe(a.hourly_usd), "whyNot": a.why_not} for a in plan.alternatives
+                {"what": a.what, "hourlyUsd": _maybe(a.hourly_usd), "whyNot": a.why_not, "atLeast": a.at_least}
+                for a in plan.alternatives
             ],
             "oneMoreNode": [
                 {"nodeClass": m.node_class, "changeUsd": _short(m.change_usd), "atMost": m.at_most}

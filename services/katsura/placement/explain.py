@@ -28,7 +28,7 @@ def explain(plan: Plan, problem: Problem) -> str:
         _section("Planned only", list(_planned_only(plan.instances))),
         _section("Runs of agents", list(_agents(plan.agents))),
         _section("What limits it", plan.binding),
-        _section("Ways to serve everything", [f"{r.what}: ${r.hourly_usd:.2f}/h" for r in plan.relaxations]),
+        _section("Ways to serve everything", _relaxations(plan)),
         _section("Other ways, and why not", _alternatives(plan)),
         _section("One more node of", _marginals(plan)),
         _section("Not possible", _refused(plan)),
@@ -190,18 +190,29 @@ def _refused(plan: Plan) -> list[str]:
     return [*lines[:_REFUSED_SHOWN], f"and {more} more (--json)"] if more > 0 else lines
 
 
+def _relaxations(plan: Plan) -> list[str]:
+    return [
+        f"{r.what}: {_usd(r.hourly_usd, r.at_least)}{', by its bound: no whole plan was made' if r.at_least else ''}"
+        for r in plan.relaxations
+    ]
+
+
 def _alternatives(plan: Plan) -> list[str]:
     return [
-        f"{a.what}: {f'${a.hourly_usd:.2f}/h, ' if a.hourly_usd is not None else ''}{a.why_not}"
+        f"{a.what}: {f'{_usd(a.hourly_usd, a.at_least)}, ' if a.hourly_usd is not None else ''}{a.why_not}"
         for a in plan.alternatives
     ]
+
+
+def _usd(hourly: float, at_least: bool) -> str:
+    return f"{'at least ' if at_least else ''}${hourly:.2f}/h"
 
 
 def _marginals(plan: Plan) -> list[str]:
     words = []
     for m in plan.marginals:
         saves = f"saves ${-m.change_usd:.2f}/h" if m.change_usd < -0.005 else "saves nothing"
-        words.append(f"{m.node_class}: {saves}{' at most' if m.at_most else ''}")
+        words.append(f"{m.node_class}: {saves}{', by the linear bound' if m.at_most else ''}")
     return words
 
 

@@ -63,16 +63,43 @@ class Answer:
     seconds: float = 0.0
 
 
+class Relaxed:
+    """The linear relaxation of a program, kept to be asked again: each answer starts from the basis of the last one."""
+
+    def __init__(self, program: Program) -> None:
+        self._program, self._model = program, _model(program, relaxed=True)
+
+    def ask(self, high: Mapping[int, float] | None = None) -> tuple[Answer, Mapping[str, float]]:
+        """The optimum, which bounds every integer solution, with the reduced cost of each variable.
+
+        Args:
+            high: upper limits of variables by index, instead of the program's own, for this question only.
+        """
+        program, model = self._program, self._model
+        self._limit(high or {})
+        began = model.getRunTime()
+        model.run()
+        status = model.getModelStatus()
+        if status != highspy.HighsModelStatus.kOptimal:
+            answer: Answer = Answer(None, INFINITY, INFINITY, str(model.modelStatusToString(status)))
+            duals: Mapping[str, float] = {}
+        else:
+            solution, value = model.getSolution(), model.getInfo().objective_function_value
+            answer = Answer(tuple(solution.col_value), value, value, "optimal", model.getRunTime() - began)
+            duals = dict(zip(program.names, solution.col_dual, strict=True))
+        self._limit({i: program.high[i] for i in high or {}})
+        return answer, duals
+
+    def _limit(self, high: Mapping[int, float]) -> None:
+        if high:
+            indices = np.array(list(high), np.int32)
+            low = np.array([self._program.low[i] for i in high], float)
+            self._model.changeColsBounds(len(high), indices, low, np.array(list(high.values()), float))
+
+
 def relax(program: Program) -> tuple[Answer, Mapping[str, float]]:
-    """The linear relaxation: its optimum bounds every integer solution; with the reduced cost of each variable."""
-    model = _model(program, relaxed=True)
-    model.run()
-    if model.getModelStatus() != highspy.HighsModelStatus.kOptimal:
-        return Answer(None, INFINITY, INFINITY, str(model.modelStatusToString(model.getModelStatus()))), {}
-    solution = model.getSolution()
-    value = model.getInfo().objective_function_value
-    duals = dict(zip(program.names, solution.col_dual, strict=True))
-    return Answer(tuple(solution.col_value), value, value, "optimal", model.getRunTime()), duals
+    """The linear relaxation of a program that is asked once (`Relaxed.ask`)."""
+    return Relaxed(program).ask()
 
 
 def solve(

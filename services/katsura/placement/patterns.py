@@ -121,9 +121,26 @@ class Patterns:
     problem: Problem
     shapes: Mapping[str, tuple[_Shape, ...]]
     refused: tuple[Refused, ...]
+    _steps: _Steps = field(default_factory=lambda: defaultdict(dict), repr=False, compare=False)
+    _laid: list[tuple[Sequence[NodeClass], tuple[Column, ...]]] = field(default_factory=list, repr=False, compare=False)
+
+    def of(self, problem: Problem) -> Patterns:
+        """The same shapes for a problem that differs by demands and nodes only."""
+        return replace(self, problem=problem, _laid=[])
+
+    def again(self, problem: Problem) -> Patterns:
+        """The patterns of a problem that differs by objectives, too: the steps that are known are not asked again."""
+        return enumerate_patterns(problem, self._steps)
 
     def columns(self, classes: Sequence[NodeClass]) -> tuple[Column, ...]:
         """Every shape on every class, or pair of classes of one domain, that has its devices; in a fixed order."""
+        known = next((columns for laid, columns in self._laid if laid == classes), None)
+        if known is None:
+            known = tuple(self._lay(classes))
+            self._laid.append((classes, known))
+        return known
+
+    def _lay(self, classes: Sequence[NodeClass]) -> list[Column]:
         made: list[Column] = []
         laid: dict[int, list[Column]] = {}
         for service in self.problem.services:
@@ -136,15 +153,15 @@ class Patterns:
                 continue
             laid[id(shapes)] = [c for shape in shapes for c in _spread(service, shape, self.problem, classes)]
             made += laid[id(shapes)]
-        return tuple(made)
+        return made
 
 
-def enumerate_patterns(problem: Problem) -> Patterns:
-    """Ask the cost model about every service on every kind of device."""
+def enumerate_patterns(problem: Problem, known: _Steps | None = None) -> Patterns:
+    """Ask the cost model about every service on every kind of device; `known`: steps of these models and devices."""
     refused: list[Refused] = []
     shapes: dict[str, tuple[_Shape, ...]] = {}
     asked: dict[object, tuple[tuple[_Shape, ...], list[Refused]]] = {}
-    steps: _Steps = defaultdict(dict)
+    steps: _Steps = defaultdict(dict) if known is None else known
     for service in problem.services:
         if isinstance(service, HelperService):
             continue
@@ -164,7 +181,7 @@ def enumerate_patterns(problem: Problem) -> Patterns:
             asked[key] = tuple(_shapes(service, problem, found, steps)), found
         shapes[service.name] = asked[key][0]
         refused += [replace(r, service=service.name) for r in asked[key][1]]
-    return Patterns(problem, shapes, tuple(refused))
+    return Patterns(problem, shapes, tuple(refused), steps)
 
 
 def _helper_columns(service: HelperService, classes: Iterable[NodeClass]) -> Iterator[Column]:

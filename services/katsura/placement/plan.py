@@ -35,11 +35,13 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """Another way, and why it was not taken. `hourly_usd` is None where it cannot serve the demand."""
+    """Another way, and why it was not taken. `hourly_usd` is None where it cannot serve the demand, as far as known."""
 
     what: str
     hourly_usd: float | None
     why_not: str
+    at_least: bool = False
+    """No whole plan of it was made: `hourly_usd` is a bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Relaxation:
 
     what: str
     hourly_usd: float
+    at_least: bool = False
+    """No whole plan of it was made: the linear relaxation meets every demand, for these dollars or more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class Marginal:
     node_class: str
     change_usd: float
     at_most: bool = False
-    """Only the linear relaxation was asked: no plan saves more."""
+    """Only the linear relaxation was asked: the bound of a plan falls by no more."""
 
 
 @dataclass(frozen=True, slots=True)

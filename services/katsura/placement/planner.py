@@ -7,7 +7,7 @@ cheapest change that would meet it; where time runs out the best plan so far is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from katsura.placement.pack import Held, Packed, nodes_needed, pack
@@ -15,7 +15,7 @@ from katsura.placement.patterns import Column, Patterns, enumerate_patterns, mar
 from katsura.placement.plan import Plan
 from katsura.placement.problem import Effort, ModelService, Problem, Service
 from katsura.placement.program import Extra
-from katsura.placement.search import search
+from katsura.placement.search import Solved, search
 from katsura.placement.tally import tally
 from katsura.placement.variations import Variations
 
@@ -28,20 +28,37 @@ _TIGHTENED_MORE: Final = 0.95
 """Times to the first token shrink less than times between tokens."""
 
 
-def plan(
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """A plan, and what is needed to explain it: what explaining costs is spent only on a plan that is taken."""
+
+    plan: Plan
+    problem: Problem
+    patterns: Patterns
+    solved: Solved
+    effort: Effort
+
+    def explained(self, other: Plan | None = None) -> Plan:
+        """The plan with alternatives, and with marginal nodes or relaxations; `other`: another one of the problem."""
+        made = other or self.plan
+        asked = Variations(self.problem, self.patterns, self.solved, made, self.effort)
+        if not made.feasible:
+            return replace(made, relaxations=asked.relaxations(), alternatives=asked.alternatives())
+        return replace(made, alternatives=asked.alternatives(), marginals=asked.marginals())
+
+
+def solve(
     problem: Problem,
     effort: Effort,
     *,
     extra: Extra | None = None,
     held: Held | None = None,
-    explain: bool = True,
     patterns: Patterns | None = None,
-) -> Plan:
+) -> Solution:
     """Solve `problem`.
 
     Args:
         extra: the current plan and what moving costs (`replan` makes it). held: where processes stand now.
-        explain: also ask for alternatives, marginal nodes and relaxations (several more, shorter solves).
         patterns: of this problem, where the caller has asked for them already.
     """
     patterns = patterns or enumerate_patterns(problem)
@@ -54,18 +71,24 @@ def plan(
             break
         shrunk = {c.name: len(c.nodes) - 1.0 - attempt for c in problem.classes if c.name in packed.left}
         extra = replace(extra, limit_nodes={**(extra.limit_nodes or {}), **shrunk})
-    made = tally(problem, patterns, solved, packed)
-    if not explain:
-        return made
-    other = Variations(replace(problem, classes=solved.classes), patterns, solved, made, effort)
-    if not made.feasible:
-        return replace(made, relaxations=other.relaxations(), alternatives=other.alternatives())
-    return replace(made, alternatives=other.alternatives(), marginals=other.marginals())
+    return Solution(tally(problem, patterns, solved, packed), problem, patterns, solved, effort)
+
+
+def plan(problem: Problem, effort: Effort, *, explain: bool = True, patterns: Patterns | None = None) -> Plan:
+    """The plan of `problem`.
+
+    Args:
+        explain: also ask for alternatives, marginal nodes and relaxations (many small questions more).
+        patterns: as in `solve`.
+    """
+    made = solve(problem, effort, patterns=patterns)
+    return made.explained() if explain else made.plan
 
 
 def plan_for_agents(problem: Problem, effort: Effort) -> tuple[Problem, Plan]:
     """Solve `problem` so that agents keep their limits (`hold_agents`)."""
-    return hold_agents(problem, lambda asked: plan(asked, effort), lambda made: made)
+    solved, made = hold_agents(problem, lambda asked: solve(asked, effort), lambda made: made.plan)
+    return solved, made.explained()
 
 
 def hold_agents(problem: Problem, solve: Callable[[Problem], T], plan_of: Callable[[T], Plan]) -> tuple[Problem, T]:

@@ -16,7 +16,7 @@ from katsura.placement.document import Current, Running
 from katsura.placement.pack import Packed
 from katsura.placement.patterns import Column, Patterns, enumerate_patterns
 from katsura.placement.plan import Instance, Place, Plan
-from katsura.placement.planner import plan
+from katsura.placement.planner import Solution, solve
 from katsura.placement.problem import Effort, ModelService, NodeClass, Objective, Problem
 from katsura.placement.program import Extra
 from katsura.placement.search import Solved
@@ -63,6 +63,11 @@ class Replan:
     why: str
     saving_usd: float
     move_usd: float
+    solution: Solution = field(repr=False, compare=False)
+
+    def explained(self) -> Replan:
+        """The same, with alternatives and marginal nodes of the plan that is to run."""
+        return replace(self, plan=self.solution.explained(self.plan))
 
 
 def replan(
@@ -76,44 +81,58 @@ def replan(
 ) -> Replan:
     """Solve with what runs in mind, then decide whether to change anything.
 
-    `explain` and `patterns` are as in `planner.plan`; patterns stay the same while only demands and nodes change.
+    Args:
+        explain: as in `planner.plan`; `Replan.explained` does it later.
+        patterns: of a problem that differs by demands and nodes only.
     """
     policy = policy or Policy()
-    patterns = replace(patterns, problem=problem) if patterns else enumerate_patterns(problem)
+    patterns = patterns.of(problem) if patterns else enumerate_patterns(problem)
     columns = patterns.columns(problem.classes)
     prices = move_prices(problem, columns, policy)
     kept = _kept(problem, columns, current)
-    made = _made(problem, effort, current, policy, prices, patterns, explain, forced=kept is None)
-    order = steps(problem, columns, current, made)
+    solution = _solved(problem, effort, current, policy, prices, patterns, forced=kept is None)
+    change = _decided(problem, policy, kept, solution, steps(problem, columns, current, solution.plan), prices)
+    return change.explained() if explain else change
+
+
+def _decided(
+    problem: Problem,
+    policy: Policy,
+    kept: Plan | None,
+    solution: Solution,
+    order: tuple[Step, ...],
+    prices: Mapping[str, float],
+) -> Replan:
+    """Whether to take the steps to the new plan, or to keep what runs where it still serves (`kept`)."""
+    made = solution.plan
     moved = sum(prices[s.key] for s in order if s.action == "start")
     if kept is None:
-        return Replan(made, order, False, "what runs cannot serve the demand", 0.0, moved)
+        return Replan(made, order, False, "what runs cannot serve the demand", 0.0, moved, solution)
     saving = kept.hourly_usd - made.hourly_usd
     enough = saving * policy.horizon_s / 3600 > policy.safety * moved and saving > policy.hysteresis * kept.hourly_usd
     if problem.objective is Objective.COST and not enough:
         why = f"a change would save ${saving:.2f}/h and cost ${moved:.2f}: not enough"
         gap = max(0.0, 1 - made.bound / kept.value) if kept.value > 0 else 0.0
-        stays = replace(kept, alternatives=made.alternatives, refused=made.refused, bound=made.bound, gap=gap)
-        return Replan(stays, (), True, why, saving, moved)
+        stays = replace(kept, refused=made.refused, bound=made.bound, gap=gap)
+        return Replan(stays, (), True, why, saving, moved, solution)
     why = f"saves ${saving:.2f}/h for ${moved:.2f} of moves"
-    return Replan(made, order, False, why, saving, moved)
+    return Replan(made, order, False, why, saving, moved, solution)
 
 
-def _made(
+def _solved(
     problem: Problem,
     effort: Effort,
     current: Current,
     policy: Policy,
     prices: Mapping[str, float],
     patterns: Patterns,
-    explain: bool,
     forced: bool,
-) -> Plan:
+) -> Solution:
     """What to run instead. A change that must be made changes as little as it can: savings come when all is served."""
     factor = policy.safety * (policy.gentle if forced else 1.0) * 3600 / policy.horizon_s
     per_hour = {key: usd * factor for key, usd in prices.items()}
     extra = Extra(current.counts, per_hour if problem.objective is Objective.COST else {})
-    return plan(problem, effort, extra=extra, held=current.held, explain=explain, patterns=patterns)
+    return solve(problem, effort, extra=extra, held=current.held, patterns=patterns)
 
 
 def move_prices(problem: Problem, columns: Sequence[Column], policy: Policy) -> dict[str, float]:

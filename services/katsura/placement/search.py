@@ -7,7 +7,7 @@ Where racks repeat, their classes are merged, counted, and laid back over the do
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -32,12 +32,16 @@ _SERVED_MIN: Final = 1e-5
 """Least part of a demand whose serving a search tells from none."""
 
 
+_NO_EXTRA: Final = Extra()
+
+
 @dataclass(frozen=True, slots=True)
 class Solved:
     """Columns with their counts; no plan of these columns has an objective below `bound` (above, for throughput).
 
     Attributes:
         classes, columns: that the search worked on (merged ones, maybe). reduced: reduced costs in its relaxation.
+        extra: what the search was told besides, in terms of `classes` and `columns`.
         moves: what `Extra.move_cost` adds to the objective of `counted`.
         unmet: sum over services of the part of their demand that is not served. seconds: of the search.
     """
@@ -48,6 +52,7 @@ class Solved:
     classes: tuple[NodeClass, ...]
     columns: tuple[Column, ...]
     reduced: Mapping[str, float]
+    extra: Extra = _NO_EXTRA
     moves: float = 0.0
     unmet: float = 0.0
     seconds: float = 0.0
@@ -155,6 +160,7 @@ def solve_columns(
         classes=problem.classes,
         columns=tuple(columns),
         reduced=reduced,
+        extra=extra or _NO_EXTRA,
         unmet=unmet,
         seconds=spent,
     )
@@ -175,16 +181,8 @@ def _core(
     more by reduced cost. Its objective is that of `built`; its bound is not one."""
     assert relaxed.values is not None
     held = (extra.running if extra else None) or {}
-    ranked: dict[str, list[tuple[float, int]]] = defaultdict(list)
-    for i, (column, z) in enumerate(zip(columns, built.z, strict=True)):
-        taken = relaxed.values[z] > 1e-9 or held.get(column.key) or start[z] > 0.5
-        ranked[column.service].append((-1.0 if taken else max(0.0, reduced[f"z:{column.key}"]), i))
-    kept: list[int] = []
-    for mine in ranked.values():
-        few = sorted(mine)
-        least = sum(cost < 0 for cost, _ in few)
-        kept += [i for _, i in few[: least + _PROMISING]]
-    kept.sort()
+    taken = {i for i, (c, z) in enumerate(zip(columns, built.z, strict=True)) if held.get(c.key) or start[z] > 0.5}
+    kept = promising(columns, taken, [relaxed.values[z] for z in built.z], reduced)
     small = build(problem, [columns[i] for i in kept], extra)
     for i in small.w.values():
         small.program.high[i] = 0.0
@@ -200,6 +198,22 @@ def _core(
     values = as_start(problem, columns, counts, built)
     near = answer.objective - known <= effort.gap * abs(answer.objective)
     return replace(answer, values=values, bound=known, ended="gap reached" if near else answer.ended)
+
+
+def promising(
+    columns: Sequence[Column], taken: Set[int], relaxed: Sequence[float], reduced: Mapping[str, float]
+) -> list[int]:
+    """Columns worth counting, by index: those `taken`, those of the relaxation, and few more by reduced cost."""
+    ranked: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for i, column in enumerate(columns):
+        certain = i in taken or relaxed[i] > 1e-9
+        ranked[column.service].append((-1.0 if certain else max(0.0, reduced[f"z:{column.key}"]), i))
+    kept: list[int] = []
+    for mine in ranked.values():
+        few = sorted(mine)
+        least = sum(cost < 0 for cost, _ in few)
+        kept += [i for _, i in few[: least + _PROMISING]]
+    return sorted(kept)
 
 
 def _serves_all(relaxed: Answer, built: Built) -> bool:
