@@ -55,6 +55,19 @@ async def test_an_edit_of_a_child_is_undone_and_an_addition_is_left(world: World
     assert seen["metadata"]["annotations"]["mine"] == "yes"
 
 
+async def test_who_applies_over_the_operator_without_force_is_told_whose_the_field_is(world: World) -> None:
+    await serve_demo(world)
+    path = f"/api/v1/namespaces/{world.namespace}/services/katsura-router?fieldManager=person"
+    body = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "katsura-router"}}
+    theirs = {**body, "spec": {"selector": {"katsura.dev/pool": "other"}}}
+    answer = world.plane.ask("PATCH", path, theirs, kind="application/apply-patch+yaml")
+    assert answer.status_code == 409
+    assert 'conflict with "katsura-operator"' in answer.json()["message"]
+    mine = {**body, "metadata": {"name": "katsura-router", "annotations": {"mine": "yes"}}}
+    assert world.plane.ask("PATCH", path, mine, kind="application/apply-patch+yaml").status_code == 200
+    assert (await world.reconciler().run()).writes == 0, "what others add is theirs"
+
+
 async def test_a_deleted_child_comes_back(world: World) -> None:
     await serve_demo(world)
     world.delete("Service", "default-memory")

@@ -70,6 +70,7 @@ async def test_every_request_is_granted_and_every_right_is_used_or_justified(wor
     used, refused = asked(list(world.plane.audited())[before:])
     assert refused == []
     unused = granted() - used - justified()
+    assert sorted(justified() - granted()) == [], "these comments speak of rights that it does not have"
     assert sorted(unused) == [], "take these rights away, or say why they are needed: `# unseen: VERBS RESOURCES: why`"
 
 
