@@ -91,6 +91,7 @@ class Record:
         body: the checkpoint without its channel values.
         blob: bytes beside it, which its own and later ropes point into.
         hidden: whether it was deleted, and is kept only for the bytes that others need.
+        run_id: run that made it, "" for none: beside the metadata, which may be of another program's serializer.
     """
 
     key: Key
@@ -104,6 +105,7 @@ class Record:
     writes: tuple[Write, ...] = ()
     blob: bytes = field(default=b"", repr=False)
     hidden: bool = False
+    run_id: str = ""
 
     @property
     def line(self) -> int:
@@ -164,6 +166,7 @@ def record_of(thread: str, node: pb.Node) -> Record | None:
         writes=tuple(_write(item) for item in node.attachments if item.task != HIDDEN),
         blob=blob_of(node),
         hidden=any(item.task == HIDDEN for item in node.attachments),
+        run_id=node.step.attributes.get(RUN, ""),
     )
 
 

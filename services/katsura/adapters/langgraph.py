@@ -274,10 +274,10 @@ class KatsuraSaver(BaseCheckpointSaver[int]):
         return {name: found.get(name) or {"writes": items[::-1]} for name, items in collected.items()}
 
     async def _delete_for_runs(self, run_ids: Sequence[str]) -> None:
-        runs = set(run_ids)
+        runs = set(map(str, run_ids)) - {""}
         for thread in await self._threads.threads() if runs else []:
             records = [record async for record in self._threads.listed(thread)]
-            doomed = [r for r in records if self.serde.loads_typed(r.metadata).get("run_id") in runs]
+            doomed = [r for r in records if r.run_id in runs]
             await self._drop(thread, records, doomed)
 
     async def _prune(self, thread_ids: Sequence[str], strategy: str) -> None:

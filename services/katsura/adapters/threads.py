@@ -94,9 +94,8 @@ class Threads:
             step.attributes[stored.RUN] = run_id
         step.attachments.extend(stored.values_of(chunk) for chunk in blob.chunks(CHUNK_BYTES))
         node_id, branch = await self._place(key, step, parent)
-        done = Record(
-            key, checkpoint_id, parent_id, node_id, branch, body, metadata, stored.own_ropes(channels, node_id)
-        )
+        owned = stored.own_ropes(channels, node_id)
+        done = Record(key, checkpoint_id, parent_id, node_id, branch, body, metadata, owned, run_id=run_id)
         self._remember(done, new_bodies)
         waiting = self._awaited.pop((key, checkpoint_id), None)
         if waiting is not None and not waiting.done():
