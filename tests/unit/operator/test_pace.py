@@ -161,8 +161,23 @@ async def test_a_ratio_to_other_predictions_is_dropped() -> None:
     entry = {**told(world)[0], "basis": "another"}
     world.plane.call("PATCH", path(world), {"status": {"measured": [entry]}}, kind="application/merge-patch+json")
     world.samples = ()
+    seen = await world.reconciler().observe()
+    problem: Any = place(read(seen), seen, world.settings).problem
+    assert [s.paces for s in problem.services if isinstance(s, ModelService)] == [()]
     await world.settle()
     assert told(world) == []
+
+
+async def test_a_step_is_predicted_for_the_size_of_its_own_pod() -> None:
+    world = await running()
+    world.show("chat", 1.0, batch=load(world))
+    large = world.samples
+    small = tuple(replace(s, cores=1.0) for s in large)
+    world.samples = (*large, *small)
+    await world.settle()
+    predicted = {e["name"]: e["predictedMs"] for e in told(world)}
+    assert predicted.keys() == {"cpu x1", "cpu x8"}
+    assert predicted["cpu x1"] > 4 * predicted["cpu x8"]
 
 
 async def test_cores_that_are_planned_twice_and_splits_are_told_but_do_not_count() -> None:
