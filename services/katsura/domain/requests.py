@@ -8,7 +8,9 @@ from dataclasses import dataclass, is_dataclass
 from dataclasses import fields as dataclass_fields
 from functools import cache
 from hashlib import blake2b
+from json.encoder import encode_basestring_ascii
 from operator import attrgetter
+from types import NoneType
 from typing import Any, Final
 
 LATE: Final = {"late": True}
@@ -28,34 +30,46 @@ class Request:
 
 def request_of(request_id: str, operation: str, *fields: object) -> Request:
     """The identity of a call: a digest over its named fields, so that the wire's encoding never matters."""
-    text = _ENCODER.encode([operation, *fields])
-    return Request(request_id, blake2b(text.encode(), digest_size=16).hexdigest())
+    return Request(request_id, blake2b(_text([operation, *fields]).encode(), digest_size=16).hexdigest())
 
 
-def _plain(value: object) -> object:
-    """What JSON has no word for, one layer at a time."""
+def _text(value: object) -> str:
+    """A value as JSON without spaces, names in order; bytes as their digest, a dataclass as an object of its fields."""
     kind: Any = type(value)
-    if is_dataclass(value):
-        names, values_of, late = _fields(kind)
-        said = dict(zip(names, values_of(value), strict=False))
-        for name, unsaid in late:
-            if (item := getattr(value, name)) != unsaid:
-                said[name] = item
-        return said
-    if isinstance(value, bytes):
-        return blake2b(value, digest_size=16).hexdigest()
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"a request has no field of type {kind.__name__}")
+    return _writer(kind)(value)
 
 
 @cache
-def _fields(kind: Any) -> tuple[tuple[str, ...], Callable[[object], Any], tuple[tuple[str, object], ...]]:
-    """Fields that are always said, what gets their values, and the others with the value at which they are not."""
-    found = dataclass_fields(kind)
-    names = tuple(sorted(f.name for f in found if not f.metadata.get("late")))
-    late = tuple((f.name, f.default) for f in found if f.metadata.get("late"))
-    return names, attrgetter(*names, names[0]), late  # of two names it makes a tuple
+def _writer(kind: Any) -> Callable[[Any], str]:
+    """What writes values of a type: found once, since every write of the service passes here."""
+    if issubclass(kind, str):
+        return encode_basestring_ascii
+    if issubclass(kind, int) and kind is not bool:
+        return int.__repr__
+    if kind in (bool, float, NoneType):
+        return json.dumps
+    if issubclass(kind, list | tuple):
+        return lambda items: f"[{','.join([_text(item) for item in items])}]"
+    if issubclass(kind, bytes):
+        return lambda data: f'"{blake2b(data, digest_size=16).hexdigest()}"'
+    if issubclass(kind, Mapping):
+        return lambda items: f"{{{','.join([f'{_text(str(name))}:{_text(items[name])}' for name in sorted(items)])}}}"
+    if is_dataclass(kind):
+        return _record_writer(kind)
+    raise TypeError(f"a request has no field of type {kind.__name__}")
 
 
-_ENCODER: Final = json.JSONEncoder(default=_plain, sort_keys=True, separators=(",", ":"), check_circular=False)
+def _record_writer(kind: Any) -> Callable[[Any], str]:
+    found = sorted((f.name, f.default if f.metadata.get("late") else _ALWAYS) for f in dataclass_fields(kind))
+    values_of = attrgetter(*(name for name, _ in found), found[0][0])  # of two names it makes a tuple
+    fields = [(f'"{name}":', unsaid) for name, unsaid in found]
+
+    def write(value: object) -> str:
+        pairs = zip(fields, values_of(value), strict=False)
+        said = [head + _text(item) for (head, unsaid), item in pairs if unsaid is _ALWAYS or item != unsaid]
+        return f"{{{','.join(said)}}}"
+
+    return write
+
+
+_ALWAYS: Final = object()

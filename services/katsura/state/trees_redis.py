@@ -208,7 +208,7 @@ class RedisTreeStore(
         charges = charges_of([new.step for new in steps])
         plan = self._heads.get((ref, branch))
         if plan is not None and expected_head in (None, plan.base):
-            plan = replace(plan, fresh=frozenset(range(len(steps))))
+            plan = _Plan(plan.base, plan.base_hash, frozenset(range(len(steps))), plan.head)
         else:
             plan = _Plan(-1, b"", frozenset(), -1)
         head: int = plan.head
@@ -510,9 +510,7 @@ class RedisTreeStore(
         )
         if plan.fresh and not grown.merged[-1]:
             # Wrong where this answer repeats an older one (other salts): the next Grow is then told to plan again.
-            self._heads[ref, branch] = replace(
-                plan, base=grown.node_ids[-1], base_hash=hashes[-1], head=grown.node_ids[-1]
-            )
+            self._heads[ref, branch] = _Plan(grown.node_ids[-1], hashes[-1], plan.fresh, grown.node_ids[-1])
             self._heads.move_to_end((ref, branch))
             if len(self._heads) > _HEADS_KEPT:
                 self._heads.popitem(last=False)
