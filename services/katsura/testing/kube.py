@@ -140,9 +140,12 @@ class ControlPlane:
 
     def install(self, definitions: Sequence[Mapping[str, Any]]) -> None:
         """Apply CustomResourceDefinitions and wait until they are served."""
-        names = [definition["metadata"]["name"] for definition in definitions]
         for definition in definitions:
             self.apply(f"{_CRDS}/{definition['metadata']['name']}", definition)
+        self.until_served([definition["metadata"]["name"] for definition in definitions])
+
+    def until_served(self, names: Sequence[str]) -> None:
+        """Wait until CustomResourceDefinitions are."""
         deadline_s = time.monotonic() + _START_LIMIT_S
         for name in names:
             while not self._established(name):
