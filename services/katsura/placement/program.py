@@ -17,7 +17,7 @@ from katsura.placement.patterns import Column
 from katsura.placement.problem import ANYWHERE, HelperService, ModelService, NodeClass, Objective, Problem, Service
 
 UNMET_FACTOR: Final = 20.0
-"""Price of an unmet demand, in multiples of the price of all nodes."""
+"""Price of an unmet demand, in multiples of the price of all nodes, and of serving it the dearest way."""
 INSTANCE_COST: Final = 1e-4
 """What a process costs beside its node, so that no plan starts one for nothing."""
 
@@ -130,20 +130,27 @@ class _Builder:
         return Built(p, z, y, w, more, penalty)
 
     def _penalty(self) -> float:
-        """More than any plan that serves everything could cost."""
+        """More than any plan that serves everything could cost, and by the part more than serving that part could."""
         if self.problem.objective is Objective.THROUGHPUT:
             return 2 * self._growth()
         nodes = sum(node_cost(self.problem, c) * max(1, len(c.nodes)) for c in self.problem.classes)
-        worst = 0.0
+        worst = dearest = 0.0
         for name, mine in self.of_service.items():
             service = self.services[name]
-            needed = (
-                column_cost(self.problem, self.columns[i], service, self.classes)
-                * max(1.0, service.requests_s / self.columns[i].requests_s)
-                for i in mine
-            )
-            worst += max(needed, default=0.0)
-        return UNMET_FACTOR * (nodes + worst) + 1
+            worst += max((self._whole_cost(i, service) for i in mine), default=0.0)
+            opened = (self._whole_cost(i, service, opening=True) for i in mine)
+            dearest = max(dearest, max(opened, default=0.0))
+        return UNMET_FACTOR * max(nodes + worst, dearest) + 1
+
+    def _whole_cost(self, i: int, service: Service, opening: bool = False) -> float:
+        """What serving all of a demand by one column costs, without nodes or with nodes opened for each instance."""
+        column = self.columns[i]
+        each = column_cost(self.problem, column, service, self.classes)
+        for m in column.members if opening else ():
+            c = self.classes[m.node_class]
+            part = m.accelerators / c.accelerators if c.accelerators else m.cores / c.cores
+            each += node_cost(self.problem, c) * _ceiling(m.count * part)
+        return each * max(1.0, service.requests_s / column.requests_s)
 
     def _growth(self) -> float:
         """No demand can grow more than by what all nodes give on its best column."""

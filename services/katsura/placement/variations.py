@@ -206,6 +206,8 @@ class Variations:
         moves = sum(price.get(key, 0.0) * max(0, n - held.get(key, 0)) for key, n in found.counts.items())
         if moves - (made.value - self._worth) > -more:
             return f"${-more:.2f}/h less{rest}, which does not pay its moves"
+        if held == self._stands:
+            return f"${-more:.2f}/h less{rest}, too little to change what runs for"
         return f"${-more:.2f}/h less{rest}, within the gap of {made.gap:.1%}"
 
     def marginals(self) -> tuple[Marginal, ...]:
@@ -240,7 +242,8 @@ class Variations:
         found = [self._way_out(w) for w in ways[:whole]]
         found += [_by_bound(w) for w in ways[whole:]]
         found += islice(filter(None, map(self._way_out, self._slower())), 1)
-        return tuple(sorted(filter(None, found), key=lambda r: (r.hourly_usd, r.what)))
+        cheapest = {r.what: r for r in sorted(filter(None, found), key=lambda r: -r.hourly_usd)}
+        return tuple(sorted(cheapest.values(), key=lambda r: (r.hourly_usd, r.what)))
 
     def _more_nodes(self) -> Iterator[_Looser]:
         """More nodes of one class, each."""
@@ -263,15 +266,19 @@ class Variations:
         problem = self._problem
         if not any(isinstance(s, ModelService) and (s.slo.itl_s or s.slo.ttft_s) for s in problem.services):
             return
-        for factor in _LOOSER:
-            services = tuple(_allow(s, factor) if isinstance(s, ModelService) else s for s in problem.services)
-            changed = replace(problem, services=services)
-            columns = self._patterns.again(changed).columns(problem.classes)
-            # Merged classes are of every domain; a pair of them must be in one.
-            real = [c for c in columns if any(near.issuperset(m.node_class for m in c.members) for near in self._near)]
-            way = self._looser(f"{factor:g}x the times allowed", changed, None, real)
-            if not way.short:
-                yield way
+        # What the loosest times do not mend, others do not either.
+        if not self._allowed(_LOOSER[-1]).short:
+            yield from (way for factor in _LOOSER if not (way := self._allowed(factor)).short)
+
+    def _allowed(self, factor: float) -> _Looser:
+        """The question with all times allowed `factor` times as long."""
+        problem = self._problem
+        services = tuple(_allow(s, factor) if isinstance(s, ModelService) else s for s in problem.services)
+        changed = replace(problem, services=services)
+        columns = self._patterns.again(changed).columns(problem.classes)
+        # Merged classes are of every domain; a pair of them must be in one.
+        real = [c for c in columns if any(near.issuperset(m.node_class for m in c.members) for near in self._near)]
+        return self._looser(f"{factor:g}x the times allowed", changed, None, real)
 
     def _way_out(self, way: _Looser) -> Relaxation | None:
         if self._spent:
