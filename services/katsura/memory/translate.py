@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final, TypeVar, cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -54,6 +54,8 @@ from katsura.state.trees import Event, Position
 
 K = TypeVar("K", bound=IntEnum)
 _NO_COST: Final = Cost()
+_KEPT: Final = 8192
+_KEPT_CHARS: Final = 2048
 
 
 def enum_of(kind: type[K], value: int, field: str) -> K:
@@ -305,7 +307,13 @@ def effect_message(effect: StandingEffect) -> tree_pb.StandingEffect:
 
 
 def segment_message(segment: Segment) -> pb.Segment:
-    """One message of a context."""
+    """One message of a context; not to be changed, since short ones are kept for the next context."""
+    if len(segment.content) > _KEPT_CHARS or segment.tool_call is not None or segment.token_ids:
+        return _segment_message(segment)
+    return _segment_message_before(segment)
+
+
+def _segment_message(segment: Segment) -> pb.Segment:
     return pb.Segment(
         kind=pb.SegmentKind.ValueType(segment.kind),
         role=segment.role,
@@ -318,6 +326,9 @@ def segment_message(segment: Segment) -> pb.Segment:
         tool_call=_call_message(segment.tool_call),
         tree_id=segment.tree_id,
     )
+
+
+_segment_message_before: Final = lru_cache(_KEPT)(_segment_message)
 
 
 def dropped_message(dropped: Dropped) -> pb.Dropped:

@@ -74,6 +74,10 @@ class SegmentKind(IntEnum):
     WAITING = 7
 
 
+_segments: Final[dict[int, tuple[Shown, Segment]]] = {}
+"""Of `step_segment`, by the identity of what is shown, which never changes."""
+_KEPT: Final = 8192
+_KEPT_CHARS: Final = 2048
 _AFTER: Final = {SegmentKind.SLOT: 1, SegmentKind.HINT: 2, SegmentKind.STALE: 3, SegmentKind.WAITING: 4}
 
 
@@ -92,6 +96,9 @@ class Segment:
     tool_call: ToolCall | None = None
     shortened: bool = False
     tree_id: str = ""
+
+    def __hash__(self) -> int:
+        return hash((self.node_id, self.content))
 
     @property
     def text_hash(self) -> bytes:
@@ -321,7 +328,19 @@ def _pin_segment(snapshot: Snapshot) -> tuple[Segment, ...]:
 
 
 def step_segment(shown: Shown) -> Segment:
-    """A step as a message."""
+    """A step as a message. Every assembly of a branch asks again for nearly the same ones, so short ones are kept."""
+    kept = _segments.get(id(shown))
+    if kept is not None and kept[0] is shown:
+        return kept[1]
+    segment = _step_segment(shown)
+    if len(segment.content) <= _KEPT_CHARS and segment.tool_call is None and not segment.token_ids:
+        if len(_segments) >= _KEPT:
+            _segments.clear()
+        _segments[id(shown)] = shown, segment
+    return segment
+
+
+def _step_segment(shown: Shown) -> Segment:
     step = shown.node.body
     assert isinstance(step, Step), "raw steps are steps"
     tokens = estimate_step(step) if shown.count is None else shown.count

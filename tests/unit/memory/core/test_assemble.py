@@ -9,8 +9,9 @@ import pytest
 
 from katsura.domain.errors import OutOfRangeError, Reason
 from katsura.domain.ids import NodeId
-from katsura.domain.trees import Rest, Step, SummaryBody, SummaryStatus
+from katsura.domain.trees import REDACTED, Rest, Step, SummaryBody, SummaryStatus
 from katsura.memory.core.assemble import OVER_BUDGET, SUMMARY_SHARE, Assembly, Dropped, SegmentKind, assemble
+from katsura.memory.translate import segment_message
 from katsura.testing.trees import hint_node, snapshot_of, step_nodes, summary_node
 
 STEP_TOKENS = 14
@@ -188,3 +189,12 @@ def test_a_long_newest_step_does_not_change_which_summaries_are_shown() -> None:
     short = assemble(snapshot_of(path[4:5], summaries), 300, tokenizer=False)
     long = assemble(snapshot_of(path[4:], summaries), 300, tokenizer=False)
     assert ids(long)[: len(short.segments)] == ids(short)
+
+
+def test_a_step_that_was_shown_before_is_shown_as_it_is_now() -> None:
+    (node,) = step_nodes(TEXT)
+    redacted = replace(node, body=Step(REDACTED), redacted=True)
+    as_it_was, as_it_is = snapshot_of([node]), snapshot_of([redacted])
+    for snapshot, said in ((as_it_was, TEXT), (as_it_is, REDACTED), (as_it_was, TEXT), (as_it_is, REDACTED)):
+        (shown,) = assemble(snapshot, 400, tokenizer=False).segments
+        assert (shown.content, segment_message(shown).content) == (said, said)
