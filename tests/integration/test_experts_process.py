@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import pytest
 import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from katsura.api.experts.v1 import experts_service_pb2 as pb
 from katsura.attention.config import ShardConfig
@@ -107,6 +108,35 @@ async def house(model: Path) -> AsyncIterator[House]:
             store = RedisHintStore(await Store.open(valkey.url, libraries=[LIBRARY]))
             stack.push_async_callback(store.close)
             yield House(model, Path(folder), valkey, store, stack)
+
+
+async def is_serving(process: ServedProcess) -> bool:
+    """What a kubelet's probe finds."""
+    async with open_channel(process.address) as channel:
+        found = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30.0)
+    return bool(found.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def test_a_member_is_ready_once_a_table_in_force_counts_on_it_and_until_it_is_drained(house: House) -> None:
+    first, client = await house.member("m0")
+    assert not await is_serving(first)
+    await client.load([pb.GroupRange(layer_start=0, layer_end=LAYERS, groups=[0, 1, 2, 3])])
+    assert not await is_serving(first), "what it holds is nothing to rely on while no table says so"
+    await house.router()
+    await house.served_table("m0")
+    await until(lambda: none_unless(is_serving(first)))
+    second, _ = await house.member("m1")
+    await until(lambda: none_unless(is_serving(second)))
+    table = await house.served_table("m0", "m1")
+    for group in range(4):
+        assert sum(each.holds(layer, group) for each in table.assignments for layer in range(LAYERS)) == 2 * LAYERS
+    await client.drain(20_000)
+    await until(lambda: none_unless(is_serving(first), wanted=False))
+    assert await is_serving(second)
+
+
+async def none_unless(asked: Awaitable[bool], wanted: bool = True) -> bool | None:
+    return True if await asked is wanted else None
 
 
 def apply_all(house: House, table: ExpertTable) -> None:

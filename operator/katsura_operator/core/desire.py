@@ -250,14 +250,15 @@ class _Mind:
         drain_s = spec.drain_timeout_seconds if spec else _HELPER_DRAIN_S
         recreate = spec is not None and spec.rollout.strategy is RolloutStrategy.RECREATE
         step = advance(role, targets, workloads, pods, now=self._seen.now, drain_s=drain_s, recreate=recreate)
+        count = sum(n for _, n in counted)
         made = self._made
         made.keep += step.keep
         made.mark += step.mark
         made.drain += step.drain
         made.remove += step.remove
         made.delete += step.delete
-        made.keep.append(self._budget(name, owned_by, common, owners))
-        return Pool(name, role, sum(n for _, n in counted), workloads, tuple(pods), targets, step)
+        made.keep.append(self._budget(name, owned_by, common, owners, 0 if role == "experts" and count < 2 else 1))
+        return Pool(name, role, count, workloads, tuple(pods), targets, step)
 
     def _target(
         self,
@@ -366,11 +367,12 @@ class _Mind:
         return body
 
     def _budget(
-        self, name: str, owned_by: Object, labels: Mapping[str, str], owners: Sequence[Wanted]
+        self, name: str, owned_by: Object, labels: Mapping[str, str], owners: Sequence[Wanted], unavailable: int
     ) -> Mapping[str, Any]:
+        """The pool's PodDisruptionBudget. A member alone has the last copy of everything: none may be evicted."""
         body = self._head(BUDGET, owned_by, name, labels, owners)
-        selector = {"matchLabels": {POOL: name}}
-        body["spec"] = {"maxUnavailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow", "selector": selector}
+        limit = {"maxUnavailable": unavailable, "unhealthyPodEvictionPolicy": "AlwaysAllow"}
+        body["spec"] = {**limit, "selector": {"matchLabels": {POOL: name}}}
         return body
 
     def _head(

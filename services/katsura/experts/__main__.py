@@ -38,7 +38,8 @@ async def main() -> None:
         for work in (member.listen, member.follow_tables, member.reconcile, member.heartbeat):
             server.keep(work())
         _LOG.info("member", capacity_bytes=hello.capacity_bytes, endpoints=hello.data_endpoints)
-        server.set_ready(True)
+        server.announce()
+        server.keep(_show_readiness(server, member))
         await server.run(drain=lambda: member.drain(config.serve.drain_timeout_s))
         await member.leave()
         if store is not None:
@@ -46,6 +47,19 @@ async def main() -> None:
     finally:
         await pipe.close()
         compute.wait()
+
+
+async def _show_readiness(server: Server, member: MemberService) -> None:
+    """Ready from when a table counts on this member: a budget of disruptions then lets another one go.
+
+    Nothing but its drain takes that back: an unready pod may be evicted at any time, whatever it alone has loaded.
+    """
+    server.set_ready(False, "no table in force counts on this member yet")
+    await member.placed.wait()
+    if not member.draining:
+        server.set_ready(True)
+    await member.drained.wait()
+    server.set_ready(False, "drained")
 
 
 if __name__ == "__main__":

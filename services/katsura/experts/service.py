@@ -22,10 +22,11 @@ from katsura.domain.errors import (
 )
 from katsura.domain.ids import Epoch, Incarnation, InstanceId
 from katsura.domain.leases import NO_EPOCH, GroupRange, MemberLease, revision_id
+from katsura.domain.shape import Numerics
 from katsura.domain.tables import ExpertTables
 from katsura.experts import messages
 from katsura.experts.config import MemberConfig
-from katsura.experts.core.residency import Key, Residency, decide, keys_of, ranges_of
+from katsura.experts.core.residency import Key, Residency, decide, is_placed, keys_of, ranges_of
 from katsura.state.hints import HEARTBEAT_S, HintStore, Role
 from katsura.telemetry import log, metrics, names, trace
 from katsura.wire.header import WIRE_VERSION
@@ -83,6 +84,12 @@ class MemberService:
         self._changed = asyncio.Event()
         self._alone = asyncio.Event()
         self._alone.set()
+        self.placed = asyncio.Event()
+        """Set for good once the table in force counts on this life (`residency.is_placed`)."""
+        self.drained = asyncio.Event()
+        """Set once it has been drained: nobody needs it any more."""
+        if store is None:
+            self.placed.set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # Work that goes on beside the calls
@@ -126,6 +133,9 @@ class MemberService:
             if not wanted.load:
                 await self._fuse()
             await self._say(wanted.prepared_epoch, wanted.serving_epoch)
+            only = self.hello.fingerprint if self.config.numerics is Numerics.INVARIANT else ""
+            if is_placed(self._tables, self.member_id, self.incarnation, only, self.loaded):
+                self.placed.set()
             if wanted.load:
                 await self._load(wanted.load[:_LOAD_KEYS])
             elif free := frozenset(wanted.free) - self._freeing:
@@ -181,6 +191,7 @@ class MemberService:
         except TimeoutError:
             _LOG.warning("shards still use this member; refusing their frames from now on", shards=self.clients)
         await self._ask(messages.Drain)
+        self.drained.set()
 
     async def leave(self) -> None:
         """Give the lease back."""

@@ -144,7 +144,12 @@ class Server:
         state = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         self.keep(self._set_health(state))
         _LOG.info("ready" if ready else "not ready", address=self.address, **({"why": why} if why else {}))
-        if ready and not self._announced:
+        if ready:
+            self.announce()
+
+    def announce(self) -> None:
+        """Tell whoever started us, once, that this process answers; whether it can do its work is health's."""
+        if not self._announced:
             self._announced = True
             announce_ready(self.config.ready_fd, self.address)
 

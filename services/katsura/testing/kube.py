@@ -45,6 +45,7 @@ OPERATOR = "katsura-operator"
 _CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 _NEEDED = ("etcd", "kube-apiserver")
 _MOVERS = ("kube-controller-manager", "kube-scheduler", "kwok")
+_FAST = ("--kube-api-qps=500", "--kube-api-burst=1000", "--leader-elect=false", "--secure-port=0")
 _NOW = "{{ Now | Quote }}"
 _KUBELET: tuple[dict[str, Any], ...] = (
     {
@@ -175,11 +176,8 @@ class ControlPlane:
     def set_in_motion(self) -> None:
         """Run Deployments' controllers, the scheduler, and a kubelet that pretends, on every Node object (kwok)."""
         config = str(self.kubeconfig())
-        fast = ("--kube-api-qps=500", "--kube-api-burst=1000", "--leader-elect=false", "--secure-port=0")
-        wanted = ("deployment", "replicaset", "garbage-collector", "disruption")
-        controllers = ",".join(f"{name}-controller" for name in wanted)
-        self._run("kube-controller-manager", f"--kubeconfig={config}", f"--controllers={controllers}", *fast)
-        self._run("kube-scheduler", f"--kubeconfig={config}", *fast)
+        self.control("deployment", "replicaset", "garbage-collector", "disruption")
+        self._run("kube-scheduler", f"--kubeconfig={config}", *_FAST)
         kind = {"apiVersion": "kwok.x-k8s.io/v1alpha1", "kind": "Stage"}
         of_pods = {"resourceRef": {"apiGroup": "v1", "kind": "Pod"}}
         stages = [
@@ -188,6 +186,12 @@ class ControlPlane:
         said = self._folder / "kwok.yaml"
         said.write_text("\n---\n".join(json.dumps(stage) for stage in stages))
         self._run("kwok", f"--kubeconfig={config}", f"--config={said}", "--manage-all-nodes=true")
+
+    def control(self, *controllers: str, flags: Sequence[str] = ()) -> None:
+        """Run some of Kubernetes' own controllers, for instance `disruption`."""
+        wanted = ",".join(f"{name}-controller" for name in controllers)
+        told = (f"--kubeconfig={self.kubeconfig()}", f"--controllers={wanted}")
+        self._run("kube-controller-manager", *told, *_FAST, *flags)
 
     def _established(self, name: str) -> bool:
         # A definition's first status says `conditions: null`, until a controller of the server has seen it.

@@ -50,6 +50,23 @@ def decide(
     )
 
 
+def is_placed(
+    tables: ExpertTables, member_id: InstanceId, incarnation: Incarnation, only: str, loaded: frozenset[Key]
+) -> bool:
+    """Whether this life may be counted on: the table in force names it, and it holds what that gives it.
+
+    A table comes into force when every member in it has loaded its part; so from then on one of them may be lost.
+    `only`: fingerprint of the members that it may stand in for; empty: any. Where the table has none of those, it is
+    nobody's alternate and can but wait to take over all.
+    """
+    table = tables.committed
+    if table is None:
+        return False
+    if table.of(member_id, incarnation) is None:
+        return only != "" and all(each.fingerprint != only for each in table.assignments)
+    return _assigned(table, member_id, incarnation) <= loaded
+
+
 def _assigned(table: ExpertTable | None, member_id: InstanceId, incarnation: Incarnation) -> frozenset[Key]:
     assignment = table.of(member_id, incarnation) if table is not None else None
     return frozenset() if assignment is None else keys_of((*assignment.primary, *assignment.alternate))

@@ -8,7 +8,7 @@ from katsura.domain.ids import DeploymentName, Epoch, Incarnation, InstanceId
 from katsura.domain.leases import GroupRange
 from katsura.domain.shape import FfnLayout
 from katsura.domain.tables import Assignment, ExpertTable, ExpertTables
-from katsura.experts.core.residency import Key, LastFrame, Residency, decide, keys_of, may_free, ranges_of
+from katsura.experts.core.residency import Key, LastFrame, Residency, decide, is_placed, keys_of, may_free, ranges_of
 
 ME, LIFE = InstanceId("m0"), Incarnation(7)
 NONE: frozenset[Key] = frozenset()
@@ -96,3 +96,24 @@ def test_groups_are_freed_when_no_client_can_still_mean_the_old_table(
     clients: dict[int, LastFrame], free: bool
 ) -> None:
     assert may_free(clients, Epoch(4), now_s=10.0) is free
+
+
+@pytest.mark.parametrize(
+    ("t", "loaded", "only", "placed"),
+    [
+        (tables(), NONE, "f", False),
+        (tables(prepared=table(3, (0,))), held(0), "f", False),
+        (tables(committed=table(3, (0,), (1,))), held(0), "f", False),
+        (tables(committed=table(3, (0,), (1,))), held(0, 1), "f", True),
+        (tables(committed=table(3, (0,)), prepared=table(4, (0, 1))), held(0), "f", True),
+        (tables(committed=table(3, (0,), life=6)), held(0), "f", False),
+        (tables(committed=table(3, (0,), life=6)), NONE, "other", True),
+        (tables(committed=table(3, (0,), life=6)), NONE, "", False),
+    ],
+    ids=["no table", "only prepared", "half loaded", "whole", "while the next loads", "a former life's", "other bits",
+         "any bits"],
+)  # fmt: skip
+def test_a_member_is_counted_on_once_the_table_in_force_does(
+    t: ExpertTables, loaded: frozenset[Key], only: str, placed: bool
+) -> None:
+    assert is_placed(t, ME, LIFE, only, loaded) is placed
