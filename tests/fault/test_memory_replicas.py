@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -28,11 +29,27 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
+@contextmanager
+def listening() -> Iterator[tuple[EmbeddedStore, str]]:
+    """A server with a port, and that; where somebody took the port meanwhile, with another one."""
+    server = None
+    while server is None:
+        port = free_port()
+        try:
+            server = EmbeddedStore("no", {"port": port, **QUICK}).__enter__()
+        except RuntimeError as error:
+            if "in use" not in str(error):
+                raise
+    try:
+        yield server, port
+    finally:
+        server.close()
+
+
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
     """A primary, its replica in step with it, and a connection to that. Neither syncs its disk: replicas alone last."""
-    port = free_port()
-    with EmbeddedStore("no", {"port": port, **QUICK}) as primary, EmbeddedStore("no", QUICK) as replica:
+    with listening() as (primary, port), EmbeddedStore("no", QUICK) as replica:
         follower = await Store.open(replica.url)
         await follower.client.execute_command("REPLICAOF", "127.0.0.1", port)  # type: ignore[no-untyped-call]
         leader = await Store.open(primary.url)

