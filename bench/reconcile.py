@@ -57,11 +57,11 @@ TOLD_S = 15.0
 MOST = {
     "from nothing": (4000, 2000),
     "a restart": (0, 200),
-    "a change of demand": (50, 500),
+    "a change of demand": (200, 500),
     "a lost node": (2000, 1000),
 }
-"""Writes and reads that a stage of the whole run may take: some ten a deployment for what all of them have, and no more
-for a change of one than a few passes over what there is."""
+"""Writes and reads that a stage of the whole run may take: some twenty a deployment for what all of them have, one for
+a change of one of them."""
 FOUND = re.compile(r"^(\w+)(?:\{.*?\})? ([0-9.e+]+)$", re.MULTILINE)
 
 
