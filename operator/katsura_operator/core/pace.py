@@ -118,12 +118,12 @@ def _size(spec: Mapping[str, Any]) -> tuple[int, float]:
 def sample_of(shard: Shard, before: Count, now: Count) -> Sample | None:
     """What its steps were between two looks; None where it is another life, or did hardly anything."""
     steps, sequences = now.steps - before.steps, now.sequences - before.sequences
-    if before.incarnation != now.incarnation or steps < STEPS_MIN or sequences < steps:
+    seconds, seen = now.seconds - before.seconds, now.context_tokens - before.context_tokens
+    if before.incarnation != now.incarnation or steps < STEPS_MIN or sequences < steps or seconds <= 0:
         return None
-    context = (now.context_tokens - before.context_tokens) / sequences
-    step_s = (now.seconds - before.seconds) / steps
     size = (shard.accelerators, shard.cores)
-    return Sample(shard.deployment, shard.revision, shard.node, *size, step_s, sequences / steps, context)
+    where = (shard.deployment, shard.revision, shard.node, *size)
+    return Sample(*where, step_s=seconds / steps, batch=sequences / steps, context=seen / sequences)
 
 
 def measured(
@@ -189,7 +189,7 @@ def _summary(found: Sequence[_Compared]) -> dict[str, Any]:
     ratios = sorted(c.sample.step_s / c.predicted_s for c in found)
     middle = median(ratios)
     return {
-        "ratio": round(middle, 3),
+        "ratio": float(f"{middle:.4g}"),
         "error90": round(ratios[ceil(0.9 * len(ratios)) - 1] / middle, 3),
         "stepMs": round(median(c.sample.step_s for c in found) * 1e3, 3),
         "predictedMs": round(median(c.predicted_s for c in found) * 1e3, 3),
