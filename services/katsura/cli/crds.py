@@ -18,7 +18,7 @@ def write_definitions(folder: Path | None) -> Exit:
     """
     for name, text in files().items():
         if folder is None:
-            sys.stdout.write(f"---\n{text}")
+            sys.stdout.write(text)
             continue
         try:
             (folder / name).write_text(text, "utf-8")
