@@ -1,5 +1,5 @@
-"""Random lives of a tree keep the invariants of memory (I1-I7, I9-I16), in the twin and in a real Valkey,
-which must also answer alike. (I8 is in the contract suite and I17, kill -9, in tests/fault.)
+"""Random lives of a tree keep the invariants of memory (I1-I16), in the twin and in a real Valkey or Redis, which must
+also answer alike, whatever strikes it in the middle. (I17, kill -9 of the service, is in tests/fault.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ small = st.integers(0, 6)
 often = ["grow", "grow", "effect", "compress", "lie", "revise", "fork", "assemble"] * 6
 seldom = ["attach", "redact", "search", "switch", "slot", "rollback", "subgoals", "subgoals", "merge"]
 structural = ["rest", "rest", "replace", "invalidate", "revalidate", "wait", "resume", "collect"]
-judging = ["verdict", "verdict", "lease"]
+judging = ["verdict", "verdict", "lease", "late"]
 operations = st.tuples(st.sampled_from(often + seldom + structural + judging), branches, small, st.booleans())
 lives = st.lists(operations, max_size=30)
 
@@ -45,7 +45,13 @@ def test_two_thousand_random_lives_keep_the_invariants(operations: list[Operatio
     asyncio.run(live(TwinTreeStore(Limits()), operations))
 
 
-@pytest.mark.parametrize("seed", [*range(40), *(pytest.param(n, marks=pytest.mark.soak) for n in range(40, 2000))])
+def seeds(few: int, in_full: int) -> pytest.MarkDecorator:
+    """The first seeds, and in `make soak` all of them."""
+    soaked = [pytest.param(n, marks=pytest.mark.soak) for n in range(few, in_full)]
+    return pytest.mark.parametrize("seed", [*range(few), *soaked])
+
+
+@seeds(few=40, in_full=2000)
 def test_a_seeded_life_keeps_the_invariants(seed: int) -> None:
     asyncio.run(live(TwinTreeStore(Limits()), life_of(seed)))
 
@@ -111,6 +117,21 @@ struck = settings(
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+
+
+@seeds(few=5, in_full=500)
+def test_a_seeded_life_on_a_real_store_goes_as_on_the_twin(server: EmbeddedStore, seed: int) -> None:
+    interrupted(server, life_of(seed), lambda: None)
+
+
+@seeds(few=2, in_full=200)
+def test_a_seeded_life_goes_on_in_a_store_that_is_killed_in_the_middle(power: PowerStore, seed: int) -> None:
+    interrupted(power, life_of(seed), power.restart)
+
+
+@seeds(few=2, in_full=200)
+def test_a_seeded_life_goes_on_after_a_power_cut_in_the_middle(power: PowerStore, seed: int) -> None:
+    interrupted(power, life_of(seed), lambda: cut(power, seed))
 
 
 @struck

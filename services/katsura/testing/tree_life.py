@@ -18,6 +18,7 @@ from katsura.domain.trees import (
     REDACTED,
     Attachment,
     Effect,
+    Judgement,
     Node,
     Reference,
     Relation,
@@ -43,13 +44,14 @@ from katsura.memory.service import Assembled, Memory
 from katsura.memory.summaries import Outside
 from katsura.state.contents import Scope, TreeChange
 from katsura.state.trees import TreeRef, TreeStore, Written
+from katsura.testing.tree_suite import NO_REQUEST
 
 NAMES: Final = ["main", "b2", "b3", "b4", "b5"]
 """Branches that operations name; some are there."""
 KINDS: Final = (
     "grow", "effect", "compress", "lie", "revise", "fork", "assemble", "rest", "replace", "collect", "wait", "resume",
     "invalidate", "revalidate", "attach", "redact", "search", "subgoals", "merge", "slot", "rollback", "verdict",
-    "lease", "switch",
+    "lease", "switch", "late",
 )  # fmt: skip
 """Everything that can be done."""
 Operation = tuple[str, str, int, bool]
@@ -110,6 +112,7 @@ class Life:
             "rollback": lambda: self._rollback(number, branch, amount),
             "verdict": lambda: self._verdict(number, branch, amount, flag),
             "lease": lambda: self._lease(number, branch, amount, flag),
+            "late": lambda: self._late(number, branch),
             "switch": lambda: self.memory.update_tree(self.ref, f"u{number}", TreeChange(default_branch=branch)),
         }
         try:
@@ -118,7 +121,7 @@ class Life:
             self.log.append((kind, type(error).__name__, error.reason))
             return
         before = (await self.memory.get_tree(self.ref))[0].revision
-        if kind not in ("assemble", "attach", "subgoals", "collect", "lease"):
+        if kind not in ("assemble", "attach", "subgoals", "collect", "lease", "late"):
             assert await act[kind]() == first, "I10: the same request answers the same"
         await self.memory.close()
         tree, _ = await self.memory.get_tree(self.ref)
@@ -408,6 +411,20 @@ class Life:
         if body is not None and not proceed:
             assert getattr(written.node.judgement, "status", None) is SummaryStatus.FAILED
         return written
+
+    async def _late(self, number: int, branch: str) -> None:
+        """A compressor that began before somebody else summarised the same, and ends after it."""
+        old = await self.memory.trees.cover(self.ref, branch, None, 0)
+        await self._compress(number, branch, None, False)
+        made = Summary(
+            0, old.last, old.last, old.count, b"", SummaryBody("late"), "late", old.versions + 1, old.tokens, 1
+        )
+        try:
+            valid = Judgement(status=SummaryStatus.VALID)
+            await self.memory.trees.summarise(self.ref, old, None, made, valid, NO_REQUEST)
+        except ConflictError:
+            return
+        raise AssertionError("I8: what was computed from an older state overwrote a newer one")
 
     async def _merge(self, number: int, branch: str, amount: int, flag: bool) -> object:
         source = NAMES[amount % len(NAMES)]
