@@ -12,14 +12,13 @@ local VALID, FAILED = 2, 3
 local EVENT = {CREATED = 2, GROWN = 3, COMPRESSED = 4, MAINTAINED = 5, REVISED = 6, FORKED = 7, DELETED = 8,
                UPDATED = 9, ATTACHED = 10, REDACTED = 11, SLOTS_SET = 12,
                MERGED = 13, REFERRED = 14, INVALIDATED = 15, RELEASED = 16,
-               COLLECTED = 17, STALE = 18}
+               COLLECTED = 17}
 local DELETED_EVENTS_KEPT_MS = 60000
 local SETTLE_LOOKS = 512
 local SUFFIXES = {'meta', 'branches', 'nodes', 'links', 'blobs', 'steps', 'kids', 'verdicts', 'versions', 'replays',
                   'order', 'events', 'tokenizers', 'extras', 'slot_heads', 'slot_maps',
                   'rollups', 'work', 'compress_due', 'validate_due', 'usage',
-                  'references', 'dependents', 'crossed', 'stale', 'stale_ids', 'stale_queue', 'waits', 'gone',
-                  'foreign', 'looked'}
+                  'references', 'dependents', 'crossed', 'stale', 'stale_ids', 'stale_queue', 'waits', 'gone'}
 
 -- A tree's keys are made when they are asked for: few calls need more than ten of them.
 local IS_KEY = {cold = true}
