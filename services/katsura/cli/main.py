@@ -255,6 +255,7 @@ def _add_plan(commands: Any) -> None:
     parser.add_argument(
         "--trials", type=Path, metavar="CSV", help="ask for up to 4 configurations to be timed, and plan with the times"
     )
+    parser.add_argument("--points", type=Path, metavar="CSV", help="measured points: interpolate between them")
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="coefficients that `katsura calibrate` wrote")
     parser.add_argument(
         "--extrapolate", action="store_true", help="guess, and say so, more than 4x beyond what was measured"
@@ -496,6 +497,7 @@ def _plan(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Ex
         as_json=a.json,
         svg=a.svg,
         trials=a.trials,
+        points=a.points,
     )
     return run_plan(options, environ, out)
 

@@ -27,6 +27,7 @@ from katsura.placement.picture import draw
 from katsura.placement.planner import hold_agents, plan, plan_for_agents
 from katsura.placement.problem import Effort, Objective, Problem
 from katsura.placement.replan import replan
+from katsura.placement.tables import read_points, with_points
 from katsura.placement.whatif import changed
 from katsura.weights.sources import ModelCache, default_cache_root, parse_source
 
@@ -60,6 +61,7 @@ class PlanOptions:
     as_json: bool = False
     svg: Path | None = None
     trials: Path | None = None
+    points: Path | None = None
 
     def __post_init__(self) -> None:
         numbers = {"gap": self.gap, "seconds": self.seconds, "budget": self.budget_usd}
@@ -72,6 +74,8 @@ class PlanOptions:
 def run_plan(options: PlanOptions, environ: Mapping[str, str], console: Console) -> Exit:
     """Print a plan, or what would change; `UNHEALTHY` where not everything can be served."""
     problem = read_problem(options, environ)
+    if options.points is not None:
+        problem = with_points(problem, read_points(read_text(options.points), str(options.points)), str(options.points))
     trials = ""
     if options.trials is not None:
         problem, trials = _try(problem, options.trials)

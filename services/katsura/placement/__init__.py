@@ -8,6 +8,7 @@
     agents      runs of agents as demand, and how long they take
     pairs       prefill and decode apart            rounding    a tighter bound         search    which columns to try
     curve       an instance's pace at every batch   simulate    a plan under a trace, with replans on the way
+    tables      measured points as a user has them      interpolate  what lies between them
     pack        concrete nodes          replan   what to move, in which order   explain     why, and why not otherwise
 
 `katsura plan` and the operator call `planner.plan` on a `problem.Problem`, which `katsura.manifests.problem` makes

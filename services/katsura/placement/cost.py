@@ -22,6 +22,8 @@ class ErrorClass(StrEnum):
 
     MEASURED = "measured"
     """Our own engine, on this kind of device (`katsura calibrate`)."""
+    INTERPOLATED = "interpolated"
+    """Between measured configurations of a table of this model, engine and device (`katsura plan --points`)."""
     CALIBRATED = "calibrated"
     """Coefficients fitted on other engines' published measurements, or on other devices of its kind."""
     PRIOR = "prior"

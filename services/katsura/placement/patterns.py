@@ -19,6 +19,7 @@ from katsura.placement.pairs import Half, pair_point
 from katsura.placement.pipelines import Parts, StageKind, pipelines
 from katsura.placement.problem import PAIR, PIPELINE, SPLIT, UNIFIED, HelperService, ModelService, NodeClass, Problem
 from katsura.placement.split import Pool, Side, member_bytes, pool_point
+from katsura.placement.tables import Slice, tabled_points
 
 _TENSOR: Final = (1, 2, 4, 8)
 _SHARDS: Final = (1, 2, 4, 8)
@@ -171,6 +172,7 @@ def enumerate_patterns(problem: Problem, known: _Steps | None = None) -> Pattern
             *alike,
             service.last_resort,
             service.ran,
+            service.timed,
             service.paces,
             tuple(sorted(service.replicas.items())),
             service.units,
@@ -270,6 +272,11 @@ def _unified(
     if any(r.device == kind for r in service.ran):
         yield from _as_ran(service, problem, kind, units, refused)
         return
+    if units and any(t.device == kind for t in service.timed):
+        shapes = list(_as_timed(service, problem, kind, units, refused))
+        if shapes or not problem.calibration.of(units[0].device).extrapolate:
+            yield from shapes
+            return
     for unit in units:
         point = replica_point(
             service.card,
@@ -316,6 +323,24 @@ def _as_ran(
             Refused(service.name, UNIFIED, kind, "trial", f"of {len(mine)} runs the fastest: {fastest:.0f} ms")
         )
     yield from best.values()
+
+
+def _as_timed(
+    service: ModelService, problem: Problem, kind: str, units: Sequence[Unit], refused: list[Refused]
+) -> Iterator[_Shape]:
+    """What a table of measured points says of `kind`."""
+    slices = [Slice(u.count, u.device, layout_of(u), batch_most(u)) for u in units]
+    known, last, found = problem.calibration.of(units[0].device), None, False
+    answers = tabled_points(service, kind, slices, known, problem.confidence)
+    for unit, (_, point) in zip(units, answers, strict=True):
+        if isinstance(point, Refusal):
+            if last is None or point.reason == "table":
+                last = point
+            continue
+        found = True
+        yield _Shape(UNIFIED, (_Part("unified", unit, 1, point.memory_bytes),), point)
+    if last is not None and not found:
+        refused.append(Refused(service.name, UNIFIED, kind, last.reason, last.detail))
 
 
 def _split(

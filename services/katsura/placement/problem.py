@@ -112,6 +112,18 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
+class Timed:
+    """A row of a table of measured points: as `Ran`, with the tokens of each prompt and answer."""
+
+    device: str
+    units: int
+    prompt: int
+    output: int
+    batch: int
+    itl_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class ModelService:
     """A deployment.
 
@@ -121,6 +133,7 @@ class ModelService:
         last_resort: which others, where none of these has any shape.
         ran: configurations of `UNIFIED` that were run: on their devices only those count, and as they ran.
         paces: what its running processes showed.
+        timed: measured points of `UNIFIED`: on their devices only they, and what lies between them, count.
         replicas: fixed counts by role (`unified`, `attention`, `experts`); empty where the planner decides.
         devices: names it may use; empty: any.
         units: FFN units that members share (no more members than units).
@@ -144,6 +157,7 @@ class ModelService:
     spot_share: float = 0.0
     last_resort: tuple[str, ...] = ()
     ran: tuple[Ran, ...] = ()
+    timed: tuple[Timed, ...] = ()
     paces: tuple[Pace, ...] = ()
 
 

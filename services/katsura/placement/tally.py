@@ -21,6 +21,7 @@ _LIMITS = {
     "itl": "its time between tokens bounds the batch",
     "ttft": "its time to the first token bounds the batch",
     "kv": "KV memory bounds the batch",
+    "table": "the table of measured points bounds the batch",
     "trial": "what was run and kept its times bounds the batch",
     "prefill": "its prefill replicas bound the rate",
 }
