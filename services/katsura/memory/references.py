@@ -5,17 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from katsura.domain.ids import NodeId
+from katsura.domain.errors import KatsuraError, NotFoundError
+from katsura.domain.ids import NodeId, TreeId
 from katsura.domain.retention import Retention
-from katsura.domain.trees import Node, Reference, ReferenceKind, request_of
+from katsura.domain.trees import Node, Reference, ReferenceKind, Step, Summary, request_of
 from katsura.memory.core import limits
 from katsura.memory.operations import ID_MAX, Operations, committing
 from katsura.state.collecting import Collected
-from katsura.state.trees import TreeRef
+from katsura.state.trees import TreeRef, refusal
 
 
 class References(Operations):
     """The operations on references."""
+
+    async def _lost(self, ref: TreeRef, steps: Sequence[Step]) -> KatsuraError | None:
+        """Why steps may not refer to other trees as they do: what a step refers to was made before it, there as in its
+        own tree, so that references never close a circle. Trees of other tenants are unknown."""
+        for i, step in enumerate(steps):
+            for reference in (r for r in step.references if r.tree_id):
+                other = TreeRef(ref.tenant, TreeId(reference.tree_id))
+                try:
+                    (node,) = await self._trees.nodes(other, [reference.node_id], limits.ANSWER_BYTES_MAX)
+                except NotFoundError as error:
+                    return error
+                if not isinstance(node.body, Step | Summary):
+                    return refusal(other, "BAD_REFERENCE", str(node.node_id), str(i))
+        return None
 
     async def add_references(
         self, ref: TreeRef, request_id: str, node_id: int, references: Sequence[Reference]

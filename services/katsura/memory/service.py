@@ -117,8 +117,16 @@ class Memory(Queue, Recall, Contents, Slots, Leases, Branching, References, Wait
         fields = (write.branch, write.expected_head, write.unconditional, complete, merge)
         request = write.under(request_of(write.request_id, "grow", *fields))
         new = [NewStep(step, estimate_step(step)) for step in complete]
-        with committing("grow"):
-            return await self._trees.grow(write.tree, write.branch, write.expected_head, new, merge, request)
+        lost = await self._lost(write.tree, complete) if any(step.references for step in complete) else None
+        # No head is ID_MAX: a Grow that may not be is answered where it was before, and else writes nothing.
+        expected = write.expected_head if lost is None else ID_MAX
+        try:
+            with committing("grow"):
+                return await self._trees.grow(write.tree, write.branch, expected, new, merge, request)
+        except ConflictError:
+            if lost is None:
+                raise
+            raise lost from None
 
     async def revise(
         self, write: Write, restore_after: int, reason: str, new_branch: str, keep_default: bool

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from katsura.domain.errors import InvalidArgumentError
+from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, Reason
 from katsura.domain.ids import NodeId, TenantId, TreeId
 from katsura.domain.trees import Reference, ReferenceKind, Relation, Step, TreePolicy
 from katsura.memory.core.assemble import STALE_LIMIT, SegmentKind
+from katsura.memory.core.slots import SlotWrite
 from katsura.memory.operations import Write
 from katsura.memory.service import Memory
 from katsura.state.trees import Limits, TreeRef
@@ -123,3 +124,31 @@ async def test_garbage_is_collected_by_what_was_asked_for_or_by_the_defaults(mem
     for wrong in ((-1, 1), (0, 0)):
         with pytest.raises(InvalidArgumentError):
             await memory.collect_garbage(REF, *wrong, 0)
+
+
+async def test_a_step_refers_to_nodes_of_other_trees_that_are_there_only(memory: Memory) -> None:
+    other = TreeRef(REF.tenant, TreeId("other"))
+    await memory.create_tree(REF.tenant, "", "other", "", (), TreePolicy(), {})
+    await memory.create_tree(TenantId("stranger"), "", "theirs", "", (), TreePolicy(), {})
+    for ref in (other, TreeRef(TenantId("stranger"), TreeId("theirs"))):
+        await memory.grow(Write("", ref, "", None, True), [Step("found")], False)
+    await memory.set_slots(other, "", "", (SlotWrite("k", "v", Relation.NEW),))
+    before = (await memory.get_tree(REF))[0].revision
+    for tree, node, kind, reason in (
+        ("theirs", 1, NotFoundError, Reason.TREE_NOT_FOUND),
+        ("other", 3, NotFoundError, Reason.NODE_NOT_FOUND),
+        ("other", 2, FailedPreconditionError, Reason.BAD_REFERENCE),
+    ):
+        with pytest.raises(kind) as told:
+            await grow(memory, Step("rests", references=(Reference(NodeId(node), tree_id=tree),)))
+        assert told.value.reason is reason
+    assert (await memory.get_tree(REF))[0].revision == before
+    rests = Step("rests", references=(Reference(NodeId(1), tree_id="other"),))
+    write = Write("once", REF, "", None, True)
+    grown = await memory.grow(write, [rests], False)
+    (node,) = await memory.get_nodes(REF, grown.node_ids)
+    assert node.references == (Reference(NodeId(1), ReferenceKind.DEPENDS_ON, "other", True),)
+    await memory.delete_tree(other)
+    assert await memory.grow(write, [rests], False) == grown, "I10: the same request answers the same"
+    with pytest.raises(NotFoundError):
+        await memory.grow(Write("again", REF, "", None, True), [rests], False)
