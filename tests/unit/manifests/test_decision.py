@@ -94,7 +94,7 @@ def test_what_others_run_is_not_free_and_what_we_run_is() -> None:
     bundle = read_manifests([("m", CHAT)])
     others = [pod("n1", {}, gpu="2", cpu="1500m")]
     found = decided(Situation(bundle, [node("n1"), node("n2")], pods=others))
-    assert {n for p in found.pools if p.role == "unified" for n in p.nodes} == {"n2"}
+    assert {n for p in found.pools if p.accelerators for n in p.nodes} == {"n2"}
     ours = [pod("n1", {ROLE_LABEL: "unified"}, gpu="2"), pod("n2", {ROLE_LABEL: "unified"}, gpu="2")]
     assert decided(Situation(bundle, [node("n1"), node("n2")], pods=ours)).change.plan.feasible
 
