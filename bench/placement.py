@@ -28,6 +28,7 @@ from placing.prediction import (
     choose,
     choose_by_chance,
     choose_by_running,
+    choose_by_table,
     choose_with_error,
     decisions,
     errors,
@@ -36,6 +37,7 @@ from placing.prediction import (
     leave_out,
     repeated,
     summed,
+    tabled,
 )
 from placing.replayed import plan_of, replayed
 from placing.report import Report
@@ -180,6 +182,18 @@ def choice_by_rows(rows: Sequence[Row], report: Report) -> None:
         f"SLO kept by the choice: of these, those that picked an unseen row ({len(scores)})", kept, "share", 0.95
     )
     report.add("throughput of the choice against the best: of these, those that picked one", share, "share", 0.95)
+
+    by_table = tabled(known, [r for r in fresh if not r.pledged], learn(known))
+    answered = [r for r in fresh if r.id in by_table]
+    report.errors(
+        "TPOT, held rows between those of their table (plan --points)",
+        errors([(by_table[r.id][0], r.point.seconds) for r in answered]),
+    )
+    for name, mine in (("held rows, refusals never chosen", parts["held"]), ("held rows that it answers", answered)):
+        own = decisions(mine)
+        kept, share = choose_by_table(own, by_table)
+        report.add(f"SLO kept by the choice: plan --points, {name} ({len(own)} decisions)", kept, "share", 0.95)
+        report.add(f"throughput of the choice against the best: plan --points, {name}", share, "share", 0.95)
 
 
 def _pair(r: Row, told: Mapping[str, Belief]) -> tuple[float, float]:

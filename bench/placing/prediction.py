@@ -15,6 +15,7 @@ from placing.points import Row, train
 
 from katsura.placement.cost import Coefficients, ErrorClass
 from katsura.placement.fit import First, believe, fit, fit_first
+from katsura.placement.interpolate import Campaign, Spot
 from katsura.placement.trials import Candidate, propose, settle
 
 PRIOR = Coefficients()
@@ -174,6 +175,38 @@ def choose_by_running(made: Sequence[Decision], by_model: Mapping[str, Fits], ru
         scores.append(d.score(d.rows[settle(candidates, tried, d.limit_s)]))
         used.append(len(tried))
     return *summed(scores), statistics.fmean(used)
+
+
+def tabled(seen: Sequence[Row], asked: Sequence[Row], fits: Fits) -> dict[str, tuple[float, float]]:
+    """Seconds and their 90 % bound of the rows that a table of their own campaign answers, as `katsura plan --points`
+    does: `seen` of one model, system, engine, version and precisions are one table."""
+    tables: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for r in seen:
+        tables[*r.group, r.version, r.modes].append(r)
+    made = {}
+    for key in dict.fromkeys((*r.group, r.version, r.modes) for r in asked):
+        if not (rows := tables[key]):
+            continue
+        table = Campaign(tuple(_spot(r) for r in rows), tuple(r.point.seconds for r in rows), fits.of(rows[0]))
+        mine = [r for r in asked if (*r.group, r.version, r.modes) == key and table.outside(_spot(r)) is None]
+        factor = table.judged().factor
+        for r, b in zip(mine, table.tell([_spot(r) for r in mine]) if mine else (), strict=True):
+            made[r.id] = (b.seconds, b.seconds * math.exp(factor * b.spread))
+    return made
+
+
+def _spot(r: Row) -> Spot:
+    return Spot(r.layout, r.load, r.batch, r.point.terms)
+
+
+def choose_by_table(made: Sequence[Decision], told: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
+    """As `choose`, among what was answered; a decision of which nothing was is lost."""
+    scores = []
+    for d in made:
+        able = [r for r in d.rows if r.id in told]
+        allowed = [r for r in able if told[r.id][1] <= d.limit_s] or sorted(able, key=lambda r: told[r.id][1])[:1]
+        scores.append(max(((r.batch / told[r.id][0] / r.devices, d.score(r)) for r in allowed), default=(0.0, 0.0))[1])
+    return summed(scores)
 
 
 def choose_by_chance(made: Sequence[Decision], runs: int, draws: int = 20) -> tuple[float, float]:
