@@ -26,7 +26,7 @@ from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Snapshot
 from katsura_operator.core.status import is_reported
 
-_EFFORT: Final = Effort(gap=0.005, seconds=10.0)
+_EFFORT: Final = Effort(gap=0.01, seconds=10.0)
 
 
 def decide(
