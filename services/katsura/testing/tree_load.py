@@ -69,6 +69,8 @@ class TreeLoad:
             self._stopping = True
             async with asyncio.timeout(limit_s):
                 await asyncio.wait(writing)
+        async with asyncio.timeout(limit_s):
+            await self._reached(self.clients[0])
         await self.check()
 
     async def check(self) -> None:
@@ -82,6 +84,16 @@ class TreeLoad:
         assert self.shared.items() <= at.items(), "an acknowledged write is missing"
         assert at.keys() - self.shared.keys() <= self.doubtful, "a write that nobody made"
         await self.sound(SHARED)
+
+    async def _reached(self, client: MemoryClient) -> None:
+        """Return once `client` is answered: others may have served the writers while its channel waits to connect."""
+        while True:
+            try:
+                await client.get_tree(SHARED)
+            except _AWAY as error:
+                self.failures.append(error)
+            else:
+                return
 
     async def sound(self, tree_id: str) -> None:
         """Every hash of a tree holds and Watch tells of each of its commits once."""
