@@ -19,7 +19,6 @@ from katsura.placement.pairs import Half, pair_point
 from katsura.placement.pipelines import Parts, StageKind, pipelines
 from katsura.placement.problem import PAIR, PIPELINE, SPLIT, UNIFIED, HelperService, ModelService, NodeClass, Problem
 from katsura.placement.split import Pool, Side, member_bytes, pool_point
-from katsura.placement.tables import Slice, tabled_points
 
 _TENSOR: Final = (1, 2, 4, 8)
 _SHARDS: Final = (1, 2, 4, 8)
@@ -329,6 +328,8 @@ def _as_timed(
     service: ModelService, problem: Problem, kind: str, units: Sequence[Unit], refused: list[Refused]
 ) -> Iterator[_Shape]:
     """What a table of measured points says of `kind`."""
+    from katsura.placement.tables import Slice, tabled_points  # needs numpy; who reads plans only may lack it
+
     slices = [Slice(u.count, u.device, layout_of(u), batch_most(u)) for u in units]
     known, last, found = problem.calibration.of(units[0].device), None, False
     answers = tabled_points(service, kind, slices, known, problem.confidence)
