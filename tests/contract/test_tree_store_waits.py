@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from katsura.domain.errors import FailedPreconditionError, KatsuraError, Reason, ResourceExhaustedError
+from katsura.domain.errors import ConflictError, FailedPreconditionError, KatsuraError, Reason, ResourceExhaustedError
 from katsura.domain.ids import TreeId
 from katsura.domain.trees import Effect, Resolution, Wait, WaitKind, request_of
 from katsura.state.archive import Archived
@@ -116,3 +116,22 @@ async def test_waiting_survives_redaction_and_moving(store: TreeStore, ref: Tree
     assert await waiting(store, copy) == await waiting(store, ref) == [first]
     await resume(store, copy, first)
     assert await waiting(store, copy) == []
+
+
+async def test_a_subgoal_waits_for_its_end_and_whoever_repeats_a_request_gets_its_answer_whatever_the_head_is(
+    store: TreeStore, ref: TreeRef
+) -> None:
+    request = request_of("b", "begin_subgoal", "it")
+    new = step("Subgoal: it", wait=Wait(WaitKind.SUBGOAL, "it"), attributes={"criterion.a": ""})
+    begun = await store.grow(ref, "", 0, [new], False, request)
+    _, (node,) = await store.waiting(ref, "")
+    assert node.body.wait == Wait(WaitKind.SUBGOAL, "it")  # type: ignore[union-attr]
+    assert node.body.attributes == {"criterion.a": ""}  # type: ignore[union-attr]
+    await grow(store, ref, "b")
+    never = (1 << 53) - 1
+    assert await store.grow(ref, "", never, [step("never written")], False, request) == begun
+    await refused(
+        ConflictError, Reason.HEAD_MOVED, store.grow(ref, "", never, [step("never written")], False, NO_REQUEST)
+    )
+    end = await resume(store, ref, begun.node_ids[0])
+    assert (await waiting(store, ref), end) == ([], 3)

@@ -11,6 +11,7 @@ import pytest
 
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
+from katsura.api.memory.v1 import memory_subgoals_pb2 as subgoals_pb
 from katsura.api.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
 from katsura.domain.errors import (
     AlreadyExistsError,
@@ -252,6 +253,9 @@ BAD_REQUESTS: list[tuple[str, object, type[KatsuraError], str | None]] = [
     ("CreateTree", pb.CreateTreeRequest(tree_id="t", request_id="other"), AlreadyExistsError, "tree_id"),
     ("CreateTree", pb.CreateTreeRequest(policy=tree_pb.TreePolicy(durability=tree_pb.DURABILITY_STRICT)),
      FailedPreconditionError, "policy.durability"),
+    ("BeginSubgoal", subgoals_pb.BeginSubgoalRequest(tree_id="t", unconditional=True), InvalidArgumentError, "title"),
+    ("EndSubgoal", subgoals_pb.EndSubgoalRequest(tree_id="t"), InvalidArgumentError, "expected_head"),
+    ("EndSubgoal", subgoals_pb.EndSubgoalRequest(tree_id="t", unconditional=True), FailedPreconditionError, None),
     ("ListTrees", pb.ListTreesRequest(page_token="x"), InvalidArgumentError, "page_token"),
 ]  # fmt: skip
 
@@ -362,6 +366,35 @@ async def test_what_a_summary_stands_for_is_recalled_within_its_budget(connectio
     assert [s.content for s in found.segments][:2] == ["Look at hotel H-8.", "It is painted blue."]
     assert len(found.summaries) == 1
     assert found.total_tokens <= 200
+
+
+async def test_subgoals_over_the_wire(connection: Connection) -> None:
+    memory = client_of(connection, "subgoals")
+    await memory.create_tree(tree_id="trip", goal="a trip")
+    await memory.grow("trip", [step("user", "Find a room.")])
+    outer = await memory.begin_subgoal("trip", "book a room")
+    begun = await memory.begin_subgoal("trip", "find one", ["cheap", "free"], expected_head=2, request_id="b")
+    assert (begun.subgoal_id, begun.boundary_node, begun.parent_subgoal) == (3, outer.subgoal_id, 2)
+    cheap = {"criterion.cheap": "pass"}
+    await memory.grow("trip", [step("tool", "H-8: 90 USD", attributes=cheap)])
+    with pytest.raises(FailedPreconditionError) as early:
+        await memory.end_subgoal("trip", outer.subgoal_id)
+    assert (early.value.reason, early.value.metadata["subgoal"]) == (Reason.SUBGOAL_OPEN, "3")
+    ended = await memory.end_subgoal("trip", results={"free": True}, request_id="e")
+    assert await memory.end_subgoal("trip", results={"free": True}, request_id="e") == ended
+    assert (ended.subgoal_id, ended.outcome, ended.step.step.resolves) == (3, tree_pb.VERDICT_PASS, 3)
+    assert (ended.summary.summary.first_covered, ended.summary.summary.last_covered) == (3, 5)
+    assert ended.summary.summary.outcome == tree_pb.VERDICT_PASS
+    assert ended.revision == (await memory.get_tree("trip")).tree.revision
+    (waiting,) = await memory.list_waiting("trip")
+    assert (waiting.node.node_id, waiting.node.step.wait.kind) == (2, tree_pb.WAIT_KIND_SUBGOAL)
+    repeated = await memory.begin_subgoal("trip", "find one", ["cheap", "free"], expected_head=2, request_id="b")
+    assert repeated == begun
+    last = await memory.end_subgoal("trip", summary=tree_pb.SummaryBody(text="One was found and not booked."))
+    assert (last.outcome, last.branch.boundary) == (tree_pb.VERDICT_UNKNOWN, last.step.node_id)
+    with pytest.raises(FailedPreconditionError) as late:
+        await memory.end_subgoal("trip")
+    assert late.value.reason is Reason.NOT_WAITING
 
 
 async def test_sub_agents_references_waits_and_collecting_work_over_the_wire(connection: Connection) -> None:

@@ -134,6 +134,7 @@ class WaitKind(IntEnum):
     UNSPECIFIED = 0
     TOOL = 1
     APPROVAL = 2
+    SUBGOAL = 3
 
 
 class Resolution(IntEnum):

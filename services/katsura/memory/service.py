@@ -37,6 +37,7 @@ from katsura.memory.queue import Queue
 from katsura.memory.recall import Recall
 from katsura.memory.references import References
 from katsura.memory.slots import Slots
+from katsura.memory.subgoals import Subgoals
 from katsura.memory.waits import Waits
 from katsura.state.trees import (
     Event,
@@ -66,7 +67,7 @@ class Assembled:
     stale: tuple[StaleStep, ...]
 
 
-class Memory(Queue, Recall, Contents, Slots, Leases, Branching, References, Waits, Descent, Archive):
+class Memory(Subgoals, Queue, Recall, Contents, Slots, Leases, Branching, References, Waits, Descent, Archive):
     """Trees of all tenants. `close` ends validations that still run.
 
     Args:

@@ -8,17 +8,21 @@ import grpc
 
 from katsura.api.memory.v1 import memory_collect_pb2 as collect_pb
 from katsura.api.memory.v1 import memory_leases_pb2 as leases_pb
+from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_references_pb2 as references_pb
 from katsura.api.memory.v1 import memory_service_pb2_grpc
+from katsura.api.memory.v1 import memory_subgoals_pb2 as subgoals_pb
 from katsura.api.memory.v1 import memory_waits_pb2 as waits_pb
 from katsura.domain.ids import TreeId
-from katsura.domain.trees import Resolution
+from katsura.domain.trees import Resolution, Verdict
+from katsura.domain.work import WorkItem
 from katsura.memory import translate
 from katsura.memory.operations import Write
 from katsura.memory.service import Memory
+from katsura.memory.subgoals import Closing
 from katsura.rpc.context import current_tenant
 from katsura.rpc.interceptor import Admission
-from katsura.state.trees import TreeRef
+from katsura.state.trees import TreeRef, Written
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -94,14 +98,7 @@ class StructureServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         self, request: waits_pb.ResumeStepRequest, context: Context
     ) -> waits_pb.ResumeStepResponse:
         """Resolve a step that waits."""
-        write = Write(
-            request.request_id,
-            ref_of(request.tree_id),
-            request.branch,
-            request.expected_head if request.HasField("expected_head") else None,
-            request.unconditional,
-            request.lease_token,
-        )
+        write = _write(request)
         resolution = translate.enum_of(Resolution, request.resolution, "resolution")
         said = translate.step_from(request.step, "step") if request.HasField("step") else None
         node, branch = await self._memory.resume_step(write, request.node_id, resolution, said)
@@ -114,6 +111,40 @@ class StructureServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         found = await self._memory.waiting(ref_of(request.tree_id), request.branch)
         return waits_pb.ListWaitingResponse(
             waiting=[waits_pb.Waiting(branch=name, node=translate.node_message(node)) for name, node in found]
+        )
+
+    async def BeginSubgoal(  # noqa: N802
+        self, request: subgoals_pb.BeginSubgoalRequest, context: Context
+    ) -> subgoals_pb.BeginSubgoalResponse:
+        """Begin a subgoal by name."""
+        parent = request.parent_subgoal if request.HasField("parent_subgoal") else None
+        begun = await self._memory.begin_subgoal(_write(request), request.title, tuple(request.criteria), parent)
+        return subgoals_pb.BeginSubgoalResponse(
+            subgoal_id=begun.node.node_id,
+            boundary_node=begun.node.parent_id,
+            parent_subgoal=begun.parent,
+            branch=translate.branch_message(begun.branch),
+            revision=begun.revision,
+        )
+
+    async def EndSubgoal(  # noqa: N802
+        self, request: subgoals_pb.EndSubgoalRequest, context: Context
+    ) -> subgoals_pb.EndSubgoalResponse:
+        """End a subgoal and summarise it."""
+        results = {
+            name: translate.enum_of(Verdict, said, f"results[{name[:32]!r}]") for name, said in request.results.items()
+        }
+        body = translate.body_from(request.summary_body) if request.HasField("summary_body") else None
+        closing = Closing(body, request.compressor, tuple(request.validators), request.proceed)
+        ended = await self._memory.end_subgoal(_write(request), request.subgoal_id, results, closing)
+        return subgoals_pb.EndSubgoalResponse(
+            subgoal_id=ended.subgoal,
+            step=translate.node_message(ended.node),
+            outcome=tree_pb.Verdict.ValueType(ended.outcome),
+            summary=translate.node_message(ended.closed.node) if isinstance(ended.closed, Written) else None,
+            branch=translate.branch_message(ended.branch),
+            revision=ended.revision,
+            work_id=ended.closed.work_id if isinstance(ended.closed, WorkItem) else "",
         )
 
     async def AcquireLease(  # noqa: N802
@@ -140,6 +171,19 @@ class StructureServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         """Give a branch back."""
         branch = await self._memory.release_lease(ref_of(request.tree_id), request.branch, request.lease_token)
         return leases_pb.ReleaseLeaseResponse(branch=translate.branch_message(branch))
+
+
+def _write(
+    request: waits_pb.ResumeStepRequest | subgoals_pb.BeginSubgoalRequest | subgoals_pb.EndSubgoalRequest,
+) -> Write:
+    return Write(
+        request.request_id,
+        ref_of(request.tree_id),
+        request.branch,
+        request.expected_head if request.HasField("expected_head") else None,
+        request.unconditional,
+        request.lease_token,
+    )
 
 
 def ref_of(tree_id: str) -> TreeRef:

@@ -84,10 +84,7 @@ class Summaries(Operations):
         if body is None and name == EXTERNAL:
             return await self._ask_outside(write, last_covered)
         made_by = _BY_AGENT if body is not None else name
-        if EXTERNAL in required and not proceed:
-            raise limits.refuse(
-                "on_pending", "the verdict of a validator outside cannot be waited for; send ON_PENDING_PROCEED"
-            )
+        check_waited_for(required, proceed)
 
         async def attempt() -> Written:
             cover = await self._trees.cover(write.tree, write.branch, write.expected_head, last_covered)
@@ -223,13 +220,7 @@ class Summaries(Operations):
         return (await self._trees.snapshot(ref, branch, 0, 0, "", False)).tree.policy
 
     async def _cover_nodes(self, ref: TreeRef, cover: Cover) -> tuple[Node, ...]:
-        if cover.count > limits.COVER_STEPS_MAX:
-            raise OutOfRangeError(
-                f"last_covered: the segment has {cover.count} steps; one summary covers at most "
-                f"{limits.COVER_STEPS_MAX}. Name an earlier last_covered and compress in parts",
-                reason=Reason.BAD_BOUNDARY,
-                field="last_covered",
-            )
+        check_count(cover.count)
         return await self._steps_up_to(ref, cover.branch.name, cover.last, cover.count)
 
     async def _steps_up_to(self, ref: TreeRef, branch: str, last: int, count: int) -> tuple[Node, ...]:
@@ -285,6 +276,25 @@ class Summaries(Operations):
 
 def _said(node: Node) -> SummaryBody | None:
     return node.body.body if isinstance(node.body, Summary) else None
+
+
+def check_count(steps: int) -> None:
+    """Refuse a segment that is too long for one summary."""
+    if steps > limits.COVER_STEPS_MAX:
+        raise OutOfRangeError(
+            f"last_covered: the segment has {steps} steps; one summary covers at most "
+            f"{limits.COVER_STEPS_MAX}. Name an earlier last_covered and compress in parts",
+            reason=Reason.BAD_BOUNDARY,
+            field="last_covered",
+        )
+
+
+def check_waited_for(required: Sequence[str], proceed: bool) -> None:
+    """Refuse to wait for a validator outside."""
+    if EXTERNAL in required and not proceed:
+        raise limits.refuse(
+            "on_pending", "the verdict of a validator outside cannot be waited for; send ON_PENDING_PROCEED"
+        )
 
 
 def evidence_of_cover(cover: Cover, nodes: Sequence[Node], body: SummaryBody | None, made_by: str) -> Evidence:

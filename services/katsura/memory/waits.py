@@ -27,6 +27,8 @@ class Waits(Operations):
         (node,) = await self._trees.nodes(write.tree, [node_id], limits.ANSWER_BYTES_MAX)
         if not isinstance(node.body, Step) or node.body.wait is None:
             raise refusal(write.tree, "NOT_WAITING", str(node_id))
+        if node.body.wait.kind is WaitKind.SUBGOAL:
+            raise limits.refuse("node_id", f"node {node_id} begins a subgoal; EndSubgoal ends it")
         (step,) = limits.complete_steps([said or _plain(node.body.wait.kind, resolution)])
         owed = node.body.attributes.get(OPENS, "")
         attributes = {**step.attributes, CLOSES: owed} if owed else step.attributes

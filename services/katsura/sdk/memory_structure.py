@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from katsura.api.memory.v1 import memory_collect_pb2 as collect_pb
 from katsura.api.memory.v1 import memory_leases_pb2 as leases_pb
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_references_pb2 as references_pb
+from katsura.api.memory.v1 import memory_subgoals_pb2 as subgoals_pb
 from katsura.api.memory.v1 import memory_waits_pb2 as waits_pb
 from katsura.sdk.connection import new_request_id
 
@@ -100,6 +101,61 @@ class StructureCalls:
         """What waits for a tool or an approval on a branch, or on every branch that is ACTIVE."""
         request = waits_pb.ListWaitingRequest(tree_id=tree_id, branch=branch)
         return list(cast(waits_pb.ListWaitingResponse, await self._call("ListWaiting", request)).waiting)
+
+    async def begin_subgoal(
+        self,
+        tree_id: str,
+        title: str,
+        criteria: Sequence[str] = (),
+        *,
+        parent_subgoal: int | None = None,
+        branch: str = "",
+        expected_head: int | None = None,
+        request_id: str = "",
+        lease_token: int = 0,
+    ) -> subgoals_pb.BeginSubgoalResponse:
+        """Begin a subgoal within the innermost open one. Steps state its criteria: attribute "criterion.<name>"."""
+        request = subgoals_pb.BeginSubgoalRequest(
+            request_id=request_id or new_request_id(),
+            tree_id=tree_id,
+            branch=branch,
+            expected_head=expected_head,
+            unconditional=expected_head is None,
+            title=title,
+            criteria=criteria,
+            parent_subgoal=parent_subgoal,
+            lease_token=lease_token,
+        )
+        return cast(subgoals_pb.BeginSubgoalResponse, await self._call("BeginSubgoal", request))
+
+    async def end_subgoal(
+        self,
+        tree_id: str,
+        subgoal_id: int = 0,
+        results: Mapping[str, bool] | None = None,
+        *,
+        summary: tree_pb.SummaryBody | None = None,
+        compressor: str = "",
+        branch: str = "",
+        expected_head: int | None = None,
+        request_id: str = "",
+        lease_token: int = 0,
+    ) -> subgoals_pb.EndSubgoalResponse:
+        """End the innermost subgoal and summarise it; `results` says which of its criteria hold, as far as known."""
+        verdicts = {True: tree_pb.VERDICT_PASS, False: tree_pb.VERDICT_FAIL}
+        request = subgoals_pb.EndSubgoalRequest(
+            request_id=request_id or new_request_id(),
+            tree_id=tree_id,
+            branch=branch,
+            expected_head=expected_head,
+            unconditional=expected_head is None,
+            subgoal_id=subgoal_id,
+            results={name: verdicts[holds] for name, holds in (results or {}).items()},
+            summary_body=summary,
+            compressor=compressor,
+            lease_token=lease_token,
+        )
+        return cast(subgoals_pb.EndSubgoalResponse, await self._call("EndSubgoal", request))
 
     async def collect_garbage(
         self, tree_id: str, *, keep_abandoned: int | None = None, keep_revisions: int | None = None, page_size: int = 0

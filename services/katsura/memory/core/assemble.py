@@ -38,6 +38,7 @@ from katsura.domain.trees import (
     Summary,
     SummaryStatus,
     ToolCall,
+    WaitKind,
 )
 from katsura.memory.core.slots import slot_text
 from katsura.memory.core.tokens import estimate, estimate_step, hint_text, shown_text, wait_text
@@ -361,7 +362,8 @@ def _waiting_segment(shown: Shown) -> Segment:
     assert isinstance(step, Step), "steps wait"
     assert step.wait is not None
     where = f" of tree {shown.tree_id}" if shown.tree_id else ""
-    text = f"[open: step {shown.node.node_id}{where} waits for {wait_text(step.wait)}]"
+    does = "began" if step.wait.kind is WaitKind.SUBGOAL else "waits for"
+    text = f"[open: step {shown.node.node_id}{where} {does} {wait_text(step.wait)}]"
     return Segment(SegmentKind.WAITING, "user", text, ROOT, estimate(text), estimated=True, shortened=True)
 
 

@@ -44,6 +44,8 @@ ATTRIBUTES_MAX: Final = 64
 TEXT_BYTES_MAX: Final = 4 * KIB
 """Of labels, attributes, pins, reasons and ids within a step."""
 RELATED_MAX: Final = 64
+CRITERIA_MAX: Final = 16
+"""Criteria of one subgoal."""
 REFERENCES_MAX: Final = 64
 INVALIDATE_MAX: Final = 256
 KEEP_MAX: Final = 1 << 31
@@ -244,6 +246,8 @@ def _check_step(step: Step, at: str) -> int:
     check_references(step.references, f"{at}.references")
     if step.wait is not None and not check_text(step.wait.what, f"{at}.wait.what", KIB).strip():
         raise refuse(f"{at}.wait.what", "it is empty; say what the step waits for")
+    if step.wait is not None and step.wait.kind is WaitKind.SUBGOAL:
+        raise refuse(f"{at}.wait.kind", "BeginSubgoal makes the steps that begin a subgoal")
     if step.effect is Effect.REVERSIBLE and not step.undo_ref:
         raise refuse(f"{at}.undo_ref", "a reversible effect needs to say how to undo it")
     blob = len(step.opaque) + sum(len(item.data) for item in step.attachments)

@@ -10,6 +10,7 @@ from typing import Final
 
 from katsura.domain.trees import Effect, Hint, StandingEffect, Step, Wait, WaitKind
 
+_WAIT_NAMES: Final = {WaitKind.APPROVAL: "approval", WaitKind.SUBGOAL: "subgoal"}
 BYTES_PER_TOKEN: Final = 3
 MESSAGE_TOKENS: Final = 4
 """What a template adds around one message: role and separators."""
@@ -22,12 +23,12 @@ def estimate(text: str) -> int:
 
 def wait_text(wait: Wait) -> str:
     """What a step waits for, as an obligation."""
-    return f"{'approval' if wait.kind is WaitKind.APPROVAL else 'tool'}: {wait.what}"
+    return f"{_WAIT_NAMES.get(wait.kind, 'tool')}: {wait.what}"
 
 
 def shown_text(step: Step) -> str:
     """What a step says in a context: the same for as long as it is there, so that no prefix changes."""
-    if step.wait is None:
+    if step.wait is None or step.wait.kind is WaitKind.SUBGOAL:  # whose step says so in its own words
         return step.content
     return f"{step.content}\n[waits for {wait_text(step.wait)}]".lstrip("\n")
 

@@ -278,6 +278,8 @@ class _WaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitKind.Val
     """For the answer of a tool that takes its time."""
     WAIT_KIND_APPROVAL: _WaitKind.ValueType  # 2
     """For somebody who says whether it may be done."""
+    WAIT_KIND_SUBGOAL: _WaitKind.ValueType  # 3
+    """For the end of a subgoal, which it begins (BeginSubgoal makes these, EndSubgoal resolves them)."""
 
 class WaitKind(_WaitKind, metaclass=_WaitKindEnumTypeWrapper):
     """For what a step waits."""
@@ -288,6 +290,8 @@ WAIT_KIND_TOOL: WaitKind.ValueType  # 1
 """For the answer of a tool that takes its time."""
 WAIT_KIND_APPROVAL: WaitKind.ValueType  # 2
 """For somebody who says whether it may be done."""
+WAIT_KIND_SUBGOAL: WaitKind.ValueType  # 3
+"""For the end of a subgoal, which it begins (BeginSubgoal makes these, EndSubgoal resolves them)."""
 Global___WaitKind: _TypeAlias = WaitKind  # noqa: Y015
 
 class _Resolution:

@@ -11,6 +11,7 @@ from katsura.api.memory.v1 import memory_merge_pb2 as katsura_dot_api_dot_memory
 from katsura.api.memory.v1 import memory_references_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__references__pb2
 from katsura.api.memory.v1 import memory_service_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2
 from katsura.api.memory.v1 import memory_slots_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__slots__pb2
+from katsura.api.memory.v1 import memory_subgoals_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__subgoals__pb2
 from katsura.api.memory.v1 import memory_waits_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2
 
 GRPC_GENERATED_VERSION = '1.80.1'
@@ -183,6 +184,16 @@ class MemoryServiceStub(object):
                 '/katsura.api.memory.v1.MemoryService/ListWaiting',
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2.ListWaitingRequest.SerializeToString,
                 response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2.ListWaitingResponse.FromString,
+                _registered_method=True)
+        self.BeginSubgoal = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/BeginSubgoal',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__subgoals__pb2.BeginSubgoalRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__subgoals__pb2.BeginSubgoalResponse.FromString,
+                _registered_method=True)
+        self.EndSubgoal = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/EndSubgoal',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__subgoals__pb2.EndSubgoalRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__subgoals__pb2.EndSubgoalResponse.FromString,
                 _registered_method=True)
         self.AddReferences = channel.unary_unary(
                 '/katsura.api.memory.v1.MemoryService/AddReferences',
@@ -502,6 +513,28 @@ class MemoryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BeginSubgoal(self, request, context):
+        """Begins a subgoal by name: one step, owed by every context and summary until EndSubgoal. Subgoals nest.
+        Errors: FAILED_PRECONDITION / SUBGOAL_OPEN (another one is the innermost), NOT_WAITING (parent_subgoal is not open),
+        BRANCH_NOT_WRITABLE; ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; RESOURCE_EXHAUSTED / QUEUE_FULL (64
+        steps wait).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndSubgoal(self, request, context):
+        """Ends the innermost subgoal: one step that says how it went, then a summary of exactly its steps, and before it one of
+        what was raw before it began. The step is one commit and each summary another; a call that was cut off between
+        them is finished by repeating it under its request_id.
+        Errors: FAILED_PRECONDITION / NOT_WAITING (it was not begun on this path, or was ended), SUBGOAL_OPEN (one within it is
+        open), BRANCH_NOT_WRITABLE; ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; OUT_OF_RANGE / BAD_BOUNDARY
+        (too many steps for one summary: Compress first).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AddReferences(self, request, context):
         """Adds references to a step.
         Errors: FAILED_PRECONDITION / BAD_REFERENCE (not from a step to a step or summary made before it); NOT_FOUND /
@@ -768,6 +801,16 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.ListWaiting,
                     request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2.ListWaitingRequest.FromString,
                     response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2.ListWaitingResponse.SerializeToString,
+            ),
+            'BeginSubgoal': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginSubgoal,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__subgoals__pb2.BeginSubgoalRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__subgoals__pb2.BeginSubgoalResponse.SerializeToString,
+            ),
+            'EndSubgoal': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndSubgoal,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__subgoals__pb2.EndSubgoalRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__subgoals__pb2.EndSubgoalResponse.SerializeToString,
             ),
             'AddReferences': grpc.unary_unary_rpc_method_handler(
                     servicer.AddReferences,
@@ -1586,6 +1629,60 @@ class MemoryService(object):
             '/katsura.api.memory.v1.MemoryService/ListWaiting',
             katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2.ListWaitingRequest.SerializeToString,
             katsura_dot_api_dot_memory_dot_v1_dot_memory__waits__pb2.ListWaitingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BeginSubgoal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/BeginSubgoal',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__subgoals__pb2.BeginSubgoalRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__subgoals__pb2.BeginSubgoalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndSubgoal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/EndSubgoal',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__subgoals__pb2.EndSubgoalRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__subgoals__pb2.EndSubgoalResponse.FromString,
             options,
             channel_credentials,
             insecure,

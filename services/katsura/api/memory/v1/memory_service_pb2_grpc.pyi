@@ -13,6 +13,7 @@ from katsura.api.memory.v1 import memory_merge_pb2 as _memory_merge_pb2
 from katsura.api.memory.v1 import memory_references_pb2 as _memory_references_pb2
 from katsura.api.memory.v1 import memory_service_pb2 as _memory_service_pb2
 from katsura.api.memory.v1 import memory_slots_pb2 as _memory_slots_pb2
+from katsura.api.memory.v1 import memory_subgoals_pb2 as _memory_subgoals_pb2
 from katsura.api.memory.v1 import memory_waits_pb2 as _memory_waits_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -159,6 +160,20 @@ class MemoryServiceStub:
     """
     ListWaiting: _grpc.UnaryUnaryMultiCallable[_memory_waits_pb2.ListWaitingRequest, _memory_waits_pb2.ListWaitingResponse]
     """Lists the steps that wait."""
+    BeginSubgoal: _grpc.UnaryUnaryMultiCallable[_memory_subgoals_pb2.BeginSubgoalRequest, _memory_subgoals_pb2.BeginSubgoalResponse]
+    """Begins a subgoal by name: one step, owed by every context and summary until EndSubgoal. Subgoals nest.
+    Errors: FAILED_PRECONDITION / SUBGOAL_OPEN (another one is the innermost), NOT_WAITING (parent_subgoal is not open),
+    BRANCH_NOT_WRITABLE; ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; RESOURCE_EXHAUSTED / QUEUE_FULL (64
+    steps wait).
+    """
+    EndSubgoal: _grpc.UnaryUnaryMultiCallable[_memory_subgoals_pb2.EndSubgoalRequest, _memory_subgoals_pb2.EndSubgoalResponse]
+    """Ends the innermost subgoal: one step that says how it went, then a summary of exactly its steps, and before it one of
+    what was raw before it began. The step is one commit and each summary another; a call that was cut off between
+    them is finished by repeating it under its request_id.
+    Errors: FAILED_PRECONDITION / NOT_WAITING (it was not begun on this path, or was ended), SUBGOAL_OPEN (one within it is
+    open), BRANCH_NOT_WRITABLE; ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; OUT_OF_RANGE / BAD_BOUNDARY
+    (too many steps for one summary: Compress first).
+    """
     AddReferences: _grpc.UnaryUnaryMultiCallable[_memory_references_pb2.AddReferencesRequest, _memory_references_pb2.AddReferencesResponse]
     """Adds references to a step.
     Errors: FAILED_PRECONDITION / BAD_REFERENCE (not from a step to a step or summary made before it); NOT_FOUND /
@@ -342,6 +357,20 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """
     ListWaiting: _aio.UnaryUnaryMultiCallable[_memory_waits_pb2.ListWaitingRequest, _memory_waits_pb2.ListWaitingResponse]  # type: ignore[assignment]
     """Lists the steps that wait."""
+    BeginSubgoal: _aio.UnaryUnaryMultiCallable[_memory_subgoals_pb2.BeginSubgoalRequest, _memory_subgoals_pb2.BeginSubgoalResponse]  # type: ignore[assignment]
+    """Begins a subgoal by name: one step, owed by every context and summary until EndSubgoal. Subgoals nest.
+    Errors: FAILED_PRECONDITION / SUBGOAL_OPEN (another one is the innermost), NOT_WAITING (parent_subgoal is not open),
+    BRANCH_NOT_WRITABLE; ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; RESOURCE_EXHAUSTED / QUEUE_FULL (64
+    steps wait).
+    """
+    EndSubgoal: _aio.UnaryUnaryMultiCallable[_memory_subgoals_pb2.EndSubgoalRequest, _memory_subgoals_pb2.EndSubgoalResponse]  # type: ignore[assignment]
+    """Ends the innermost subgoal: one step that says how it went, then a summary of exactly its steps, and before it one of
+    what was raw before it began. The step is one commit and each summary another; a call that was cut off between
+    them is finished by repeating it under its request_id.
+    Errors: FAILED_PRECONDITION / NOT_WAITING (it was not begun on this path, or was ended), SUBGOAL_OPEN (one within it is
+    open), BRANCH_NOT_WRITABLE; ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; OUT_OF_RANGE / BAD_BOUNDARY
+    (too many steps for one summary: Compress first).
+    """
     AddReferences: _aio.UnaryUnaryMultiCallable[_memory_references_pb2.AddReferencesRequest, _memory_references_pb2.AddReferencesResponse]  # type: ignore[assignment]
     """Adds references to a step.
     Errors: FAILED_PRECONDITION / BAD_REFERENCE (not from a step to a step or summary made before it); NOT_FOUND /
@@ -684,6 +713,32 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_memory_waits_pb2.ListWaitingResponse, _abc.Awaitable[_memory_waits_pb2.ListWaitingResponse]]:
         """Lists the steps that wait."""
+
+    @_abc_1.abstractmethod
+    def BeginSubgoal(
+        self,
+        request: _memory_subgoals_pb2.BeginSubgoalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_subgoals_pb2.BeginSubgoalResponse, _abc.Awaitable[_memory_subgoals_pb2.BeginSubgoalResponse]]:
+        """Begins a subgoal by name: one step, owed by every context and summary until EndSubgoal. Subgoals nest.
+        Errors: FAILED_PRECONDITION / SUBGOAL_OPEN (another one is the innermost), NOT_WAITING (parent_subgoal is not open),
+        BRANCH_NOT_WRITABLE; ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; RESOURCE_EXHAUSTED / QUEUE_FULL (64
+        steps wait).
+        """
+
+    @_abc_1.abstractmethod
+    def EndSubgoal(
+        self,
+        request: _memory_subgoals_pb2.EndSubgoalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_subgoals_pb2.EndSubgoalResponse, _abc.Awaitable[_memory_subgoals_pb2.EndSubgoalResponse]]:
+        """Ends the innermost subgoal: one step that says how it went, then a summary of exactly its steps, and before it one of
+        what was raw before it began. The step is one commit and each summary another; a call that was cut off between
+        them is finished by repeating it under its request_id.
+        Errors: FAILED_PRECONDITION / NOT_WAITING (it was not begun on this path, or was ended), SUBGOAL_OPEN (one within it is
+        open), BRANCH_NOT_WRITABLE; ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; OUT_OF_RANGE / BAD_BOUNDARY
+        (too many steps for one summary: Compress first).
+        """
 
     @_abc_1.abstractmethod
     def AddReferences(
