@@ -196,10 +196,12 @@ async def test_what_each_tree_keeps_is_read_by_the_page_and_of_trees_that_are_th
         policy = replace(NEW.policy, retention=keep if i % 2 else None)
         await store.create(ref, replace(NEW, policy=policy), NO_REQUEST)
     await store.drop(refs[0])
-    found: list[tuple[str, Retention | None]] = []
+    rests = step("rests", references=(Reference(1, tree_id="elsewhere"),))  # type: ignore[arg-type]
+    await store.grow(refs[4], "", None, [rests], False, NO_REQUEST)
+    found: list[tuple[str, Retention | None, bool]] = []
     token, more = "", True
     while more:
         page, token = await store.retentions(tenant, 2, token)
         found += page
         more = bool(token)
-    assert sorted(found) == [("t1", keep), ("t2", None), ("t3", keep), ("t4", None)]
+    assert sorted(found) == [("t1", keep, False), ("t2", None, False), ("t3", keep, False), ("t4", None, True)]

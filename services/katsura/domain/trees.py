@@ -126,6 +126,7 @@ class EventKind(IntEnum):
     INVALIDATED = 15
     RELEASED = 16
     COLLECTED = 17
+    STALE = 18
 
 
 class WaitKind(IntEnum):
@@ -163,6 +164,7 @@ class StaleReason(IntEnum):
     ABANDONED = 3
     INVALIDATED = 4
     FAILED = 5
+    GONE = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,12 +306,13 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, order=True)
 class StaleMark:
-    """Why a node is stale: `reason` befell `cause`, which it is or leads to. Seen only from paths that hold the step
-    `seen_from`; from everywhere where that is ROOT."""
+    """Why a node is stale: `reason` befell `cause`, which it is or leads to, of the tree `tree_id` (empty: its own).
+    Seen only from paths that hold the step `seen_from`; from everywhere where that is ROOT."""
 
     seen_from: NodeId
     cause: NodeId
     reason: StaleReason
+    tree_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

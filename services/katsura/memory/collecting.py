@@ -1,4 +1,5 @@
-"""Forgetting by itself: what the retention of a tree does not keep is collected, a bounded number of calls a turn."""
+"""Upkeep of one tree after the other: what its retention does not keep is collected, and what its steps refer to in
+other trees is looked after, a bounded number of calls a turn."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from typing import Final
 
 from katsura.domain.errors import ConflictError, NotFoundError
 from katsura.domain.retention import Retention
+from katsura.memory.foreign import Lookout
 from katsura.memory.upkeep import every_retention
 from katsura.state.tenants import TenantStore
 from katsura.state.trees import TreeRef, TreeStore
@@ -34,16 +36,19 @@ class Collector:
         self._tenants = tenants
         self._worker = worker
         self._default = default
+        self._lookout = Lookout(trees)
         self._turns = 0
 
     async def turn(self) -> None:
-        """Collect what is due, in at most 512 calls; a tree that takes more goes on in the next turn, and so do the
-        trees behind it. Each turn begins at another tenant."""
+        """Collect what is due, and look after other trees, in about 512 calls; a tree that takes more goes on in the
+        next turn, and so do the trees behind it. Each turn begins at another tenant."""
         calls = _CALLS_PER_TURN
-        async for ref, own in every_retention(self._trees, self._tenants, self._turns):
+        async for ref, own, foreign in every_retention(self._trees, self._tenants, self._turns):
             keep = own or self._default
             if keep is not None:
                 calls -= await self._collect(ref, keep, min(calls, _CALLS_PER_TREE))
+            if foreign:
+                calls -= await self._lookout.turn(ref, min(calls, _CALLS_PER_TREE))
             if calls <= 0:
                 break
         self._turns += 1

@@ -414,7 +414,7 @@ def _reference_message(reference: Reference) -> tree_pb.Reference:
 
 def _mark_message(mark: StaleMark) -> tree_pb.StaleMark:
     reason = tree_pb.StaleReason.ValueType(mark.reason)
-    return tree_pb.StaleMark(cause_node=mark.cause, reason=reason, seen_from=mark.seen_from)
+    return tree_pb.StaleMark(cause_node=mark.cause, reason=reason, seen_from=mark.seen_from, tree_id=mark.tree_id)
 
 
 def _summary_message(summary: Summary, judgement: Judgement) -> tree_pb.Summary:

@@ -30,10 +30,11 @@ async def every_tree(trees: TreeStore, tenants: TenantStore) -> AsyncIterator[tu
 
 async def every_retention(
     trees: TreeStore, tenants: TenantStore, first: int
-) -> AsyncIterator[tuple[TreeRef, Retention | None]]:
-    """What each tree keeps that is in the store, from the `first` tenant on (counted in a circle)."""
-    async for tenant, (tree, retention) in _paged(tenants, trees.retentions, first):
-        yield TreeRef(tenant, tree), retention
+) -> AsyncIterator[tuple[TreeRef, Retention | None, bool]]:
+    """What each tree keeps that is in the store, and whether its steps refer to other trees, from the `first` tenant on
+    (counted in a circle)."""
+    async for tenant, (tree, retention, foreign) in _paged(tenants, trees.retentions, first):
+        yield TreeRef(tenant, tree), retention, foreign
 
 
 async def _paged(

@@ -24,8 +24,11 @@ from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.ids import NodeId
 from katsura.domain.trees import Branch, BranchState, Durability, Origin, Reference, StaleMark, Tree, TreePolicy
 from katsura.state.contents import TreeRef
+from katsura.state.foreign import Look, look_of
 from katsura.state.tree_records import (
     known_fields,
+    looked_json,
+    looked_of,
     mark_of,
     marks_list,
     references_json,
@@ -75,10 +78,11 @@ class ArchivedSteps:
 
 @dataclass(frozen=True, slots=True)
 class ArchivedReferences:
-    """References by step, and marks by stale node."""
+    """References by step, marks by stale node, and, of a cold tree only, what was last seen of other trees."""
 
     references: tuple[tuple[NodeId, tuple[Reference, ...]], ...] = ()
     marks: tuple[tuple[NodeId, tuple[StaleMark, ...]], ...] = ()
+    looks: tuple[Look, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +160,8 @@ def line_of(part: Archived) -> bytes:
             return _line({"n": part.node_id, "p": place, "r": stored, "b": blobs if any(blobs) else []})
         case ArchivedReferences():
             texts = [[node, json.loads(references_json(found))] for node, found in part.references]
-            return _line({"f": texts, "m": [[node, marks_list(marks)] for node, marks in part.marks]})
+            looks = {"l": [[look.place, looked_json(look.seen)] for look in part.looks]} if part.looks else {}
+            return _line({"f": texts, "m": [[node, marks_list(marks)] for node, marks in part.marks], **looks})
         case ArchivedSteps():
             return _line({"s": [list(step) for step in part.steps]})
 
@@ -189,6 +194,7 @@ def _part(found: Mapping[str, Any]) -> Archived | ArchivedEnd:
         return ArchivedReferences(
             tuple((NodeId(n), references_of(json.dumps(each))) for n, each in found["f"]),
             tuple((NodeId(n), tuple(map(mark_of, each))) for n, each in found["m"]),
+            tuple(look_of(place, looked_of(text)) for place, text in found.get("l", ())),
         )
     if "n" in found:
         parent, depth, tokens, a, b = map(int, found["p"])

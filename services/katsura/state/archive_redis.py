@@ -23,6 +23,7 @@ from katsura.state.tree_records import (
     extra_from,
     extra_key,
     is_tombstone,
+    looked_json,
     mark_of,
     marks_list,
     policy_json,
@@ -112,6 +113,8 @@ class RedisArchive(TreeCalls):
                     await self._restore_nodes(ref, token, nodes, namespace, digests)
                     nodes = []
                     await self._restore_references(ref, token, part)
+                    if end != "restore_end":  # an import has seen nothing yet, whatever its lines say
+                        await self._restore_looks(ref, token, part)
                 case ArchivedSteps():
                     await self._restore_nodes(ref, token, nodes, namespace, digests)
                     nodes = []
@@ -153,6 +156,11 @@ class RedisArchive(TreeCalls):
             await self._call(ref, "restore_references", token, *references)
         if marks:
             await self._call(ref, "restore_marks", token, *marks)
+
+    async def _restore_looks(self, ref: TreeRef, token: str, part: ArchivedReferences) -> None:
+        looks: list[Arg] = [arg for each in part.looks for arg in ("looked", each.place, looked_json(each.seen))]
+        if looks:
+            await self._call(ref, "restore_fields", token, *looks)
 
     async def _restore_end(self, ref: TreeRef, token: str, head: ArchivedHead, end: str) -> Tree:
         tree = head.tree

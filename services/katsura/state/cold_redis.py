@@ -26,12 +26,23 @@ from katsura.domain.errors import (
 from katsura.domain.trees import Durability, Tree
 from katsura.domain.usage import Usage
 from katsura.state import keys
-from katsura.state.archive import Archived, ArchivedEnd, ArchivedHead, ArchivedNode, end_line, line_of, part_of
+from katsura.state.archive import (
+    Archived,
+    ArchivedEnd,
+    ArchivedHead,
+    ArchivedNode,
+    ArchivedReferences,
+    end_line,
+    line_of,
+    part_of,
+)
 from katsura.state.archive_redis import RedisArchive
 from katsura.state.connect import Arg, Store, translated
 from katsura.state.contents import TreeRef
+from katsura.state.foreign import Look, look_of
 from katsura.state.objects import ObjectStore
 from katsura.state.tree_calls import checked
+from katsura.state.tree_records import looked_of
 from katsura.state.tree_replies import tree_of
 from katsura.state.trees import Limits
 from katsura.state.usage import Count, uncounted
@@ -67,6 +78,9 @@ class RedisCold(RedisArchive):
                     revision = part.tree.revision
                 nodes += isinstance(part, ArchivedNode)
                 yield line_of(part)
+            async for looks in self._looks(ref):
+                if looks:
+                    yield line_of(ArchivedReferences(looks=looks))
             yield end_line(ArchivedEnd(nodes))  # the store keeps the digest of the whole object
 
         digest = await objects.put(name, lines())
@@ -78,6 +92,10 @@ class RedisCold(RedisArchive):
             return False
         self._count(ref.tenant, Usage(-1, -answer[1], -answer[2]))
         return True
+
+    async def _looks(self, ref: TreeRef) -> AsyncIterator[tuple[Look, ...]]:
+        async for fields in self._fields(ref, "looked"):
+            yield tuple(look_of(place.decode(), looked_of(text)) for place, text in fields)
 
     async def _answer(self, ref: TreeRef, function: str, *arguments: Arg, read_only: bool = False) -> list[Any]:
         for _ in range(_TRIES):

@@ -28,9 +28,9 @@ class TreeCollecting(Protocol):
 
     async def retentions(
         self, tenant: TenantId, page_size: int, page_token: str
-    ) -> tuple[tuple[tuple[TreeId, Retention | None], ...], str]:
-        """The trees of a tenant that are in the store, newest first, with what each keeps; the token of the next page
-        ("" at the end). A page costs about as much as reading one tree."""
+    ) -> tuple[tuple[tuple[TreeId, Retention | None, bool], ...], str]:
+        """The trees of a tenant that are in the store, newest first, with what each keeps and whether its steps refer
+        to other trees; the token of the next page ("" at the end). A page costs about as much as reading one tree."""
         ...
 
     async def claim_collecting(self, ref: TreeRef, keep: Retention, worker: str, lease_ms: int) -> int:

@@ -25,8 +25,9 @@ class RedisCollecting(TreeCalls):
 
     async def retentions(
         self, tenant: TenantId, page_size: int, page_token: str
-    ) -> tuple[tuple[tuple[TreeId, Retention | None], ...], str]:
-        """The trees of a tenant that are in the store, with what each keeps: one round trip a page."""
+    ) -> tuple[tuple[tuple[TreeId, Retention | None, bool], ...], str]:
+        """The trees of a tenant that are in the store, with what each keeps and whether it refers to others: one round
+        trip a page."""
         newest = b"(" + page_token.encode() if page_token else b"+"
         with translated(self._store.url):
             found: Any = await self._store.client.zrevrangebylex(
@@ -36,11 +37,15 @@ class RedisCollecting(TreeCalls):
         trees = [TreeId(name.partition(":")[2]) for name in names]
         pipeline = self._store.client.pipeline(transaction=False)
         for tree in trees:
-            pipeline.hmget(keys.tree(tenant, tree, "meta"), "revision", "retention")
+            pipeline.hmget(keys.tree(tenant, tree, "meta"), "revision", "retention", "foreign")
         with translated(self._store.url):
             kept = await pipeline.execute() if trees else []
         pairs = zip(trees, kept, strict=True)
-        live = tuple((tree, retention_of(text or b"")) for tree, (revision, text) in pairs if revision is not None)
+        live = tuple(
+            (tree, retention_of(text or b""), foreign is not None)
+            for tree, (revision, text, foreign) in pairs
+            if revision is not None
+        )
         return live, names[-1] if len(names) == page_size else ""
 
     async def claim_collecting(self, ref: TreeRef, keep: Retention, worker: str, lease_ms: int) -> int:

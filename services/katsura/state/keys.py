@@ -128,7 +128,7 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
 
     - `meta` HASH: goal, pins, policy, labels (JSON); revision, next (last node id), branch_count, default, created,
       updated (ms), ttl_ms, raw_limit, rollup, incarnation, create (replay record), replayed, claims, bytes;
-      retention (JSON), collected, garbage_at, collector (memory_9_zcollect.lua);
+      retention (JSON), collected, garbage_at, collector (memory_9_zcollect.lua); foreign (memory_d_foreign.lua);
       `importing` alone (a token, for 10 minutes) while an import fills the keys.
     - `branches` HASH name -> JSON of heads, and of the newest lease.
     - `versions` HASH `<chain parent>:<base>:<last>` -> summaries made of it.
@@ -149,8 +149,9 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
     - `gone` HASH names of branches that were collected: not used again.
     - `references` HASH step -> JSON [[to, kind, declared, tree]...]; `dependents` ZSET, all scores 0, of `<to>:<from>`
       (16 digits each); `crossed` ZSET of nodes that a step on another path refers to, by id.
-    - `stale` HASH node -> JSON [[seen from, cause, reason]...]; `stale_ids` ZSET of them by id; `stale_queue` LIST of
-      what is still to be marked (memory_1_tree_references.lua).
+    - `stale` HASH node -> JSON [[seen from, cause, reason, tree of the cause where it is another]...]; `stale_ids` ZSET
+      of them by id; `stale_queue` LIST of what is still to be marked (memory_1_tree_references.lua).
+    - `looked` HASH `<tree>\\n<to>:<from>` -> JSON marks of a node of another tree as they were last seen.
     - `steps` HASH `<branch> <client step id>` -> `<id> <body digest>`. - `kids` HASH `<parent>:<body digest>` -> id.
     - `verdicts` HASH summary id -> `<status> <version>\\n<JSON>`: the half of a summary that changes.
     - `replays` HASH request id -> digest and answer; `order` LIST of request ids, oldest first: at most Limits.replays.

@@ -181,7 +181,7 @@ def node_of(
     tokenized: bytes = b"",
     extras: Sequence[bytes] = (),
     references: bytes = b"",
-    marks: Sequence[Sequence[int]] = (),
+    marks: Sequence[Sequence[Any]] = (),
 ) -> Node:
     """A node from its link and its stored form (`functions/memory_1_tree.lua` writes both)."""
     head, _, record = stored.partition(b"\n")
@@ -255,14 +255,26 @@ def references_of(text: str | bytes) -> tuple[Reference, ...]:
     return tuple(Reference(NodeId(n), ReferenceKind(kind), tree, bool(told)) for n, kind, told, tree, *_ in found)
 
 
-def mark_of(found: Sequence[int]) -> StaleMark:
-    """A mark as the store keeps it."""
-    return StaleMark(NodeId(found[0]), NodeId(found[1]), StaleReason(found[2]))
+def mark_of(found: Sequence[Any]) -> StaleMark:
+    """A mark as the store keeps it, or as it answers it."""
+    seen_from, cause, reason, tree, *_ = (*found, "")
+    tree_id = tree.decode() if isinstance(tree, bytes) else str(tree)
+    return StaleMark(NodeId(seen_from), NodeId(cause), StaleReason(reason), tree_id)
 
 
-def marks_list(marks: Iterable[StaleMark]) -> list[list[int]]:
+def marks_list(marks: Iterable[StaleMark]) -> list[list[Any]]:
     """Marks as the store keeps them, as JSON data."""
-    return [[m.seen_from, m.cause, int(m.reason)] for m in marks]
+    return [[m.seen_from, m.cause, int(m.reason), *([m.tree_id] if m.tree_id else ())] for m in marks]
+
+
+def looked_json(marks: Iterable[StaleMark] | None) -> str:
+    """The marks of another tree's node as they were last seen, as the store keeps them; None: never seen."""
+    return "" if marks is None else _json(marks_list(marks)).decode()
+
+
+def looked_of(text: str | bytes) -> tuple[StaleMark, ...] | None:
+    """The way back from `looked_json`."""
+    return tuple(map(mark_of, json.loads(text))) if text else None
 
 
 def policy_json(policy: TreePolicy) -> str:

@@ -53,6 +53,7 @@ from katsura.state.cold import TreeCold
 from katsura.state.collecting import TreeCollecting
 from katsura.state.contents import TreeContents
 from katsura.state.contents import TreeRef as TreeRef
+from katsura.state.foreign import TreeForeign
 from katsura.state.leases import TreeLeases, lease_refusal
 from katsura.state.merging import TreeMerging
 from katsura.state.queue import TreeQueue
@@ -195,6 +196,7 @@ class TreeStore(
     TreeMerging,
     TreeQueue,
     TreeReferences,
+    TreeForeign,
     TreeCollecting,
     TreeArchive,
     TreeCold,

@@ -37,6 +37,7 @@ from katsura.state.cold_redis import RedisCold
 from katsura.state.collecting_redis import RedisCollecting
 from katsura.state.connect import Arg, Store, translated
 from katsura.state.contents_redis import RedisContents
+from katsura.state.foreign_redis import RedisForeign
 from katsura.state.leases_redis import RedisLeases
 from katsura.state.merging_redis import RedisMerging
 from katsura.state.objects import ObjectStore
@@ -119,6 +120,7 @@ class RedisTreeStore(
     RedisMerging,
     RedisQueue,
     RedisReferences,
+    RedisForeign,
     RedisCollecting,
     TreeWatch,
 ):

@@ -54,6 +54,7 @@ from katsura.state.twin_cold import TwinCold
 from katsura.state.twin_collecting import TwinCollecting
 from katsura.state.twin_contents import TwinContents
 from katsura.state.twin_doubt import doubt_left, stale_on
+from katsura.state.twin_foreign import TwinForeign
 from katsura.state.twin_leases import TwinLeases
 from katsura.state.twin_merging import TwinMerging
 from katsura.state.twin_queue import TwinQueue, ask_for_verdict, fenced
@@ -72,6 +73,7 @@ class TwinTreeStore(
     TwinQueue,
     TwinUsage,
     TwinReferences,
+    TwinForeign,
     TwinCollecting,
     TwinArchive,
 ):

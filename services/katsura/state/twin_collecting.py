@@ -17,10 +17,10 @@ class TwinCollecting(TwinForest):
 
     async def retentions(
         self, tenant: TenantId, page_size: int, page_token: str
-    ) -> tuple[tuple[tuple[TreeId, Retention | None], ...], str]:
-        """The trees of a tenant that are in the store, with what each keeps."""
+    ) -> tuple[tuple[tuple[TreeId, Retention | None, bool], ...], str]:
+        """The trees of a tenant that are in the store, with what each keeps and whether it refers to others."""
         mine = {
-            f"{state.tree.create_ms:013}:{ref.tree}": (ref.tree, state.tree.policy.retention)
+            f"{state.tree.create_ms:013}:{ref.tree}": (ref.tree, state.tree.policy.retention, bool(state.doubts.looked))
             for ref, state in self._trees.items()
             if ref.tenant == tenant
         }

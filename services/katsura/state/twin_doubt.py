@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from katsura.domain.ids import NodeId
+from katsura.domain.ids import NodeId, TreeId
 from katsura.domain.trees import (
     ROOT,
     Reference,
@@ -17,6 +17,7 @@ from katsura.domain.trees import (
     Summary,
     SummaryStatus,
 )
+from katsura.state.foreign import Look
 from katsura.state.references import MARKS_MAX, STALE_MAX
 from katsura.state.trees import refusal
 
@@ -36,6 +37,8 @@ class Doubts:
     crossed: set[int] = field(default_factory=set)
     """Nodes to which a step on another path refers."""
     marks: dict[int, tuple[StaleMark, ...]] = field(default_factory=dict)
+    looked: dict[str, tuple[StaleMark, ...] | None] = field(default_factory=dict)
+    """By `Look.place`: marks of a node of another tree as they were last seen."""
 
     def mark(self, node_id: int, new: StaleMark) -> bool:
         """Whether the node was not marked so before."""
@@ -75,6 +78,9 @@ def refer(state: TwinTree, node_id: NodeId, new: Sequence[Reference], *, spread:
     """Take down references of a step; where one leads to is stale already, so is the step."""
     doubts = state.doubts
     doubts.references[node_id] = (*doubts.references.get(node_id, ()), *new)
+    for other in (reference for reference in new if reference.tree_id):
+        look = Look(node_id, TreeId(other.tree_id), other.node_id)
+        doubts.looked[look.place] = () if spread else None
     for to in (reference.node_id for reference in new if not reference.tree_id):
         doubts.dependents.setdefault(to, set()).add(node_id)
         found = state.nodes[to]

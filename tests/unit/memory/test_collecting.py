@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from katsura.domain.ids import TenantId, TreeId
+from katsura.domain.ids import NodeId, TenantId, TreeId
 from katsura.domain.retention import Retention
+from katsura.domain.trees import Reference, StaleMark, StaleReason
 from katsura.memory import collecting
 from katsura.memory.collecting import Collector
 from katsura.state.tenants import TwinTenantStore
 from katsura.state.trees import TreeRef
 from katsura.state.trees_twin import TwinTreeStore
 from katsura.testing.clocks import HandClock
-from katsura.testing.tree_suite import BIG, LIMITS, NEW, NO_REQUEST, grow, revise
+from katsura.testing.tree_suite import BIG, LIMITS, NEW, NO_REQUEST, grow, revise, step
 
 KEEP = Retention(0, 1)
 
@@ -77,3 +78,16 @@ async def test_two_processes_do_not_collect_the_same_tree(monkeypatch: pytest.Mo
     first = await shelf.gone(ref)
     await Collector(shelf.trees, shelf.tenants, "two").turn()
     assert await shelf.gone(ref) == first, "the other's claim has not ended"
+
+
+async def test_a_turn_looks_after_other_trees_whatever_is_kept() -> None:
+    shelf = Shelf()
+    there = await shelf.add("acme", None)
+    ref = TreeRef(there.tenant, TreeId("here"))
+    await shelf.trees.create(ref, NEW, NO_REQUEST)
+    rests = step("rests", references=(Reference(NodeId(1), tree_id=there.tree),))
+    await shelf.trees.grow(ref, "", None, [rests], False, NO_REQUEST)
+    await shelf.trees.invalidate(there, [1], False, NO_REQUEST)
+    await Collector(shelf.trees, shelf.tenants, "one").turn()
+    (node,) = await shelf.trees.nodes(ref, [1], BIG)
+    assert node.stale == (StaleMark(NodeId(0), NodeId(1), StaleReason.INVALIDATED, there.tree),)

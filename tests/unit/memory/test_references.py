@@ -7,12 +7,16 @@ import pytest
 from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, Reason
 from katsura.domain.ids import NodeId, TenantId, TreeId
 from katsura.domain.trees import Reference, ReferenceKind, Relation, Step, TreePolicy
+from katsura.memory import translate
+from katsura.memory.collecting import Collector
 from katsura.memory.core.assemble import STALE_LIMIT, SegmentKind
 from katsura.memory.core.slots import SlotWrite
 from katsura.memory.operations import Write
 from katsura.memory.service import Memory
+from katsura.state.tenants import TwinTenantStore
 from katsura.state.trees import Limits, TreeRef
 from katsura.state.trees_twin import TwinTreeStore
+from katsura.testing.clocks import HandClock
 
 REF = TreeRef(TenantId("acme"), TreeId("tree"))
 
@@ -152,3 +156,30 @@ async def test_a_step_refers_to_nodes_of_other_trees_that_are_there_only(memory:
     assert await memory.grow(write, [rests], False) == grown, "I10: the same request answers the same"
     with pytest.raises(NotFoundError):
         await memory.grow(Write("again", REF, "", None, True), [rests], False)
+
+
+async def test_a_context_names_the_tree_in_which_something_befell_what_it_rests_on() -> None:
+    trees, tenants = TwinTreeStore(Limits()), TwinTenantStore(HandClock())
+    memory, other = Memory(trees, lambda: "fresh", heartbeat_s=5.0), TreeRef(REF.tenant, TreeId("other"))
+    await tenants.ensure_tenant(REF.tenant)
+    for tree in ("tree", "other"):
+        await memory.create_tree(REF.tenant, "", tree, "", (), TreePolicy(), {})
+    new = Step("book Nara", relation=Relation.REPLACE, related_node_ids=(NodeId(1),))
+    await memory.grow(Write("", other, "", None, True), [Step("book Kyoto"), Step("two nights")], False)
+    on = [Reference(NodeId(i), tree_id="other") for i in (1, 2)]
+    await grow(memory, Step("a hotel there", references=(on[0],)), Step("for two nights", references=(on[1],)))
+    await memory.grow(Write("", other, "", None, True), [new], False)
+    await Collector(trees, tenants, "one").turn()
+    (node,) = await memory.get_nodes(REF, [NodeId(1)])
+    (message,) = translate.node_message(node).stale
+    assert (message.cause_node, message.tree_id, message.seen_from) == (1, "other", 0)
+    await memory.delete_tree(other)
+    await Collector(trees, tenants, "one").turn()
+    assert [text for _, text in await notices(memory, 2000)] == [
+        "[stale: step 1 rests on 1 of tree other, which another step replaced]",
+        "[stale: step 1 rests on 1 of tree other, which is not there any more]",
+        "[stale: step 2 rests on 2 of tree other, which is not there any more]",
+    ]
+    await memory.invalidate(REF, "", (1, 2), True)
+    await Collector(trees, tenants, "one").turn()
+    assert await notices(memory) == []

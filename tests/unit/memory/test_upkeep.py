@@ -23,7 +23,7 @@ async def test_every_tree_of_every_tenant_is_passed_once_whoever_comes_first() -
         for i in range(120):
             await trees.create(TreeRef(TenantId(tenant), TreeId(f"t{i}")), NEW, NO_REQUEST)
     for first in range(3):
-        found = [ref async for ref, _ in every_retention(trees, tenants, first)]
+        found = [ref async for ref, _, _ in every_retention(trees, tenants, first)]
         assert len(found) == len(set(found)) == 240
         assert found[0].tenant == "ab"[first % 2]
     assert {ref async for ref, _ in every_tree(trees, tenants)} == set(found)

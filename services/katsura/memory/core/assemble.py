@@ -55,11 +55,12 @@ STALE_SHARE: Final = 8
 COVERED, OVER_BUDGET, NOT_VALID, HINT_LIMIT = "covered-by-summary", "over-budget", "summary-not-valid", "hint-limit"
 STALE_LIMIT: Final = "stale-limit"
 _BEFELL: Final = {
-    StaleReason.REPLACED: "which step {} replaced",
+    StaleReason.REPLACED: "which {} replaced",
     StaleReason.REDACTED: "whose content was destroyed",
     StaleReason.ABANDONED: "which a Revise abandoned",
     StaleReason.INVALIDATED: "which was said to hold no longer",
     StaleReason.FAILED: "a summary that failed its check",
+    StaleReason.GONE: "which is not there any more",
 }
 
 
@@ -381,7 +382,8 @@ def _unseen(
 
 def _stale_segments(snapshot: Snapshot) -> list[tuple[StaleStep, Segment]]:
     """What no longer holds, oldest first, where it came to hold no longer. A redacted step says so itself."""
-    told = [s for s in snapshot.stale if s.mark.reason is not StaleReason.REDACTED or s.mark.cause != s.node_id]
+    redacted = StaleReason.REDACTED
+    told = [s for s in snapshot.stale if (s.mark.reason, s.mark.cause, s.mark.tree_id) != (redacted, s.node_id, "")]
     return [(stale, _stale_segment(stale)) for stale in sorted(told, key=lambda s: (s.depth, s.node_id, s.mark))]
 
 
@@ -395,9 +397,11 @@ def _noticed(chosen: _Chosen) -> Iterable[tuple[int, Segment]]:
 def _stale_segment(stale: StaleStep) -> Segment:
     """It shows no node: the ids attached under the step are the step's."""
     mark = stale.mark
-    rests = "" if mark.cause == stale.node_id else f" rests on {mark.cause}"
+    there = f" of tree {mark.tree_id}" if mark.tree_id else ""
+    rests = "" if mark.cause == stale.node_id and not there else f" rests on {mark.cause}{there}"
     where = f" of tree {stale.tree_id}" if stale.tree_id else ""
-    text = f"[stale: step {stale.node_id}{where}{rests}, {_BEFELL[mark.reason].format(mark.seen_from)}]"
+    befell = _BEFELL[mark.reason].format(f"step {mark.seen_from}" if mark.seen_from else "another step")
+    text = f"[stale: step {stale.node_id}{where}{rests}, {befell}]"
     return Segment(SegmentKind.STALE, "user", text, ROOT, estimate(text), estimated=True, shortened=True)
 
 

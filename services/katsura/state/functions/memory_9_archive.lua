@@ -27,7 +27,7 @@ register('dump_nodes', function(keys, args)
   return answer
 end, {'no-writes'})
 
--- ARGV: cursor, key ('steps', 'references' or 'stale'). {'OK', next cursor, field, value...}
+-- ARGV: cursor, key ('steps', 'references', 'stale' or 'looked'). {'OK', next cursor, field, value...}
 register('dump_fields', function(keys, args)
   local t, missing = open(keys)
   if not t then return missing end
@@ -94,7 +94,7 @@ register('restore_nodes', function(keys, args)
   return {'OK'}
 end)
 
--- ARGV: token, then key ('steps' or 'extras'), field and value by turns.
+-- ARGV: token, then key ('steps', 'extras' or 'looked'), field and value by turns.
 register('restore_fields', function(keys, args)
   local t = keys_of(keys[1])
   if not importing(t, args[1]) then return {'TREE_EXISTS'} end

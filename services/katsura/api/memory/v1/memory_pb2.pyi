@@ -248,6 +248,8 @@ class _StaleReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StaleReas
     """Somebody said so (Invalidate)."""
     STALE_REASON_FAILED: _StaleReason.ValueType  # 5
     """It is a summary that failed."""
+    STALE_REASON_GONE: _StaleReason.ValueType  # 6
+    """It was in another tree, and it or its tree is not there any more."""
 
 class StaleReason(_StaleReason, metaclass=_StaleReasonEnumTypeWrapper):
     """What happened to a node, so that whatever refers to it is stale."""
@@ -264,6 +266,8 @@ STALE_REASON_INVALIDATED: StaleReason.ValueType  # 4
 """Somebody said so (Invalidate)."""
 STALE_REASON_FAILED: StaleReason.ValueType  # 5
 """It is a summary that failed."""
+STALE_REASON_GONE: StaleReason.ValueType  # 6
+"""It was in another tree, and it or its tree is not there any more."""
 Global___StaleReason: _TypeAlias = StaleReason  # noqa: Y015
 
 class _WaitKind:
@@ -831,7 +835,7 @@ class Reference(_message.Message):
     kind: Global___ReferenceKind.ValueType
     """What it is to the step."""
     tree_id: _builtins.str
-    """Tree that the node is in; empty means the step's own. Nothing goes stale across trees."""
+    """Tree that the node is in; empty means the step's own. What befalls it there is seen within minutes."""
     declared: _builtins.bool
     """Whether the step said so itself when it was made; ignored where references are sent."""
     def __init__(
@@ -859,22 +863,26 @@ class StaleMark(_message.Message):
     CAUSE_NODE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     SEEN_FROM_FIELD_NUMBER: _builtins.int
+    TREE_ID_FIELD_NUMBER: _builtins.int
     cause_node: _builtins.int
     """The node that no longer holds: this one, or one that it leads to."""
     reason: Global___StaleReason.ValueType
     """What happened to it."""
     seen_from: _builtins.int
     """The step that took its place: stale only on paths that hold this step. 0: everywhere."""
+    tree_id: _builtins.str
+    """Tree of the node that no longer holds; empty means the same tree."""
     def __init__(
         self,
         *,
         cause_node: _builtins.int = ...,
         reason: Global___StaleReason.ValueType = ...,
         seen_from: _builtins.int = ...,
+        tree_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause_node", b"cause_node", "reason", b"reason", "seen_from", b"seen_from"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause_node", b"cause_node", "reason", b"reason", "seen_from", b"seen_from", "tree_id", b"tree_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -154,6 +154,8 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """A branch was dropped: the tree that it kept a place for is gone."""
     EVENT_KIND_COLLECTED: _EventKind.ValueType  # 17
     """Abandoned branches were dropped, or the content of nodes that nobody can reach was destroyed."""
+    EVENT_KIND_STALE: _EventKind.ValueType  # 18
+    """Steps are stale by what befell a node of another tree; their marks name it."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What a commit did."""
@@ -194,6 +196,8 @@ EVENT_KIND_RELEASED: EventKind.ValueType  # 16
 """A branch was dropped: the tree that it kept a place for is gone."""
 EVENT_KIND_COLLECTED: EventKind.ValueType  # 17
 """Abandoned branches were dropped, or the content of nodes that nobody can reach was destroyed."""
+EVENT_KIND_STALE: EventKind.ValueType  # 18
+"""Steps are stale by what befell a node of another tree; their marks name it."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final
