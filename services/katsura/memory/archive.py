@@ -190,9 +190,11 @@ def _check_head(head: ArchivedHead) -> None:
     if head.tree.default_branch not in {branch.name for branch in head.branches}:
         raise limits.refuse("lines", "the default branch is not there")
     named: list[int] = [n for b in head.branches for n in (b.head, b.summary_head, b.boundary, b.fork_node, b.hint)]
-    named += [*head.slot_heads.values(), *head.rollups, *head.rollups.values()]
+    named += [*head.slot_heads.values(), *head.rollups.values()]
     if any(not 0 <= node <= most for node in named):
         raise limits.refuse("lines", "a branch points to a node that is not there")
+    if any(not 0 < child < over for child, over in head.rollups.items()):
+        raise limits.refuse("lines", "a roll-up covers a summary that was not made before it")
     for branch in head.branches:
         checked_name(branch.name, "lines")
 

@@ -137,7 +137,8 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
     - `blobs` HASH id -> opaque bytes and attachments, sized; never changed.
     - `extras` HASH, bytes put beside nodes: id -> `<count> <bytes>`, `<id>:<k>` -> `<key size> <key><payload>`,
       `<id>=<key>` -> k, where a key is `<index>:<task>`.
-    - `rollups` HASH summary id -> the roll-up over it, the newest one made.
+    - `rollups` HASH summary id -> the roll-up that ends with it, the newest one made, or else one that covers it;
+      `covers` ZSET, all scores 0, of every `<summary>:<roll-up over it>` (16 digits each).
     - `slot_heads` HASH branch -> last slot node of its path. - `slot_maps` HASH slot node -> JSON key -> last node that
       wrote it (negative where that unset it); never changed.
     - `work` HASH name -> JSON WorkItem; `compress_due`, `validate_due` ZSETs name by the millisecond from which it may

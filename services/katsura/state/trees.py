@@ -272,19 +272,20 @@ class TreeStore(
     ) -> Written:
         """Replace what is known about a summary, if it is still what `summary` shows (else HEAD_MOVED). One that turns
         VALID and continues the branch's chain becomes its summary; a roll-up cannot turn VALID while a summary under it
-        is not, or has another VALID one over it (BAD_BOUNDARY). With `fence` it is the result of a task."""
+        is not, or where another VALID one ends (BAD_BOUNDARY). With `fence` it is the result of a task."""
         ...
 
     async def summaries(self, ref: TreeRef, branch: str, most: int) -> tuple[tuple[Node, bool], ...]:
-        """The branch's summaries, newest first, VALID roll-ups standing for their covers; and whether each has a
-        roll-up over it, of whatever status."""
+        """The branch's summaries, newest first, VALID roll-ups standing for their covers; and whether a roll-up ends
+        with each, which then is not VALID."""
         ...
 
     async def roll_up(
         self, ref: TreeRef, branch: str, cover: Sequence[Node], summary: Summary, judgement: Judgement, request: Request
     ) -> Written:
-        """Write a roll-up over summaries that are VALID, follow each other and have no VALID roll-up over them on any
-        branch (else BAD_BOUNDARY). It stands for them on every branch that has them all."""
+        """Write a roll-up over summaries that are VALID, follow each other and end where no VALID roll-up ends (else
+        BAD_BOUNDARY). It stands for them on every branch that has them all; a branch that has some of them, because it
+        turned off in their middle, may have them in a roll-up of its own."""
         ...
 
     async def retreat(self, ref: TreeRef, branch: str, expected_head: int | None, restore_after: int) -> Retreat:

@@ -322,7 +322,7 @@ class RedisTreeStore(
         """The branch's summaries, newest first, roll-ups standing for their covers."""
         answer = await self._call(ref, "summaries", branch, most, read_only=True)
         pairs = zip(answer[3::2], answer[2::2], strict=True)
-        return tuple((stored_node(node), bool(covered)) for node, covered in pairs)
+        return tuple((stored_node(node), bool(tried)) for node, tried in pairs)
 
     async def roll_up(
         self, ref: TreeRef, branch: str, cover: Sequence[Node], summary: Summary, judgement: Judgement, request: Request

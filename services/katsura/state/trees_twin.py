@@ -242,7 +242,7 @@ class TwinTreeStore(
         """The branch's summaries, newest first, roll-ups standing for their covers."""
         state = self._state(ref)
         nodes = list(state.summaries(state.branch(branch)))[:most]
-        return tuple((state.shown(node.node_id), node.node_id in state.rollups) for node in nodes)
+        return tuple((state.shown(node.node_id), state.ending(node.node_id) is not None) for node in nodes)
 
     async def roll_up(
         self, ref: TreeRef, branch: str, cover: Sequence[Node], summary: Summary, judgement: Judgement, request: Request
@@ -256,14 +256,14 @@ class TwinTreeStore(
             for child in cover:
                 at = state.nodes[child.node_id]
                 follows = before is None or state.rolled(at.parent_id) == before
-                over = state.rollups.get(at.node_id)
-                if not state.valid(at.node_id) or not follows or (over is not None and state.valid(over)):
+                taken = state.rolled(at.node_id) != at.node_id
+                if not state.valid(at.node_id) or not follows or taken:
                     raise refusal(ref, "BAD_BOUNDARY", str(at.node_id))
                 before = at.node_id
             parent, depth = state.nodes[cover[0].node_id].parent_id, state.nodes[cover[-1].node_id].depth
             node = state.add(parent, found.name, summary, summary.body_tokens, depth)
             node = state.nodes[node.node_id] = replace(node, judgement=replace(judgement, version=1))
-            state.rollups.update({child.node_id: node.node_id for child in cover})
+            state.put_over([child.node_id for child in cover], node.node_id)
             return Written(node, found, state.commit(EventKind.COMPRESSED, found.name, (node.node_id,)))
 
         return state.once(request, write)

@@ -151,8 +151,11 @@ def _restore_node(state: TwinTree, part: ArchivedNode) -> None:
     state.nodes[node.node_id] = node
     if isinstance(body, Step) and body.mergeable and not node.redacted:
         state.kids.setdefault((part.parent, body_digest(body, repr(state.ref).encode())), node.node_id)
-    if isinstance(body, Summary) and body.level == 0:
-        state.versions[part.parent, part.a, part.b] = body.version
+    if isinstance(body, Summary):
+        if body.level == 0:
+            state.versions[part.parent, part.a, part.b] = body.version
+        for child in body.parts:
+            state.covers.setdefault(child, set()).add(node.node_id)
     if part.extras:
         found = [extra_from(entry) for entry in part.extras]
         state.extras[node.node_id] = {extra_key(item): item for item in found}

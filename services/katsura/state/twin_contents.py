@@ -187,9 +187,7 @@ class TwinContents(TwinForest):
             quoting.sort(key=lambda node: (isinstance(node.body, Hint), node.node_id))
             found = list(dict.fromkeys(node.node_id for node in (*asked, *quoting)))
             for node_id in found:  # a roll-up may quote what it covers
-                over = state.rollups.get(node_id)
-                if over is not None and over not in found:
-                    found.append(over)
+                found += [over for over in state.roll_ups_over(node_id) if over not in found]
             gone = tuple(found)
             for node_id in gone:
                 erase(state, state.nodes[node_id])

@@ -70,6 +70,7 @@ class TwinTree:
     events: list[Event] = field(default_factory=list)
     tokens: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
     rollups: dict[int, NodeId] = field(default_factory=dict)
+    covers: dict[int, set[NodeId]] = field(default_factory=dict)
     slot_heads: dict[str, NodeId] = field(default_factory=dict)
     extras: dict[int, dict[str, Attachment]] = field(default_factory=dict)
     work: dict[str, WorkItem] = field(default_factory=dict)
@@ -328,12 +329,28 @@ class TwinTree:
         judgement = self.nodes[node_id].judgement
         return judgement is not None and judgement.status is SummaryStatus.VALID
 
+    def roll_ups_over(self, summary: int) -> list[NodeId]:
+        """Every roll-up over a summary, as they were made."""
+        named = self.rollups.get(summary)
+        return sorted(self.covers.get(summary, set()) | ({named} if named is not None else set()))
+
+    def put_over(self, parts: Sequence[int], roll_up: NodeId) -> None:
+        """Take down a roll-up over its parts, oldest first."""
+        for part in parts:
+            named = self.rollups.get(part)
+            self.covers.setdefault(part, set()).update({roll_up} if named is None else {roll_up, named})
+            if part == parts[-1] or named is None or not self.valid(named):
+                self.rollups[part] = roll_up
+
+    def ending(self, summary: int) -> NodeId | None:
+        """The roll-up that ends with a summary."""
+        over = self.rollups.get(summary)
+        return over if over is not None and self.span(over)[1] == self.span(summary)[1] else None
+
     def rolled(self, summary: NodeId) -> NodeId:
         """The highest VALID roll-up that ends with a summary, or the summary itself."""
-        over = self.rollups.get(summary)
-        if over is None or self.span(over)[1] != self.span(summary)[1] or not self.valid(over):
-            return summary
-        return self.rolled(over)
+        over = self.ending(summary)
+        return self.rolled(over) if over is not None and self.valid(over) else summary
 
     def summaries(self, branch: Branch) -> Iterator[Node]:
         """Summaries of a branch, newest first, VALID roll-ups standing for their covers."""
@@ -343,28 +360,32 @@ class TwinTree:
             at = self.rolled(self.nodes[at].parent_id)
 
     def stand(self, node: Node) -> None:
-        """Let a roll-up stand over its parts. Raises BAD_BOUNDARY where one is not VALID, or has another VALID one."""
+        """Let a roll-up stand over its parts. Raises BAD_BOUNDARY where one is not VALID, or another VALID one ends."""
         parts = node.body.parts if isinstance(node.body, Summary) else ()
         for part in parts:
-            over = self.rollups.get(part, node.node_id)
-            if not self.valid(part) or (over != node.node_id and self.valid(over)):
+            other = self.ending(part) if part == parts[-1] else None
+            taken = other is not None and other != node.node_id and self.valid(other)
+            if not self.valid(part) or taken:
                 raise refusal(self.ref, "BAD_BOUNDARY", str(part))
-        self.rollups.update(dict.fromkeys(parts, node.node_id))
+        self.put_over(parts, node.node_id)
 
     def fail(self, node_id: NodeId) -> list[NodeId]:
         """What a summary's failure leads to: the roll-ups over it fail too; their ids."""
         failed: list[NodeId] = []
         self.doubts.doubt(node_id, StaleReason.FAILED)
-        over = self.rollups.get(node_id)
-        while over is not None:
-            before = self.nodes[over].judgement
-            if before is not None and before.status is not SummaryStatus.FAILED:
-                text = f"summary {node_id}, which it covers, failed"
-                judgement = Judgement(SummaryStatus.FAILED, Verdict.FAIL, Verdict.UNKNOWN, text)
-                self.nodes[over] = replace(self.nodes[over], judgement=replace(judgement, version=before.version + 1))
-                self.doubts.doubt(over, StaleReason.FAILED)
-                failed.append(over)
-            node_id, over = over, self.rollups.get(over)
+        under = [node_id]
+        for child in under:
+            for over in self.roll_ups_over(child):
+                before = self.nodes[over].judgement
+                if before is not None and before.status is not SummaryStatus.FAILED:
+                    note = f"summary {child}, which it covers, failed"
+                    judgement = Judgement(SummaryStatus.FAILED, Verdict.FAIL, Verdict.UNKNOWN, note)
+                    judgement = replace(judgement, version=before.version + 1)
+                    self.nodes[over] = replace(self.nodes[over], judgement=judgement)
+                    self.doubts.doubt(over, StaleReason.FAILED)
+                    failed.append(over)
+                if over not in under:
+                    under.append(over)
         return failed
 
     def raw(self, branch: Branch) -> Iterator[Node]:

@@ -274,7 +274,7 @@ class Life:
             levels = [(node.body.level, covered) for node, covered in found if isinstance(node.body, Summary)]
             runs = [(covered, len(list(run))) for (_, covered), run in itertools.groupby(levels)]
             assert all(covered or n <= 3 for covered, n in runs), "fewer than twice the fanout of each level in a row"
-            assert levels == sorted(levels) or any(covered for covered, _ in runs), "unless it turned inside a roll-up"
+            assert levels == sorted(levels) or any(covered for covered, _ in runs), "unless a roll-up failed"
         for node in shown:
             assert isinstance(node.body, Summary)
             parts = await self.memory.get_nodes(self.ref, node.body.parts)

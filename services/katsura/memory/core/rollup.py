@@ -3,8 +3,8 @@
 Of `fanout * 2` summaries of one level in a row the oldest `fanout` become one of the next level. A branch of n subgoals
 then shows fewer than `fanout * 2` summaries of each of log(n) levels.
 
-A summary has one roll-up over it. A branch that turned off in the middle of one shows what it has of that cover one by
-one from then on: up to `fanout - 1` summaries for each level and each such turn.
+A branch that turned off in the middle of a roll-up has what it has of that cover one by one, and rolls it up with what
+follows there: a summary may be under many roll-ups, of which each branch shows its own.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ def due(newest_first: Sequence[tuple[Node, bool]], fanout: int) -> tuple[Node, .
     """The summaries to roll up next, oldest first; none where nothing is due.
 
     Args:
-        newest_first: the branch's summaries, and whether each has a roll-up over it already: one that failed, or that
-            reaches past where this branch turned off.
+        newest_first: the branch's summaries, and whether each was tried: a roll-up that is not VALID ends with it.
     """
     if fanout <= NEVER:
         return ()
 
     def run(entry: tuple[Node, bool]) -> int:
-        node, covered = entry
+        node, tried = entry
         sound = node.judgement is not None and node.judgement.status is SummaryStatus.VALID
-        return _summary(node).level if sound and not covered else -1
+        return _summary(node).level if sound and not tried else -1
 
     for level, entries in groupby(newest_first, run):
         nodes = [node for node, _ in entries]

@@ -17,7 +17,7 @@ local DELETED_EVENTS_KEPT_MS = 60000
 local SETTLE_LOOKS = 512
 local SUFFIXES = {'meta', 'branches', 'nodes', 'links', 'blobs', 'steps', 'kids', 'verdicts', 'versions', 'replays',
                   'order', 'events', 'tokenizers', 'extras', 'slot_heads', 'slot_maps',
-                  'rollups', 'work', 'compress_due', 'validate_due', 'usage',
+                  'rollups', 'covers', 'work', 'compress_due', 'validate_due', 'usage',
                   'references', 'dependents', 'crossed', 'stale', 'stale_ids', 'stale_queue', 'waits', 'gone',
                   'looked'}
 
@@ -239,7 +239,7 @@ register('create', function(keys, args)
   local branch = {name = args[11], state = ACTIVE, head = 0, summary_head = 0, boundary = 0, fork_node = 0,
                   parent_branch = '', depth = 0, raw_tokens = 0, hint = 0, cut = 0, create_ms = now, order = 1}
   t.revision, t.incarnation, t.ttl_ms, t.bytes, t.holds = 0, args[5], tonumber(args[10]), 0, 0
-  redis.call('UNLINK', t.events, t.looked)  -- a version of us that knows them not deleted a tree without
+  redis.call('UNLINK', t.events, t.looked, t.covers)  -- a version of us that knows them not deleted a tree without
   redis.call('HSET', t.meta, 'next', 0, 'incarnation', args[5], 'goal', args[6], 'pins', args[7], 'policy', args[8],
              'labels', args[9], 'ttl_ms', args[10], 'default', args[11], 'branch_count', 1, 'created', now,
              'raw_limit', args[12], 'rollup', args[13])

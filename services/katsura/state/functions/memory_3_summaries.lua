@@ -6,36 +6,66 @@ local function verdict(t, id)
   return tonumber(status), tonumber(version), text
 end
 
+-- A summary may be under many roll-ups, each made on a branch that turned off in the middle of another one. The one that
+-- ends with it decides what is shown: `rollups` HASH names it, and for other summaries one that covers them. `covers` ZSET
+-- holds every `<summary>:<roll-up>`, but for those made by a version of us that knew only `rollups`.
+
+-- Every roll-up over a summary, as they were made.
+local function roll_ups_over(t, id)
+  local named = tonumber(redis.call('HGET', t.rollups, id) or 0)
+  local found = named ~= 0 and {named} or {}
+  for _, place in ipairs(redis.call('ZRANGEBYLEX', t.covers, '(' .. place_of(id, 0), '(' .. place_of(id + 1, 0))) do
+    local over = tonumber(string.sub(place, 18))
+    if over ~= named then found[#found + 1] = over end
+  end
+  table.sort(found)
+  return found
+end
+
+-- Take down a roll-up over its parts, oldest first. A version of us that knows only `rollups` goes on to find a VALID one.
+local function put_over(t, parts, id)
+  for i, part in ipairs(parts) do
+    local named = tonumber(redis.call('HGET', t.rollups, part) or 0)
+    if named ~= 0 then redis.call('ZADD', t.covers, 0, place_of(part, named)) end
+    redis.call('ZADD', t.covers, 0, place_of(part, id))
+    if i == #parts or named == 0 or verdict(t, named) ~= VALID then redis.call('HSET', t.rollups, part, id) end
+  end
+end
+
 -- A summary that fails takes the roll-ups over it along; their ids are answered.
 local function save_verdict(t, id, status, version, text)
   redis.call('HSET', t.verdicts, id, string.format('%d %d\n', status, version) .. text)
-  if status == FAILED then doubt(t, id, 0, STALE.FAILED, false) end
-  local failed = {}
-  local over = status == FAILED and redis.call('HGET', t.rollups, id)
-  while over do
-    over = tonumber(over)
-    local was, seen = verdict(t, over)
-    if was ~= FAILED then
-      local note = string.format('[3,2,3,"summary %d, which it covers, failed",0,[],[]]', id)
-      redis.call('HSET', t.verdicts, over, string.format('%d %d\n', FAILED, seen + 1) .. note)
-      failed[#failed + 1] = over
-      doubt(t, over, 0, STALE.FAILED, false)
+  if status ~= FAILED then return {} end
+  doubt(t, id, 0, STALE.FAILED, false)
+  local failed, under, at, met = {}, {id}, 1, {}
+  while under[at] do
+    for _, over in ipairs(roll_ups_over(t, under[at])) do
+      local was, seen = verdict(t, over)
+      if was ~= FAILED then
+        local note = string.format('[3,2,3,"summary %d, which it covers, failed",0,[],[]]', under[at])
+        redis.call('HSET', t.verdicts, over, string.format('%d %d\n', FAILED, seen + 1) .. note)
+        failed[#failed + 1] = over
+        doubt(t, over, 0, STALE.FAILED, false)
+      end
+      if not met[over] then met[over], under[#under + 1] = true, over end
     end
-    id, over = over, redis.call('HGET', t.rollups, over)
+    at = at + 1
   end
   return failed
 end
 
--- The highest VALID roll-up that ends with the summary at a place, or the place itself. `rollups` HASH holds for each
--- covered summary the roll-up over it; it belongs to the summaries, so every branch that has them all shares it, and one
--- that was revised into its middle has them one by one again.
+-- The roll-up that ends with the summary at a place, or nil.
+local function ending(t, at)
+  local over = redis.call('HGET', t.rollups, at.id)
+  local place = over and link(t, tonumber(over))
+  return place and place.b == at.b and place or nil
+end
+
+-- The highest VALID roll-up that ends with the summary at a place, or the place itself. It belongs to the summaries, so
+-- every branch that has them all shares it, and one that was revised into its middle has them one by one again.
 local function rolled(t, at)
-  while at.id ~= 0 do
-    local over = redis.call('HGET', t.rollups, at.id)
-    local place = over and link(t, tonumber(over))
-    if not place or place.b ~= at.b or verdict(t, place.id) ~= VALID then return at end
-    at = place
-  end
+  local over = ending(t, at)
+  while over and verdict(t, over.id) == VALID do at, over = over, ending(t, over) end
   return at
 end
 
@@ -118,14 +148,14 @@ local function parts_of(t, id)
 end
 
 -- Let a roll-up that was found VALID stand over its parts; or the part because of which it cannot: one that is not VALID,
--- or over which another VALID roll-up stands.
+-- or the last one, where another VALID roll-up ends.
 local function stand(t, id)
   local parts = parts_of(t, id)
-  for _, part in ipairs(parts) do
-    local over = tonumber(redis.call('HGET', t.rollups, part) or id)
-    if verdict(t, part) ~= VALID or over ~= id and verdict(t, over) == VALID then return part end
+  for i, part in ipairs(parts) do
+    local other = i == #parts and ending(t, link(t, part))
+    if verdict(t, part) ~= VALID or other and other.id ~= id and verdict(t, other.id) == VALID then return part end
   end
-  for _, part in ipairs(parts) do redis.call('HSET', t.rollups, part, id) end
+  put_over(t, parts, id)
 end
 
 -- ARGV: 1-4, branch, summary, version seen, status, judgement JSON.
@@ -154,17 +184,15 @@ register('judge', judge)
 register('roll_up', function(keys, args)
   local t, branch, answer = begin(keys, args)
   if answer then return answer end
-  local status, children = tonumber(args[6]), {}
+  local status, children, parts = tonumber(args[6]), {}, {}
   for i = 11, #args do
     local id = tonumber(args[i])
     if redis.call('HEXISTS', t.verdicts, id) == 0 then return {'NODE_NOT_FOUND', id, i - 11} end
     local at, before = link(t, id), children[#children]
     local follows = not before or rolled(t, link(t, at.parent)).id == before.id
-    -- One VALID roll-up over each, on whatever branch: `rollups` names one, and a failure must find it.
-    local over = redis.call('HGET', t.rollups, id)
-    local taken = over and verdict(t, over) == VALID
-    if verdict(t, id) ~= VALID or not follows or taken then return {'BAD_BOUNDARY', id} end
+    if verdict(t, id) ~= VALID or not follows or rolled(t, at).id ~= id then return {'BAD_BOUNDARY', id} end
     children[#children + 1] = at
+    parts[#parts + 1] = id
   end
   local now, first, last = now_ms(t), children[1], children[#children]
   t.next = t.next + 1
@@ -172,7 +200,7 @@ register('roll_up', function(keys, args)
                                                             b = last.b, hash = args[8]})
   save_node(t, place, branch.name, args[7], now)
   save_verdict(t, place.id, status, 1, args[10])
-  for _, child in ipairs(children) do redis.call('HSET', t.rollups, child.id, place.id) end
+  put_over(t, parts, place.id)
   return commit(t, args, now, EVENT.COMPRESSED, branch.name, {place.id},
                 {ids = {place.id}, branch = branch, judgement = args[10], version = 1})
 end)

@@ -160,7 +160,8 @@ end
 
 local function itself(_, at) return at end
 
--- ARGV: branch, most summaries. {'OK', branch JSON, then covered by a roll-up (1) and node by turns} newest first.
+-- ARGV: branch, most summaries. {'OK', branch JSON, then a roll-up that is not VALID ends here (1) and node by turns}
+-- newest first.
 register('summaries', function(keys, args)
   local t, missing = open(keys)
   if not t then return missing end
@@ -168,7 +169,7 @@ register('summaries', function(keys, args)
   if not branch then return unknown end
   local answer, at = {'OK', cjson.encode(branch)}, rolled(t, link(t, branch.summary_head))
   while at.id ~= 0 and (#answer - 2) / 2 < tonumber(args[2]) do
-    answer[#answer + 1] = redis.call('HEXISTS', t.rollups, at.id)
+    answer[#answer + 1] = ending(t, at) and 1 or 0
     answer[#answer + 1] = whole(t, at)
     at = rolled(t, link(t, at.parent))
   end

@@ -129,8 +129,9 @@ register('redact', function(keys, args)
   end
   local at = 1
   while ids[at] do  -- a roll-up may quote what it covers
-    local over = tonumber(redis.call('HGET', t.rollups, ids[at]) or 0)
-    if over ~= 0 and not gone[over] then gone[over], ids[#ids + 1] = true, over end
+    for _, over in ipairs(roll_ups_over(t, ids[at])) do
+      if not gone[over] then gone[over], ids[#ids + 1] = true, over end
+    end
     at = at + 1
   end
   for i = 5, #args, 2 do

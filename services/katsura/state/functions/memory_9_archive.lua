@@ -79,7 +79,10 @@ register('restore_nodes', function(keys, args)
       local fields = cjson.decode(string.sub(args[i + 7], string.find(args[i + 7], '\n', 1, true) + 17))
       note_waiting(t, place, fields.y ~= nil, fields.z and fields.z[1])
     end
-    if args[i + 8] ~= '' then redis.call('HSET', t.verdicts, id, args[i + 8]) end
+    if args[i + 8] ~= '' then
+      redis.call('HSET', t.verdicts, id, args[i + 8])
+      for _, part in ipairs(parts_of(t, id)) do redis.call('ZADD', t.covers, 0, place_of(part, id)) end
+    end
     if args[i + 9] ~= '' then redis.call('HSET', t.blobs, id, args[i + 9]) end
     if args[i + 10] ~= '' then redis.call('HSETNX', t.kids, parent.id .. ':' .. args[i + 10], id) end
     if args[i + 11] ~= '' then

@@ -349,7 +349,8 @@ class MemoryServiceServicer(object):
     def Maintain(self, request, context):
         """Validates a summary again, or records the verdict of a validator outside.
         Errors: NOT_FOUND / NODE_NOT_FOUND (no such summary); ABORTED / HEAD_MOVED (it was judged meanwhile);
-        FAILED_PRECONDITION / BAD_BOUNDARY (a roll-up turns VALID over a summary that is not, or that has another VALID one).
+        FAILED_PRECONDITION / BAD_BOUNDARY (a roll-up turns VALID over a summary that is not, or where another VALID one
+        ends).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -358,8 +359,8 @@ class MemoryServiceServicer(object):
     def RollUp(self, request, context):
         """Rolls up the oldest summaries of a level into one of the next level. Compress does it by itself where it is due; this
         takes the words of an agent, or of a model outside.
-        Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, they do not follow each other, or one has a VALID
-        roll-up over it, on whatever branch); NOT_FOUND / NODE_NOT_FOUND.
+        Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, one is not VALID, they do not follow each other, or they
+        end where a VALID roll-up ends); NOT_FOUND / NODE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -81,13 +81,14 @@ class MemoryServiceStub:
     Maintain: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.MaintainRequest, _memory_service_pb2.MaintainResponse]
     """Validates a summary again, or records the verdict of a validator outside.
     Errors: NOT_FOUND / NODE_NOT_FOUND (no such summary); ABORTED / HEAD_MOVED (it was judged meanwhile);
-    FAILED_PRECONDITION / BAD_BOUNDARY (a roll-up turns VALID over a summary that is not, or that has another VALID one).
+    FAILED_PRECONDITION / BAD_BOUNDARY (a roll-up turns VALID over a summary that is not, or where another VALID one
+    ends).
     """
     RollUp: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.RollUpRequest, _memory_service_pb2.RollUpResponse]
     """Rolls up the oldest summaries of a level into one of the next level. Compress does it by itself where it is due; this
     takes the words of an agent, or of a model outside.
-    Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, they do not follow each other, or one has a VALID
-    roll-up over it, on whatever branch); NOT_FOUND / NODE_NOT_FOUND.
+    Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, one is not VALID, they do not follow each other, or they
+    end where a VALID roll-up ends); NOT_FOUND / NODE_NOT_FOUND.
     """
     Revise: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ReviseRequest, _memory_service_pb2.ReviseResponse]
     """Goes back to a boundary on a new branch; the old one is abandoned and leaves a hint.
@@ -278,13 +279,14 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     Maintain: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.MaintainRequest, _memory_service_pb2.MaintainResponse]  # type: ignore[assignment]
     """Validates a summary again, or records the verdict of a validator outside.
     Errors: NOT_FOUND / NODE_NOT_FOUND (no such summary); ABORTED / HEAD_MOVED (it was judged meanwhile);
-    FAILED_PRECONDITION / BAD_BOUNDARY (a roll-up turns VALID over a summary that is not, or that has another VALID one).
+    FAILED_PRECONDITION / BAD_BOUNDARY (a roll-up turns VALID over a summary that is not, or where another VALID one
+    ends).
     """
     RollUp: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.RollUpRequest, _memory_service_pb2.RollUpResponse]  # type: ignore[assignment]
     """Rolls up the oldest summaries of a level into one of the next level. Compress does it by itself where it is due; this
     takes the words of an agent, or of a model outside.
-    Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, they do not follow each other, or one has a VALID
-    roll-up over it, on whatever branch); NOT_FOUND / NODE_NOT_FOUND.
+    Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, one is not VALID, they do not follow each other, or they
+    end where a VALID roll-up ends); NOT_FOUND / NODE_NOT_FOUND.
     """
     Revise: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ReviseRequest, _memory_service_pb2.ReviseResponse]  # type: ignore[assignment]
     """Goes back to a boundary on a new branch; the old one is abandoned and leaves a hint.
@@ -520,7 +522,8 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_memory_service_pb2.MaintainResponse, _abc.Awaitable[_memory_service_pb2.MaintainResponse]]:
         """Validates a summary again, or records the verdict of a validator outside.
         Errors: NOT_FOUND / NODE_NOT_FOUND (no such summary); ABORTED / HEAD_MOVED (it was judged meanwhile);
-        FAILED_PRECONDITION / BAD_BOUNDARY (a roll-up turns VALID over a summary that is not, or that has another VALID one).
+        FAILED_PRECONDITION / BAD_BOUNDARY (a roll-up turns VALID over a summary that is not, or where another VALID one
+        ends).
         """
 
     @_abc_1.abstractmethod
@@ -531,8 +534,8 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_memory_service_pb2.RollUpResponse, _abc.Awaitable[_memory_service_pb2.RollUpResponse]]:
         """Rolls up the oldest summaries of a level into one of the next level. Compress does it by itself where it is due; this
         takes the words of an agent, or of a model outside.
-        Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, they do not follow each other, or one has a VALID
-        roll-up over it, on whatever branch); NOT_FOUND / NODE_NOT_FOUND.
+        Errors: FAILED_PRECONDITION / BAD_BOUNDARY (none is due, one is not VALID, they do not follow each other, or they
+        end where a VALID roll-up ends); NOT_FOUND / NODE_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
