@@ -29,7 +29,7 @@ from katsura.domain.trees import (
     ToolCall,
     request_of,
 )
-from katsura.state.trees import Grown, NewStep, TreeRef, TreeStore
+from katsura.state.trees import Grown, NewStep, TreeRef, TreeStore, page_after
 from katsura.testing.tree_suite import (
     BIG,
     LIMITS,
@@ -458,6 +458,7 @@ async def test_trees_are_listed_newest_first_page_by_page(store: TreeStore) -> N
     assert sorted(listed) == ["a", "b", "d", "e"]
     assert [t.create_ms for t in (*first, *second)] == sorted((t.create_ms for t in (*first, *second)), reverse=True)
     assert (third, end) == ((), "")
+    assert (await store.trees(tenant, 9, page_after(first[0])))[0] == (first[1], *second)
     assert (await store.trees(TenantId("nobody"), 10, ""))[0] == ()
 
 

@@ -101,6 +101,9 @@ async def test_an_agents_life_from_start_to_a_second_try(connection: Connection)
     assert tree.tree.default_branch == "b2"
     assert tree.tree.create_time.seconds > 1_700_000_000
     assert [t.tree_id for t in (await memory.list_trees()).trees] == ["trip"]
+    await memory.update_tree("trip", set_labels={"team": "red"})
+    assert [t.tree_id for t in (await memory.list_trees(labels={"team": "red"})).trees] == ["trip"]
+    assert not (await memory.list_trees(labels={"team": "blue"})).trees
 
 
 async def test_blocks_and_bytes_beside_nodes_over_grpc(connection: Connection) -> None:

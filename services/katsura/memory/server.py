@@ -56,7 +56,8 @@ class MemoryServicer(StructureServicer):
     async def ListTrees(self, request: pb.ListTreesRequest, context: Context) -> pb.ListTreesResponse:  # noqa: N802
         """List trees, newest first."""
         tenant = current_tenant().tenant_id
-        trees, token = await self._memory.list_trees(tenant, request.page_size, request.page_token)
+        labels = dict(request.labels)
+        trees, token = await self._memory.list_trees(tenant, request.page_size, request.page_token, labels)
         return pb.ListTreesResponse(trees=[translate.tree_message(tree) for tree in trees], next_page_token=token)
 
     async def DeleteTree(self, request: pb.DeleteTreeRequest, context: Context) -> pb.DeleteTreeResponse:  # noqa: N802

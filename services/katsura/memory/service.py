@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import Final
 
 from katsura.domain.errors import ConflictError, FailedPreconditionError, NotFoundError
 from katsura.domain.ids import NodeId, TenantId, TreeId, checked_name
@@ -50,9 +51,12 @@ from katsura.state.trees import (
     Revised,
     TreeRef,
     TreeStore,
+    page_after,
 )
 from katsura.telemetry import metrics, names
 
+_LISTED: Final = 256
+"""Trees that a listing by label reads at once."""
 _ASSEMBLE_SECONDS = metrics.histogram(names.MEMORY_ASSEMBLE_SECONDS, "Seconds an assembly took.")
 
 
@@ -104,12 +108,27 @@ class Memory(Subgoals, Queue, Recall, Contents, Slots, Leases, Branching, Refere
         """The tree and its branches."""
         return await self._trees.read(ref)
 
-    async def list_trees(self, tenant: TenantId, size: int, token: str) -> tuple[tuple[Tree, ...], str]:
-        """A page of trees, newest first."""
+    async def list_trees(
+        self, tenant: TenantId, size: int, token: str, labels: Mapping[str, str]
+    ) -> tuple[tuple[Tree, ...], str]:
+        """A page of the trees that have all of `labels`, newest first. It looks at TREES_LOOKED_AT trees at most, so
+        that it may be short, or empty, and not the last."""
         stamp, _, name = token.partition(":")
         if token and not (stamp.isdigit() and name):
             raise limits.refuse("page_token", "it is not one of ours; send next_page_token as it came")
-        return await self._trees.trees(tenant, limits.page_size(size), token)
+        limits.check_map(labels, "labels")
+        size = limits.page_size(size)
+        if not labels:
+            return await self._trees.trees(tenant, size, token)
+        found: list[Tree] = []
+        for _ in range(0, limits.TREES_LOOKED_AT, _LISTED):
+            page, token = await self._trees.trees(tenant, _LISTED, token)
+            found += [tree for tree in page if labels.items() <= tree.labels.items()]
+            if len(found) > size:
+                return tuple(found[:size]), page_after(found[size - 1])
+            if not token:
+                break
+        return tuple(found), token
 
     async def grow(self, write: Write, steps: Sequence[Step], merge: bool) -> Grown:
         """Append steps, all or none."""

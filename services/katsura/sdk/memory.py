@@ -77,9 +77,11 @@ class MemoryClient(StructureCalls):
         """A tree and its branches."""
         return cast(pb.GetTreeResponse, await self._call("GetTree", pb.GetTreeRequest(tree_id=tree_id)))
 
-    async def list_trees(self, *, page_size: int = 0, page_token: str = "") -> pb.ListTreesResponse:
-        """A page of trees, newest first."""
-        request = pb.ListTreesRequest(page_size=page_size, page_token=page_token)
+    async def list_trees(
+        self, *, labels: Mapping[str, str] | None = None, page_size: int = 0, page_token: str = ""
+    ) -> pb.ListTreesResponse:
+        """A page of trees, newest first; with `labels` of those that have them all, and then it may be short."""
+        request = pb.ListTreesRequest(page_size=page_size, page_token=page_token, labels=dict(labels or {}))
         return cast(pb.ListTreesResponse, await self._call("ListTrees", request))
 
     async def delete_tree(self, tree_id: str) -> None:

@@ -435,6 +435,11 @@ def refusal(ref: TreeRef, reason: str, *details: str) -> KatsuraError:
     return InternalError(f"the store answered {reason} {details}")
 
 
+def page_after(tree: Tree) -> str:
+    """Where the page of trees goes on that follows `tree`."""
+    return f"{tree.create_ms:013}:{tree.tree_id}"
+
+
 def compacted(why: str) -> OutOfRangeError:
     """The error for a Watch that cannot go on without a gap."""
     return OutOfRangeError(

@@ -46,6 +46,7 @@ from katsura.state.trees import (
     Written,
     compacted,
     excerpt,
+    page_after,
     refusal,
     standing_of,
 )
@@ -116,7 +117,7 @@ class TwinTreeStore(
     async def trees(self, tenant: TenantId, page_size: int, page_token: str) -> tuple[tuple[Tree, ...], str]:
         """Trees of a tenant, newest first."""
         shown = self._everything().items()
-        named = {f"{tree.create_ms:013}:{ref.tree}": tree for ref, tree in shown if ref.tenant == tenant}
+        named = {page_after(tree): tree for ref, tree in shown if ref.tenant == tenant}
         names = sorted((name for name in named if not page_token or name < page_token), reverse=True)[:page_size]
         return tuple(named[name] for name in names), names[-1] if len(names) == page_size else ""
 

@@ -34,10 +34,13 @@ from katsura.domain.trees import (
     TreePolicy,
     Verdict,
 )
+from katsura.memory import service
+from katsura.memory.core import limits
 from katsura.memory.core.assemble import SegmentKind
 from katsura.memory.operations import Write
 from katsura.memory.service import Memory
 from katsura.memory.summaries import Outside
+from katsura.state.contents import TreeChange
 from katsura.state.trees import Cover, Event, Limits, TreeRef, Written
 from katsura.state.trees_twin import TwinTreeStore
 
@@ -350,11 +353,37 @@ async def test_the_cut_is_noted_once_it_moves(memory: Memory) -> None:
     assert sum(moved) == 3
 
 
+async def test_trees_are_listed_by_their_labels_page_by_page(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(9):
+        labels = {"team": "red" if i % 3 == 0 else "blue", "stage": str(i)}
+        await memory.create_tree(TENANT, "", f"n{i}", "", (), TreePolicy(), labels)
+
+    async def listed(size: int, labels: dict[str, str]) -> list[list[str]]:
+        pages, token = [], ""
+        while True:
+            page, token = await memory.list_trees(TENANT, size, token, labels)
+            pages.append([tree.tree_id for tree in page])
+            if not token:
+                return pages
+
+    assert await listed(0, {"team": "red"}) == [["n6", "n3", "n0"]]
+    assert await listed(2, {"team": "red"}) == [["n6", "n3"], ["n0"]]
+    assert await listed(0, {"team": "red", "stage": "3"}) == [["n3"]]
+    assert await listed(0, {"team": "green"}) == await listed(0, {"color": "red"}) == [[]]
+    await memory.update_tree(TreeRef(TENANT, TreeId("n4")), "", TreeChange(set_labels={"team": "red"}))
+    await memory.freeze(TreeRef(TENANT, TreeId("n3")))
+    monkeypatch.setattr(service, "_LISTED", 3)
+    assert await listed(2, {"team": "red"}) == [["n6", "n4"], ["n3", "n0"]]
+    monkeypatch.setattr(limits, "TREES_LOOKED_AT", 3)
+    assert await listed(2, {"team": "red"}) == [["n6"], ["n4", "n3"], ["n0"], []]
+
+
 async def test_bad_reads_are_refused_by_field(memory: Memory) -> None:
     await fails(InvalidArgumentError, "node_ids[1]", memory.get_nodes(REF, [1, 0]))
     await fails(InvalidArgumentError, "node_ids", memory.get_nodes(REF, [1] * 1001))
     await fails(InvalidArgumentError, "end_node", memory.get_path(REF, "", -1, 0))
-    await fails(InvalidArgumentError, "page_token", memory.list_trees(TENANT, 0, "x"))
+    await fails(InvalidArgumentError, "page_token", memory.list_trees(TENANT, 0, "x", {}))
+    await fails(InvalidArgumentError, "labels", memory.list_trees(TENANT, 0, "", {str(i): "" for i in range(65)}))
     with pytest.raises(InvalidArgumentError):
         memory.watch(REF, "", -2)
 

@@ -44,6 +44,8 @@ ATTRIBUTES_MAX: Final = 64
 TEXT_BYTES_MAX: Final = 4 * KIB
 """Of labels, attributes, pins, reasons and ids within a step."""
 RELATED_MAX: Final = 64
+TREES_LOOKED_AT: Final = 2048
+"""Trees that one listing by label looks at."""
 CRITERIA_MAX: Final = 16
 """Criteria of one subgoal."""
 REFERENCES_MAX: Final = 64
