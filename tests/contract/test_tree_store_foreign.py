@@ -22,9 +22,11 @@ from katsura.domain.trees import (
 )
 from katsura.memory import foreign
 from katsura.memory.foreign import Lookout
+from katsura.state.archive import Archived, ArchivedReferences
 from katsura.state.connect import Store
 from katsura.state.foreign import Look
 from katsura.state.objects import FolderObjects
+from katsura.state.references import REFERENCES_MAX
 from katsura.state.trees import TreeRef, TreeStore
 from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
 from katsura.state.trees_twin import TwinTreeStore
@@ -111,7 +113,7 @@ async def test_what_was_said_to_hold_after_all_is_marked_again_by_what_is_new_on
     assert await after_look(store, ref) == {on: [(2, "REDACTED", "other 7")]}
     await store.invalidate(ref, [on], True, NO_REQUEST)
     await store.invalidate(other(ref), [2], True, NO_REQUEST)
-    assert await after_look(store, ref) == {}, "its content stays gone, and that was seen"
+    assert await after_look(store, ref) == {}, "it holds, and so does the other"
     await store.invalidate(other(ref), [2], False, NO_REQUEST)
     assert await after_look(store, ref) == {on: [(2, "INVALIDATED", "other 7")]}, "once more"
 
@@ -141,7 +143,13 @@ async def test_what_is_not_there_any_more_is_told_where_it_was_seen(store: TreeS
     await store.drop(other(ref))
     assert await after_look(store, ref) == {on: [(2, "GONE", "other 7")]}
     away = other(ref, "away")
-    await store.restore(away, store.dump(ref))
+
+    async def forged() -> AsyncIterator[Archived]:
+        async for part in store.dump(ref):
+            yield part
+        yield ArchivedReferences(looks=(Look(NodeId(on), TreeId("other 7"), NodeId(2), ()),))
+
+    await store.restore(away, forged())
     await store.invalidate(away, [on], True, NO_REQUEST)
     assert await after_look(store, away) == {}, "an import says nothing of what never was where it is"
     await store.create(other(ref), NEW, NO_REQUEST)
@@ -193,6 +201,16 @@ async def test_a_cold_tree_stays_cold_and_keeps_what_it_saw(store: TreeStore, re
     assert await after_look(store, ref) == dict(gone), "nor what it has seen"
 
 
+async def test_a_step_may_rest_on_nodes_of_several_trees(store: TreeStore, ref: TreeRef) -> None:
+    await store.create(other(ref, "third"), NEW, NO_REQUEST)
+    await grow(store, other(ref, "third"), "a")
+    on = [Reference(NodeId(1), tree_id=tree) for tree in ("third", "other 7")]
+    await store.grow(ref, "", None, [step("on both", references=on)], False, NO_REQUEST)
+    for tree in ("third", "other 7"):
+        await store.invalidate(other(ref, tree), [1], False, NO_REQUEST)
+    assert await after_look(store, ref) == {1: [(1, "INVALIDATED", "other 7"), (1, "INVALIDATED", "third")]}
+
+
 async def test_whoever_looked_too_early_says_nothing(store: TreeStore, ref: TreeRef) -> None:
     on = await rest(store, ref, 2)
     (late,), cursor = await store.looks(ref, "")
@@ -219,6 +237,18 @@ async def test_many_references_are_looked_at_turn_by_turn(
     calls = [await lookout.turn(ref, 1) for _ in range(20)]
     assert sorted(await marks(store, ref)) == on
     assert min(calls) >= 1
+    for _ in range(20):
+        new = [Reference(NodeId(9 + i), tree_id="other 7") for i in range(REFERENCES_MAX)]
+        on += (await store.grow(ref, "", None, [step("on none", references=new)], False, NO_REQUEST)).node_ids
+    for _ in range(8):
+        await lookout.turn(ref, 1)
+    assert sorted(await marks(store, ref)) == on
+    looks, cursor = await store.looks(ref, "")
+    while cursor:
+        page, cursor = await store.looks(ref, cursor)
+        looks += page
+    assert len({look.place for look in looks}) == 8 + 20 * REFERENCES_MAX
+    assert all(look.seen for look in looks), "however many pages there are"
     lost = other(ref, "lost")
     assert await lookout.turn(lost, 4) == 0, "dropped meanwhile"
     with pytest.raises(NotFoundError):

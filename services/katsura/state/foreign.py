@@ -48,7 +48,7 @@ class TreeForeign(Protocol):
 
     async def standing(self, ref: TreeRef, node_ids: Sequence[int]) -> tuple[tuple[StaleMark, ...] | None, ...] | None:
         """Why each of the first nodes (at least one, fewer than asked where the tree has many branches) no longer
-        holds, with what is not marked in the tree itself: failed, content gone, on no branch that goes on. None for a
+        holds, with what is not marked in the tree itself: failed, on no branch that goes on. None for a
         node that is not there; no answer where the tree is cold, and it stays so. Raises TREE_NOT_FOUND."""
         ...
 

@@ -49,8 +49,6 @@ def _standing(state: TwinTree, node_id: NodeId) -> tuple[StaleMark, ...] | None:
     befell = []
     if node.judgement is not None and node.judgement.status is SummaryStatus.FAILED:
         befell.append(StaleReason.FAILED)
-    if node.redacted:
-        befell.append(StaleReason.REDACTED)
     heads = [branch.head for branch in state.branches.values() if not branch.left]
     if isinstance(node.body, Step) and all(state.climb(head, node.depth) != node_id for head in heads):
         befell.append(StaleReason.ABANDONED)

@@ -18,7 +18,6 @@ register('standing', function(keys, args)
     else
       local marks = decoded(t, t.stale, at.id)
       if status == '3' then marks[#marks + 1] = {0, at.id, STALE.FAILED} end
-      if is_tombstone(t, at.id) then marks[#marks + 1] = {0, at.id, STALE.REDACTED} end
       if is_step(at) and not on_path_of_any(t, heads, at) then marks[#marks + 1] = {0, at.id, STALE.LEFT} end
       answer[i + 1] = #marks > 0 and cjson.encode(marks) or '[]'
     end
