@@ -10,6 +10,7 @@ from katsura.domain.retention import Retention
 from katsura.domain.trees import Attachment, Effect, EventKind, Reference, Step, SummaryStatus, Wait, WaitKind
 from katsura.state.collecting import Collected
 from katsura.state.contents import TreeChange
+from katsura.state.tree_records import stored_size
 from katsura.state.trees import TreeRef, TreeStore
 from katsura.testing.tree_suite import BIG, NEW, NO_REQUEST, compress, contents, grow, new_ref, refused, revise, step
 
@@ -43,8 +44,18 @@ async def test_what_only_an_abandoned_branch_held_goes_and_nothing_else(store: T
     new = (await revise(store, ref, 2)).branch.name
     await grow(store, ref, "goes on")
     bytes_before = (await store.counted(ref)).usage.bytes
+    revision = (await store.read(ref))[0].revision
+    told = await store.collectable(ref, NOTHING, 500, 0)
+    assert (told.branches, told.nodes, told.last, told.done) == (("main",), (4, 5), 7, True)
+    assert told.bytes == sum(stored_size(node) for node in await store.nodes(ref, [4, 5], BIG)) > 0
+    first, rest = await store.collectable(ref, NOTHING, 4, 0), await store.collectable(ref, NOTHING, 4, 4)
+    assert (first.nodes, first.last, first.done, rest.nodes, rest.done) == ((4,), 4, False, (5,), True)
+    assert (first.bytes + rest.bytes, first.branches) == (told.bytes, rest.branches)
+    assert (await store.collectable(ref, Retention(abandoned=1), 500, 0)).branches == ()
+    assert ((await store.read(ref))[0].revision, await gone(store, ref)) == (revision, []), "nothing was written"
     found = await collect(store, ref)
     assert (found.branches, found.nodes) == (("main",), (4, 5))
+    assert (await store.collectable(ref, NOTHING, 500, 0)).nodes == ()
     last = (await store.read(ref))[0].revision
     event = await anext(store.watch(ref, "", last - 1, 5.0))
     assert (event.kind, event.node_ids) == (EventKind.COLLECTED, (4, 5))

@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from katsura.api.memory.v1 import memory_collect_pb2 as collect_pb
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
 from katsura.api.memory.v1 import memory_subgoals_pb2 as subgoals_pb
@@ -259,6 +260,9 @@ BAD_REQUESTS: list[tuple[str, object, type[KatsuraError], str | None]] = [
     ("BeginSubgoal", subgoals_pb.BeginSubgoalRequest(tree_id="t", unconditional=True), InvalidArgumentError, "title"),
     ("EndSubgoal", subgoals_pb.EndSubgoalRequest(tree_id="t"), InvalidArgumentError, "expected_head"),
     ("EndSubgoal", subgoals_pb.EndSubgoalRequest(tree_id="t", unconditional=True), FailedPreconditionError, None),
+    ("CollectGarbage", collect_pb.CollectGarbageRequest(tree_id="t", after_node=1), InvalidArgumentError, "after_node"),
+    ("CollectGarbage", collect_pb.CollectGarbageRequest(tree_id="t", dry_run=True, after_node=-1),
+     InvalidArgumentError, "after_node"),
     ("ListTrees", pb.ListTreesRequest(page_token="x"), InvalidArgumentError, "page_token"),
 ]  # fmt: skip
 
@@ -430,6 +434,10 @@ async def test_sub_agents_references_waits_and_collecting_work_over_the_wire(con
     assert not (await memory.remove_references("trip", 3, [1])).references
     await memory.revise("trip", restore_after=1, reason="too dear")
     await memory.delete_tree("rooms")
+    told = await memory.garbage("trip", keep_abandoned=0, keep_revisions=1)
+    assert (list(told.dropped_branches), list(told.collected_node_ids), told.done) == (["main"], [2, 3, 4], True)
+    assert (told.bytes > 0, told.next_after_node) == (True, 0)
+    assert (await memory.garbage("trip", keep_abandoned=0, keep_revisions=1, page_size=2)).next_after_node == 2
     collected = await memory.collect_garbage("trip", keep_abandoned=0, keep_revisions=1)
     assert (list(collected.dropped_branches), list(collected.collected_node_ids), collected.done) == (
         ["main"],

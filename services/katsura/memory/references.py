@@ -11,7 +11,7 @@ from katsura.domain.retention import Retention
 from katsura.domain.trees import Node, Reference, ReferenceKind, Step, Summary, request_of
 from katsura.memory.core import limits
 from katsura.memory.operations import ID_MAX, Operations, committing
-from katsura.state.collecting import Collected
+from katsura.state.collecting import Collectable, Collected
 from katsura.state.trees import TreeRef, refusal
 
 
@@ -78,15 +78,26 @@ class References(Operations):
         self, ref: TreeRef, keep_abandoned: int | None, keep_revisions: int | None, size: int
     ) -> Collected:
         """Forget what nobody can reach, from where the last call stopped; the tree's retention says the rest."""
+        keep = await self._keep(ref, keep_abandoned, keep_revisions)
+        with committing("collect"):
+            return await self._trees.collect(ref, keep, limits.page_size(size))
+
+    async def garbage(
+        self, ref: TreeRef, keep_abandoned: int | None, keep_revisions: int | None, size: int, after: int
+    ) -> Collectable:
+        """What `collect_garbage` would forget among the nodes after `after`; nothing is written."""
+        limits.check_range(after, "after_node", 0, ID_MAX)
+        keep = await self._keep(ref, keep_abandoned, keep_revisions)
+        return await self._trees.collectable(ref, keep, limits.page_size(size), after)
+
+    async def _keep(self, ref: TreeRef, keep_abandoned: int | None, keep_revisions: int | None) -> Retention:
         if keep_abandoned is not None:
             limits.check_range(keep_abandoned, "keep_abandoned", 0, ID_MAX)
         if keep_revisions is not None:
             limits.check_range(keep_revisions, "keep_revisions", 1, ID_MAX)
         own = (await self._trees.read(ref))[0].policy.retention or Retention()
-        keep = Retention(
+        return Retention(
             own.abandoned if keep_abandoned is None else keep_abandoned,
             own.revisions if keep_revisions is None else keep_revisions,
             own.abandoned_s if keep_abandoned is None else 0,
         )
-        with committing("collect"):
-            return await self._trees.collect(ref, keep, limits.page_size(size))

@@ -13,6 +13,7 @@ from katsura.api.memory.v1 import memory_references_pb2 as references_pb
 from katsura.api.memory.v1 import memory_service_pb2_grpc
 from katsura.api.memory.v1 import memory_subgoals_pb2 as subgoals_pb
 from katsura.api.memory.v1 import memory_waits_pb2 as waits_pb
+from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.ids import TreeId
 from katsura.domain.trees import Resolution, Verdict
 from katsura.domain.work import WorkItem
@@ -84,12 +85,26 @@ class StructureServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         self, request: collect_pb.CollectGarbageRequest, context: Context
     ) -> collect_pb.CollectGarbageResponse:
         """Forget what nobody can reach."""
-        collected = await self._memory.collect_garbage(
+        asked = (
             ref_of(request.tree_id),
             request.keep_abandoned if request.HasField("keep_abandoned") else None,
             request.keep_revisions if request.HasField("keep_revisions") else None,
             request.page_size,
         )
+        if request.dry_run:
+            found = await self._memory.garbage(*asked, request.after_node)
+            return collect_pb.CollectGarbageResponse(
+                dropped_branches=found.branches,
+                collected_node_ids=found.nodes,
+                done=found.done,
+                bytes=found.bytes,
+                next_after_node=0 if found.done else found.last,
+            )
+        if request.after_node:
+            raise InvalidArgumentError(
+                "after_node: it goes with dry_run; collecting knows its place", field="after_node"
+            )
+        collected = await self._memory.collect_garbage(*asked)
         return collect_pb.CollectGarbageResponse(
             dropped_branches=collected.branches, collected_node_ids=collected.nodes, done=collected.done
         )

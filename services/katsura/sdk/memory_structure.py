@@ -166,6 +166,26 @@ class StructureCalls:
         )
         return cast(collect_pb.CollectGarbageResponse, await self._call("CollectGarbage", request))
 
+    async def garbage(
+        self,
+        tree_id: str,
+        *,
+        keep_abandoned: int | None = None,
+        keep_revisions: int | None = None,
+        after_node: int = 0,
+        page_size: int = 0,
+    ) -> collect_pb.CollectGarbageResponse:
+        """What `collect_garbage` would forget, and its bytes; go on with `next_after_node` until `done`."""
+        request = collect_pb.CollectGarbageRequest(
+            tree_id=tree_id,
+            keep_abandoned=keep_abandoned,
+            keep_revisions=keep_revisions,
+            page_size=page_size,
+            dry_run=True,
+            after_node=after_node,
+        )
+        return cast(collect_pb.CollectGarbageResponse, await self._call("CollectGarbage", request))
+
     async def acquire_lease(
         self, tree_id: str, holder: str, *, branch: str = "", ttl_s: int = 0
     ) -> leases_pb.AcquireLeaseResponse:

@@ -23,6 +23,18 @@ class Collected:
     done: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Collectable:
+    """What collecting would drop and erase: all branches; the nodes up to `last` with the bytes of their content; and
+    whether that is the last one."""
+
+    branches: tuple[str, ...]
+    nodes: tuple[NodeId, ...]
+    bytes: int
+    last: NodeId
+    done: bool
+
+
 class TreeCollecting(Protocol):
     """The part of a tree store that forgets. Errors: see `katsura.state.trees`."""
 
@@ -36,6 +48,11 @@ class TreeCollecting(Protocol):
     async def claim_collecting(self, ref: TreeRef, keep: Retention, worker: str, lease_ms: int) -> int:
         """The fencing token of a claim to collect, for `lease_ms`; 0 where there is nothing to collect, or another
         worker's claim has not ended."""
+        ...
+
+    async def collectable(self, ref: TreeRef, keep: Retention, looks: int, after: int) -> Collectable:
+        """What `collect` would drop, and erase among the next `looks` nodes after the node `after`. Nothing is
+        written, and `collect` goes on where it stopped."""
         ...
 
     async def collect(self, ref: TreeRef, keep: Retention, looks: int, token: int = 0) -> Collected:

@@ -9,11 +9,11 @@ from katsura.domain.ids import NodeId, TenantId, TreeId
 from katsura.domain.retention import Retention
 from katsura.domain.trees import Request, Step
 from katsura.state import keys
-from katsura.state.collecting import Collected
+from katsura.state.collecting import Collectable, Collected
 from katsura.state.connect import Arg, translated
 from katsura.state.contents import TreeRef
 from katsura.state.tree_calls import NO_LIMIT, TreeCalls
-from katsura.state.tree_records import body_digest, retention_of
+from katsura.state.tree_records import body_digest, retention_of, stored_size
 from katsura.state.tree_replies import stored_node
 
 _NODES_AT_ONCE: Final = 16
@@ -54,10 +54,21 @@ class RedisCollecting(TreeCalls):
         token: int = answer[1]
         return token
 
+    async def collectable(self, ref: TreeRef, keep: Retention, looks: int, after: int) -> Collectable:
+        """What collecting would drop and erase."""
+        found = await self._call(ref, "collectable", *_kept(keep), looks, after, read_only=True)
+        _, gone, last, done, *ids = found
+        size = 0
+        for at in range(0, len(ids), _NODES_AT_ONCE):
+            answer = await self._call(ref, "nodes", NO_LIMIT, *ids[at : at + _NODES_AT_ONCE], read_only=True)
+            size += sum(map(stored_size, map(stored_node, answer[1:])))
+        nodes = tuple(NodeId(n) for n in ids)
+        return Collectable(tuple(json.loads(gone) or ()), nodes, size, NodeId(last), bool(done))
+
     async def collect(self, ref: TreeRef, keep: Retention, looks: int, token: int = 0) -> Collected:
         """Drop abandoned branches and the content of what nobody can reach. What is found is looked at again in the
         call that erases it: a step may have been walked onto in between."""
-        found = await self._call(ref, "collectable", *_kept(keep), looks, read_only=True)
+        found = await self._call(ref, "collectable", *_kept(keep), looks, "", read_only=True)
         _, _, last, done, *ids = found
         namespace = keys.tree(ref.tenant, ref.tree, "")
         arguments: list[Arg] = [*_kept(keep), 0 if done else last, token]

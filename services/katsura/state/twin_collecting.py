@@ -5,8 +5,9 @@ from __future__ import annotations
 from katsura.domain.ids import NodeId, TenantId, TreeId
 from katsura.domain.retention import Retention
 from katsura.domain.trees import Branch, EventKind, Node, Step, Summary
-from katsura.state.collecting import HOLDS_PER_CALL, LOOKS_MIN, Collected
+from katsura.state.collecting import HOLDS_PER_CALL, LOOKS_MIN, Collectable, Collected
 from katsura.state.contents import TreeRef
+from katsura.state.tree_records import stored_size
 from katsura.state.trees import refusal
 from katsura.state.twin_contents import erase
 from katsura.state.twin_tree import TwinForest, TwinTree
@@ -40,6 +41,15 @@ class TwinCollecting(TwinForest):
         state.collector = (state.claims, now + lease_ms, worker)
         return state.claims
 
+    async def collectable(self, ref: TreeRef, keep: Retention, looks: int, after: int) -> Collectable:
+        """What collecting would drop and erase."""
+        state = self._state(ref)
+        gone = _retired(state, keep, self._tick())
+        dead, last = _dead(state, keep, gone, looks, after)
+        size = sum(stored_size(state.shown(node.node_id)) for node in dead)
+        ids = tuple(node.node_id for node in dead)
+        return Collectable(gone, ids, size, NodeId(last), last == state.tree.node_count)
+
     async def collect(self, ref: TreeRef, keep: Retention, looks: int, token: int = 0) -> Collected:
         """Drop abandoned branches and the content of what nobody can reach."""
         state = self._state(ref)
@@ -50,13 +60,7 @@ class TwinCollecting(TwinForest):
             state.garbage_at = None
         if gone:
             state.garbage_at = state.tree.revision + keep.revisions + 1
-        stay = [b for name, b in state.branches.items() if name not in gone]
-        looks = min(looks, max(LOOKS_MIN, HOLDS_PER_CALL // (len(stay) + 1)))
-        last = min(state.collected + looks, state.tree.node_count)
-        newest = state.tree.revision - keep.revisions
-        found = [state.nodes[NodeId(n)] for n in range(state.collected + 1, last + 1)]
-        reached = _reached(state, stay)
-        dead = [n for n in found if n.revision <= newest and not n.redacted and n.node_id not in reached]
+        dead, last = _dead(state, keep, gone, looks, state.collected)
         for node in dead:
             erase(state, node)
             if isinstance(node.body, Step) and node.body.client_step_id:
@@ -65,7 +69,7 @@ class TwinCollecting(TwinForest):
             del state.branches[name]
             state.slot_heads.pop(name, None)
         state.gone.update(gone)
-        state.events = [e for e in state.events if e.position.revision > newest]
+        state.events = [e for e in state.events if e.position.revision > state.tree.revision - keep.revisions]
         done = last == state.tree.node_count
         state.collected = 0 if done else last
         if done and token:
@@ -89,6 +93,17 @@ def _retired(state: TwinTree, keep: Retention, now: int) -> tuple[str, ...]:
         return (i >= keep.abandoned or old) and branch.name not in worked and not owed
 
     return tuple(sorted(b.name for i, b in enumerate(left) if goes(i, b)))
+
+
+def _dead(state: TwinTree, keep: Retention, gone: tuple[str, ...], looks: int, after: int) -> tuple[list[Node], int]:
+    """Nodes that nobody can reach once `gone` is dropped, among those looked at, and the last of these."""
+    stay = [b for name, b in state.branches.items() if name not in gone]
+    looks = min(looks, max(LOOKS_MIN, HOLDS_PER_CALL // (len(stay) + 1)))
+    last = min(after + looks, state.tree.node_count)
+    newest = state.tree.revision - keep.revisions
+    found = [state.nodes[NodeId(n)] for n in range(after + 1, last + 1)]
+    reached = _reached(state, stay)
+    return [n for n in found if n.revision <= newest and not n.redacted and n.node_id not in reached], last
 
 
 def _reached(state: TwinTree, stay: list[Branch]) -> set[NodeId]:

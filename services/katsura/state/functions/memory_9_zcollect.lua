@@ -101,16 +101,17 @@ register('claim_collecting', function(keys, args)
   return {'OK', token}
 end)
 
--- ARGV: what stays, most nodes. {'OK', first node looked at, last one, done (1), id...}
+-- ARGV: what stays, most nodes, node to look on after ('': where collecting stopped). {'OK', names of the branches that
+-- go (JSON), last node looked at, done (1), id...}
 register('collectable', function(keys, args)
   local t, missing = open(keys)
   if not t then return missing end
   local keep = kept(args, 1)
-  local stay, answer = retire(t, keep), {}
+  local stay, gone = retire(t, keep)
   local looks = math.min(tonumber(args[4]), math.max(LOOKS_MIN, math.floor(HOLDS_PER_CALL / (#stay + 1))))
-  local first = tonumber(redis.call('HGET', t.meta, 'collected') or 0) + 1
+  local first = tonumber(args[5] ~= '' and args[5] or redis.call('HGET', t.meta, 'collected') or 0) + 1
   local last, known = math.min(first + looks - 1, t.next), {}
-  answer = {'OK', first, last, last >= t.next and 1 or 0}
+  local answer = {'OK', cjson.encode(gone), last, last >= t.next and 1 or 0}
   for id = first, last do
     local made = tonumber(string.match(redis.call('HGET', t.nodes, id), '^%d+ (%d+)'))
     if made <= t.revision - keep[2] and not is_tombstone(t, id) then

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*katsura/api/memory/v1/memory_collect.proto\x12\x15katsura.api.memory.v1\"\x9b\x01\n\x15\x43ollectGarbageRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x1b\n\x0ekeep_abandoned\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x1b\n\x0ekeep_revisions\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x42\x11\n\x0f_keep_abandonedB\x11\n\x0f_keep_revisions\"\\\n\x16\x43ollectGarbageResponse\x12\x18\n\x10\x64ropped_branches\x18\x01 \x03(\t\x12\x1a\n\x12\x63ollected_node_ids\x18\x02 \x03(\x03\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*katsura/api/memory/v1/memory_collect.proto\x12\x15katsura.api.memory.v1\"\xc0\x01\n\x15\x43ollectGarbageRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x1b\n\x0ekeep_abandoned\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x1b\n\x0ekeep_revisions\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x0f\n\x07\x64ry_run\x18\x05 \x01(\x08\x12\x12\n\nafter_node\x18\x06 \x01(\x03\x42\x11\n\x0f_keep_abandonedB\x11\n\x0f_keep_revisions\"\x84\x01\n\x16\x43ollectGarbageResponse\x12\x18\n\x10\x64ropped_branches\x18\x01 \x03(\t\x12\x1a\n\x12\x63ollected_node_ids\x18\x02 \x03(\x03\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\x12\r\n\x05\x62ytes\x18\x04 \x01(\x03\x12\x17\n\x0fnext_after_node\x18\x05 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'katsura.api.memory.v1.memor
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_COLLECTGARBAGEREQUEST']._serialized_start=70
-  _globals['_COLLECTGARBAGEREQUEST']._serialized_end=225
-  _globals['_COLLECTGARBAGERESPONSE']._serialized_start=227
-  _globals['_COLLECTGARBAGERESPONSE']._serialized_end=319
+  _globals['_COLLECTGARBAGEREQUEST']._serialized_end=262
+  _globals['_COLLECTGARBAGERESPONSE']._serialized_start=265
+  _globals['_COLLECTGARBAGERESPONSE']._serialized_end=397
 # @@protoc_insertion_point(module_scope)

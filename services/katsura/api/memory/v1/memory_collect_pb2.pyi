@@ -28,6 +28,8 @@ class CollectGarbageRequest(_message.Message):
     KEEP_ABANDONED_FIELD_NUMBER: _builtins.int
     KEEP_REVISIONS_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    AFTER_NODE_FIELD_NUMBER: _builtins.int
     tree_id: _builtins.str
     """The tree."""
     keep_abandoned: _builtins.int
@@ -38,6 +40,10 @@ class CollectGarbageRequest(_message.Message):
     """
     page_size: _builtins.int
     """Most nodes looked at; 0 lets the server choose."""
+    dry_run: _builtins.bool
+    """Only tell what would go: nothing is written, and collecting goes on where it stopped."""
+    after_node: _builtins.int
+    """With dry_run: tell of the nodes after this one (next_after_node of the call before)."""
     def __init__(
         self,
         *,
@@ -45,10 +51,12 @@ class CollectGarbageRequest(_message.Message):
         keep_abandoned: _builtins.int | None = ...,
         keep_revisions: _builtins.int | None = ...,
         page_size: _builtins.int = ...,
+        dry_run: _builtins.bool = ...,
+        after_node: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_abandoned", b"_keep_abandoned", "_keep_revisions", b"_keep_revisions", "keep_abandoned", b"keep_abandoned", "keep_revisions", b"keep_revisions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_abandoned", b"_keep_abandoned", "_keep_revisions", b"_keep_revisions", "keep_abandoned", b"keep_abandoned", "keep_revisions", b"keep_revisions", "page_size", b"page_size", "tree_id", b"tree_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_abandoned", b"_keep_abandoned", "_keep_revisions", b"_keep_revisions", "after_node", b"after_node", "dry_run", b"dry_run", "keep_abandoned", b"keep_abandoned", "keep_revisions", b"keep_revisions", "page_size", b"page_size", "tree_id", b"tree_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__keep_abandoned: _TypeAlias = _typing.Literal["keep_abandoned"]  # noqa: Y015
     _WhichOneofArgType__keep_abandoned: _TypeAlias = _typing.Literal["_keep_abandoned", b"_keep_abandoned"]  # noqa: Y015
@@ -63,18 +71,24 @@ Global___CollectGarbageRequest: _TypeAlias = CollectGarbageRequest  # noqa: Y015
 
 @_typing.final
 class CollectGarbageResponse(_message.Message):
-    """What went."""
+    """What went, or with dry_run what would."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DROPPED_BRANCHES_FIELD_NUMBER: _builtins.int
     COLLECTED_NODE_IDS_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    NEXT_AFTER_NODE_FIELD_NUMBER: _builtins.int
     done: _builtins.bool
     """Whether every node was looked at; the next call begins anew."""
+    bytes: _builtins.int
+    """With dry_run: bytes of the content of collected_node_ids, attachments included."""
+    next_after_node: _builtins.int
+    """With dry_run: after_node of the next call; 0 where it is done."""
     @_builtins.property
     def dropped_branches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Abandoned branches that were dropped. Their names are not used again."""
+        """Abandoned branches that were dropped; their names are not used again. With dry_run all, in every page."""
 
     @_builtins.property
     def collected_node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -86,10 +100,12 @@ class CollectGarbageResponse(_message.Message):
         dropped_branches: _abc.Iterable[_builtins.str] | None = ...,
         collected_node_ids: _abc.Iterable[_builtins.int] | None = ...,
         done: _builtins.bool = ...,
+        bytes: _builtins.int = ...,
+        next_after_node: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collected_node_ids", b"collected_node_ids", "done", b"done", "dropped_branches", b"dropped_branches"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "collected_node_ids", b"collected_node_ids", "done", b"done", "dropped_branches", b"dropped_branches", "next_after_node", b"next_after_node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
