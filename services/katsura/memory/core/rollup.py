@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from operator import itemgetter
 from typing import Final
 
 from katsura.domain.trees import Node, Summary, SummaryBody, SummaryStatus
@@ -30,13 +31,14 @@ def due(newest_first: Sequence[tuple[Node, bool]], fanout: int) -> tuple[Node, .
     if fanout <= NEVER:
         return ()
 
-    def run(entry: tuple[Node, bool]) -> int:
-        node, tried = entry
+    height, heights = -1, []
+    for node, tried in newest_first:
         sound = node.judgement is not None and node.judgement.status is SummaryStatus.VALID
-        return _summary(node).level if sound and not tried else -1
-
-    for level, entries in groupby(newest_first, run):
-        nodes = [node for node, _ in entries]
+        # What an older version of us left of a level counts with the next one, or runs would end at it.
+        height = max(height, _summary(node).level) if sound and not tried else -1
+        heights.append((height, node))
+    for level, entries in groupby(heights, itemgetter(0)):
+        nodes = [node for _, node in entries]
         if level >= 0 and len(nodes) >= 2 * fanout:
             return tuple(reversed(nodes[-fanout:]))
     return ()
