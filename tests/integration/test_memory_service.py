@@ -398,6 +398,9 @@ async def test_subgoals_over_the_wire(connection: Connection) -> None:
     repeated = await memory.begin_subgoal("trip", "find one", ["cheap", "free"], expected_head=2, request_id="b")
     assert repeated == begun
     last = await memory.end_subgoal("trip", summary=tree_pb.SummaryBody(text="One was found and not booked."))
+    context = await memory.assemble_context("trip", budget_tokens=2000, expand=[ended.summary.node_id, 999])
+    assert [s.node_id for s in context.segments if s.kind == pb.SEGMENT_KIND_STEP][:3] == [3, 4, 5]
+    assert [(d.node_id, d.reason) for d in context.dropped if d.reason == "not-shown"] == [(999, "not-shown")]
     assert (last.outcome, last.branch.boundary) == (tree_pb.VERDICT_UNKNOWN, last.step.node_id)
     with pytest.raises(FailedPreconditionError) as late:
         await memory.end_subgoal("trip")

@@ -172,6 +172,7 @@ class MemoryServicer(StructureServicer):
             request.reserve_tokens,
             request.tokenizer_digest,
             request.include_token_ids,
+            tuple(request.expand),
         )
         assembly = assembled.assembly
         return pb.AssembleContextResponse(

@@ -21,6 +21,7 @@ from katsura.domain.trees import (
     Node,
     StaleStep,
     Step,
+    Summary,
     Tree,
     TreePolicy,
     request_of,
@@ -29,6 +30,7 @@ from katsura.memory.archive import Archive
 from katsura.memory.contents import Contents
 from katsura.memory.core import limits
 from katsura.memory.core.assemble import Assembly, assemble
+from katsura.memory.core.expand import expanded, not_expanded, not_shown, shown_summary, too_large
 from katsura.memory.core.tokens import estimate, estimate_step, hint_text
 from katsura.memory.descent import Descent
 from katsura.memory.leases import Leases
@@ -178,9 +180,19 @@ class Memory(Subgoals, Queue, Recall, Contents, Slots, Leases, Branching, Refere
             return as_answer(Revised, done)
 
     async def assemble_context(
-        self, ref: TreeRef, branch: str, budget: int, reserve: int, tokenizer: str, with_ids: bool
+        self,
+        ref: TreeRef,
+        branch: str,
+        budget: int,
+        reserve: int,
+        tokenizer: str,
+        with_ids: bool,
+        expand: Sequence[int] = (),
     ) -> Assembled:
-        """The prompt of a branch in at most `budget` less `reserve` rendered tokens."""
+        """The prompt of a branch in at most `budget` less `reserve` rendered tokens; the summaries `expand` by their
+        covers, where these fit."""
+        if expand:
+            limits.check_ids(expand, "expand", limits.EXPAND_MAX)
         limits.check_range(budget, "budget_tokens", 1, limits.BUDGET_TOKENS_MAX)
         limits.check_range(reserve, "reserve_tokens", 0, budget)
         if tokenizer:
@@ -191,12 +203,29 @@ class Memory(Subgoals, Queue, Recall, Contents, Slots, Leases, Branching, Refere
         with _ASSEMBLE_SECONDS.time():
             snapshot = await self._snapshot(ref, branch, room, tokenizer, with_ids)
             assembly = assemble(snapshot, room, tokenizer=bool(tokenizer))
+            for summary_id in expand:
+                assembly = await self._expanded(ref, snapshot.branch.name, assembly, summary_id, room)
         moved = assembly.cut != snapshot.branch.cut
         if moved:
             await self._trees.note_cut(ref, snapshot.branch.name, assembly.cut)
         position = Position(snapshot.tree.revision, snapshot.tree.incarnation)
         branch_now = replace(snapshot.branch, cut=assembly.cut)
         return Assembled(assembly, branch_now, moved, position, snapshot.stale)
+
+    async def _expanded(self, ref: TreeRef, branch: str, assembly: Assembly, summary_id: int, room: int) -> Assembly:
+        segment = shown_summary(assembly, summary_id)
+        if segment is None:
+            return not_shown(assembly, summary_id)
+        (node,) = await self._trees.nodes(ref, [summary_id], limits.ANSWER_BYTES_MAX)
+        summary = node.body
+        assert isinstance(summary, Summary), "summaries are shown as summaries"
+        if too_large(assembly, segment, summary, room):
+            return not_expanded(assembly, summary)
+        if summary.parts:
+            cover = await self._trees.nodes(ref, summary.parts, limits.ANSWER_BYTES_MAX)
+        else:
+            cover = await self._steps_up_to(ref, branch, summary.last_covered, summary.covered_count)
+        return expanded(assembly, segment, summary, cover, room)
 
     async def attach_tokens(
         self, ref: TreeRef, tokenizer: str, tokens: Sequence[tuple[int, Sequence[int]]]

@@ -239,8 +239,9 @@ class MemoryClient(StructureCalls):
         branch: str = "",
         tokenizer_digest: str = "",
         include_token_ids: bool = False,
+        expand: Sequence[int] = (),
     ) -> pb.AssembleContextResponse:
-        """The prompt of a branch under a token budget."""
+        """The prompt of a branch under a token budget; the summaries `expand` by what they stand for, where it fits."""
         request = pb.AssembleContextRequest(
             tree_id=tree_id,
             branch=branch,
@@ -248,6 +249,7 @@ class MemoryClient(StructureCalls):
             reserve_tokens=reserve_tokens,
             tokenizer_digest=tokenizer_digest,
             include_token_ids=include_token_ids,
+            expand=expand,
         )
         return cast(pb.AssembleContextResponse, await self._call("AssembleContext", request))
 

@@ -399,3 +399,47 @@ async def test_many_writers_lose_and_double_nothing(memory: Memory) -> None:
     path = await memory.get_path(REF, "", 0, 500)
     ids = [n.body.client_step_id for n in path.nodes if isinstance(n.body, Step)]
     assert sorted(ids) == sorted(f"{n}-{i}" for n in range(5) for i in range(10))
+
+
+async def test_a_summary_is_expanded_in_its_place_where_its_cover_fits(memory: Memory) -> None:
+    await memory.grow(write(), [Step("one"), Step("two")], False)
+    await memory.compress(write(), 0, None, "", (), False)
+    await memory.grow(write(), [Step("three")], False)
+
+    async def shown(room: int, *expand: int) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+        made = (await memory.assemble_context(REF, "", room, 0, "", False, expand)).assembly
+        assert made.total_tokens == sum(s.token_count for s in made.segments) <= room
+        assert made == (await memory.assemble_context(REF, "", room, 0, "", False, expand)).assembly
+        return [(s.node_id, s.content[:5]) for s in made.segments], [(d.node_id, d.reason) for d in made.dropped]
+
+    plain, dropped = await shown(500)
+    assert ([node for node, _ in plain], dropped) == ([0, 3, 4], [(2, "covered-by-summary")])
+    assert await shown(500, 3) == ([plain[0], (1, "one"), (2, "two"), plain[2]], [])
+    assert await shown(500, 3, 9) == (
+        [plain[0], (1, "one"), (2, "two"), plain[2]],
+        [(9, "not-shown")],
+    )
+    await memory.grow(write(), [Step("x" * 300, client_step_id=str(i)) for i in range(4)], False)
+    await memory.compress(write(), 0, None, "mask-observations", (), False)
+    (big,) = [s.node_id for s in (await memory.assemble_context(REF, "", 300, 0, "", False)).assembly.segments][-1:]
+    tight, dropped = await shown(300, big)
+    assert big in [node for node, _ in tight]
+    assert (8, "over-budget") in dropped
+    for wrong in ([0], [3, 3], list(range(1, 66))):
+        await fails(InvalidArgumentError, "expand", memory.assemble_context(REF, "", 500, 0, "", False, wrong))
+
+
+async def test_a_roll_up_is_expanded_into_its_summaries_and_these_into_their_steps(memory: Memory) -> None:
+    for text in ("one", "two"):
+        await memory.grow(write(), [Step(text)], False)
+        await memory.compress(write(), 0, None, "", (), False)
+    rolled = (await memory.roll_up(REF, "", "", None, (2, 4))).node.node_id
+
+    async def shown(*expand: int) -> list[int]:
+        made = (await memory.assemble_context(REF, "", 800, 0, "", False, expand)).assembly
+        return [s.node_id for s in made.segments if s.node_id]
+
+    assert await shown() == [rolled]
+    assert await shown(rolled) == [2, 4]
+    assert await shown(rolled, 4) == [2, 3]
+    assert await shown(4, rolled) == [2, 4], "in the order given"

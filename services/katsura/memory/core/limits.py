@@ -46,6 +46,7 @@ TEXT_BYTES_MAX: Final = 4 * KIB
 RELATED_MAX: Final = 64
 TREES_LOOKED_AT: Final = 2048
 """Trees that one listing by label looks at."""
+EXPAND_MAX: Final = 64
 CRITERIA_MAX: Final = 16
 """Criteria of one subgoal."""
 REFERENCES_MAX: Final = 64

@@ -1150,6 +1150,7 @@ class AssembleContextRequest(_message.Message):
     RESERVE_TOKENS_FIELD_NUMBER: _builtins.int
     TOKENIZER_DIGEST_FIELD_NUMBER: _builtins.int
     INCLUDE_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    EXPAND_FIELD_NUMBER: _builtins.int
     tree_id: _builtins.str
     """The tree."""
     branch: _builtins.str
@@ -1162,6 +1163,13 @@ class AssembleContextRequest(_message.Message):
     """Digest of tokenizer and template that counts and ids belong to; empty counts by the default estimate."""
     include_token_ids: _builtins.bool
     """Whether to return token ids."""
+    @_builtins.property
+    def expand(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Summaries to show by what they stand for: its steps, or a roll-up's summaries (name these behind it to go on). At most
+        64, in this order, each whole or not at all: the rest of the context keeps its place, so one needs room that is
+        left. Steps come without token ids, counted by the estimate. "dropped" tells what was not expanded.
+        """
+
     def __init__(
         self,
         *,
@@ -1171,10 +1179,11 @@ class AssembleContextRequest(_message.Message):
         reserve_tokens: _builtins.int = ...,
         tokenizer_digest: _builtins.str = ...,
         include_token_ids: _builtins.bool = ...,
+        expand: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "budget_tokens", b"budget_tokens", "include_token_ids", b"include_token_ids", "reserve_tokens", b"reserve_tokens", "tokenizer_digest", b"tokenizer_digest", "tree_id", b"tree_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "budget_tokens", b"budget_tokens", "expand", b"expand", "include_token_ids", b"include_token_ids", "reserve_tokens", b"reserve_tokens", "tokenizer_digest", b"tokenizer_digest", "tree_id", b"tree_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1257,7 +1266,9 @@ class Dropped(_message.Message):
     node_id: _builtins.int
     """The node."""
     reason: _builtins.str
-    """Why: "covered-by-summary", "over-budget", "summary-not-valid", "hint-limit", "stale-limit"."""
+    """Why: "covered-by-summary", "over-budget", "summary-not-valid", "hint-limit", "stale-limit"; of one to be expanded
+    "over-budget" with what it stands for, or "not-shown" (it is not in this context).
+    """
     token_count: _builtins.int
     """Tokens saved."""
     def __init__(
