@@ -86,9 +86,8 @@ class Leader:
         while True:
             await self._sleep(RENEW_S)
             led = False
-            with contextlib.suppress(
-                TimeoutError
-            ):  # an API server that is silent, not away, would be waited for longer
+            with contextlib.suppress(TimeoutError):
+                # An API server that is silent, not away, would be waited for longer.
                 async with asyncio.timeout(self._standing.writes_until_s - self._clock()):
                     led = await self.step()
             if not led:
