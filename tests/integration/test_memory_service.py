@@ -30,6 +30,7 @@ from katsura.domain.ids import TenantId
 from katsura.domain.tenant import Tenant
 from katsura.rpc.channel import open_channel
 from katsura.rpc.context import CallContext
+from katsura.rpc.status import from_rpc_error
 from katsura.sdk.blocks import BlockClient, of_user
 from katsura.sdk.connection import Connection
 from katsura.sdk.memory import MemoryClient, step
@@ -448,3 +449,82 @@ async def test_sub_agents_references_waits_and_collecting_work_over_the_wire(con
         True,
     )
     await memory.delete_tree("trip")
+
+
+async def batches_of(*contents: str) -> AsyncIterator[list[tree_pb.Step]]:
+    for content in contents:
+        yield [step("user", content)]
+
+
+async def test_a_stream_grows_a_branch_without_waiting_for_answers(connection: Connection) -> None:
+    memory = client_of(connection, "stream")
+    await memory.create_tree(tree_id="t")
+    words = [f"step {i}" for i in range(40)]
+    answers = [answer async for answer in memory.grow_stream("t", batches_of(*words), expected_head=0, in_flight=8)]
+    assert [list(answer.node_ids) for answer in answers] == [[i] for i in range(1, 41)]
+    assert [node.step.content for node in await memory.get_whole_path("t")] == words
+
+
+async def test_another_writer_ends_a_stream_that_expects_its_own_head(connection: Connection) -> None:
+    memory = client_of(connection, "stream-cas")
+    await memory.create_tree(tree_id="t")
+
+    async def batches() -> AsyncIterator[list[tree_pb.Step]]:
+        yield [step("user", "ours")]
+        await seen.wait()
+        yield [step("user", "too late")]
+
+    seen = asyncio.Event()
+    stream = memory.grow_stream("t", batches(), expected_head=0)
+    assert (await anext(stream)).branch.head == 1
+    await memory.grow("t", [step("user", "theirs")], expected_head=1)
+    seen.set()
+    with pytest.raises(ConflictError) as caught:
+        await anext(stream)
+    assert (caught.value.reason, caught.value.metadata["head"]) == (Reason.HEAD_MOVED, "2")
+    assert [node.step.content for node in await memory.get_whole_path("t")] == ["ours", "theirs"]
+
+
+async def test_a_stream_names_one_branch(connection: Connection) -> None:
+    bound = connection.acting_for(CallContext(Tenant(TenantId("one-branch"), bytes(32)), internal=True))
+    await MemoryClient(bound).create_tree(tree_id="t")
+    for other, field in (({"tree_id": "u"}, "tree_id"), ({"tree_id": "t", "branch": "b"}, "branch")):
+        grow = {"unconditional": True, "steps": [step("user", "x")]}
+        sent = [pb.GrowRequest(tree_id="t", **grow), pb.GrowRequest(**other, **grow)]  # type: ignore[arg-type]
+        call = MemoryServiceStub(bound.channel).GrowStream(
+            iter([pb.GrowStreamRequest(grow=one) for one in sent]), metadata=bound.metadata()
+        )
+        assert (await call.read()).grow.node_ids
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert from_rpc_error(caught.value).field == field
+
+
+async def test_a_stream_outlives_kills_of_the_service_and_writes_each_batch_once(
+    process: ServedProcess, connection: Connection
+) -> None:
+    memory = client_of(connection, "stream-kill")
+    await memory.create_tree(tree_id="t")
+    words = [f"step {i}" for i in range(120)]
+    heads = []
+    async for answer in memory.grow_stream("t", batches_of(*words), expected_head=0, in_flight=16):
+        heads.append(answer.branch.head)
+        if len(heads) in (10, 60):
+            await process.kill()
+            await process.start()
+    assert heads == list(range(1, 121))
+    assert [node.step.content for node in await memory.get_whole_path("t")] == words
+
+
+async def test_what_the_source_of_a_stream_raises_comes_after_its_answers(connection: Connection) -> None:
+    memory = client_of(connection, "stream-source")
+    await memory.create_tree(tree_id="t")
+
+    async def batches() -> AsyncIterator[list[tree_pb.Step]]:
+        yield [step("user", "kept")]
+        raise LookupError("the agent died")
+
+    stream = memory.grow_stream("t", batches())
+    assert (await anext(stream)).branch.head == 1
+    with pytest.raises(LookupError, match="the agent died"):
+        await anext(stream)

@@ -27,6 +27,7 @@ _ADDS: Final[Mapping[str, tuple[str, ...]]] = {
     "CreateTree": ("trees",),
     "ImportTree": ("trees", "nodes", "bytes"),
     "Grow": ("nodes", "bytes"),
+    "GrowStream": ("nodes", "bytes"),
     "Merge": ("nodes", "bytes"),
     "SetSlots": ("nodes", "bytes"),
     "PutAttachments": ("bytes",),

@@ -67,6 +67,31 @@ class MemoryServicer(StructureServicer):
 
     async def Grow(self, request: pb.GrowRequest, context: Context) -> pb.GrowResponse:  # noqa: N802
         """Append steps."""
+        return await self._grown(request)
+
+    async def GrowStream(  # noqa: N802
+        self, requests: AsyncIterator[pb.GrowStreamRequest], context: Context
+    ) -> AsyncIterator[pb.GrowStreamResponse]:
+        """Append steps to one branch, request after request."""
+        first: pb.GrowRequest | None = None
+        head = 0
+        async for message in requests:
+            request = message.grow
+            if first is None:
+                first = request
+            elif (request.tree_id, request.branch) != (first.tree_id, first.branch):
+                field = "branch" if request.tree_id == first.tree_id else "tree_id"
+                raise InvalidArgumentError(f"{field}: a stream grows one branch; open another for this", field=field)
+            else:
+                if self._admission is not None:  # the boundary has admitted the first
+                    await self._admission.admit("Grow", current_tenant().tenant_id)
+                if not (request.unconditional or request.HasField("expected_head")):
+                    request.expected_head = head
+            response = await self._grown(request)
+            head = response.branch.head
+            yield pb.GrowStreamResponse(grow=response)
+
+    async def _grown(self, request: pb.GrowRequest) -> pb.GrowResponse:
         steps = [translate.step_from(step, f"steps[{i}]") for i, step in enumerate(request.steps)]
         if request.dedupe not in pb.Dedupe.values():
             raise InvalidArgumentError(f"dedupe: {request.dedupe} is not a Dedupe", field="dedupe")

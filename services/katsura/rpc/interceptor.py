@@ -76,7 +76,10 @@ class Boundary:
             return grpc.stream_unary_rpc_method_handler(
                 self._unary(method, handler.stream_unary), handler.request_deserializer, handler.response_serializer
             )
-        raise AssertionError(f"{method}: methods that stream both ways are not served")
+        both: Any = handler.stream_stream
+        return grpc.stream_stream_rpc_method_handler(
+            self._stream(method, both), handler.request_deserializer, handler.response_serializer
+        )
 
     def _unary(self, method: str, serve: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def call(request: object, context: grpc.aio.ServicerContext[Any, Any]) -> object:

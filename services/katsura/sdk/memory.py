@@ -14,6 +14,7 @@ from katsura.api.memory.v1 import memory_service_pb2 as pb
 from katsura.api.memory.v1 import memory_slots_pb2 as slots_pb
 from katsura.api.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
 from katsura.rpc.context import CallContext
+from katsura.sdk import growing
 from katsura.sdk.connection import ATTEMPTS_MAX, Connection, new_request_id
 from katsura.sdk.memory_structure import StructureCalls
 
@@ -111,6 +112,39 @@ class MemoryClient(StructureCalls):
             lease_token=lease_token,
         )
         return cast(pb.GrowResponse, await self._call("Grow", request))
+
+    def grow_stream(
+        self,
+        tree_id: str,
+        batches: AsyncIterable[Sequence[tree_pb.Step]],
+        *,
+        branch: str = "",
+        expected_head: int | None = None,
+        lease_token: int = 0,
+        in_flight: int = 64,
+    ) -> AsyncGenerator[pb.GrowResponse, None]:
+        """Append batch after batch and yield an answer for each, with at most `in_flight` unanswered.
+
+        `expected_head` None appends wherever the head is; else the first batch expects it, each other one what the
+        batch before it left, and whoever writes in between ends the stream with ABORTED. A service that went away is
+        asked again, and every batch is written once. The stream has no deadline: use `asyncio.timeout`.
+        """
+
+        async def requests() -> AsyncIterator[pb.GrowRequest]:
+            first = expected_head
+            async for steps in batches:
+                yield pb.GrowRequest(
+                    request_id=new_request_id(),
+                    tree_id=tree_id,
+                    branch=branch,
+                    expected_head=first,
+                    unconditional=expected_head is None,
+                    steps=steps,
+                    lease_token=lease_token,
+                )
+                first = None
+
+        return growing.grow_stream(self._connection, self._stub.GrowStream, requests(), in_flight)
 
     async def compress(
         self,

@@ -598,6 +598,54 @@ class GrowResponse(_message.Message):
 Global___GrowResponse: _TypeAlias = GrowResponse  # noqa: Y015
 
 @_typing.final
+class GrowStreamRequest(_message.Message):
+    """One Grow of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROW_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def grow(self) -> Global___GrowRequest:
+        """Of the stream's branch."""
+
+    def __init__(
+        self,
+        *,
+        grow: Global___GrowRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grow", b"grow"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grow", b"grow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrowStreamRequest: _TypeAlias = GrowStreamRequest  # noqa: Y015
+
+@_typing.final
+class GrowStreamResponse(_message.Message):
+    """Answers to a stream, one per request, in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROW_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def grow(self) -> Global___GrowResponse:
+        """As Grow answers."""
+
+    def __init__(
+        self,
+        *,
+        grow: Global___GrowResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grow", b"grow"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grow", b"grow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrowStreamResponse: _TypeAlias = GrowStreamResponse  # noqa: Y015
+
+@_typing.final
 class CompressRequest(_message.Message):
     """Closes the raw segment."""
 

@@ -80,6 +80,11 @@ class MemoryServiceStub(object):
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GrowRequest.SerializeToString,
                 response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GrowResponse.FromString,
                 _registered_method=True)
+        self.GrowStream = channel.stream_stream(
+                '/katsura.api.memory.v1.MemoryService/GrowStream',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GrowStreamRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GrowStreamResponse.FromString,
+                _registered_method=True)
         self.Compress = channel.unary_unary(
                 '/katsura.api.memory.v1.MemoryService/Compress',
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.CompressRequest.SerializeToString,
@@ -331,6 +336,18 @@ class MemoryServiceServicer(object):
         Errors: ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE;
         NOT_FOUND / NODE_NOT_FOUND (of related_node_ids); ALREADY_EXISTS / REQUEST_ID_REUSED (a client_step_id with
         another body, too).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GrowStream(self, request_iterator, context):
+        """Grow for a writer that does not wait for answers: requests of one branch, written and answered in order. One without
+        expected_head, after the first, expects the head that the one before it left: another writer in between makes it
+        HEAD_MOVED. The first that fails ends the stream as it would have ended Grow: what was answered is written, nothing
+        after it is. Each request counts towards a quota of requests. Sent again with its request_id on a new stream, a request
+        whose answer was lost answers the same.
+        Errors: those of Grow; INVALID_ARGUMENT / INVALID_FIELD (a request names another tree or branch than the first).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -698,6 +715,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GrowRequest.FromString,
                     response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GrowResponse.SerializeToString,
             ),
+            'GrowStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.GrowStream,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GrowStreamRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GrowStreamResponse.SerializeToString,
+            ),
             'Compress': grpc.unary_unary_rpc_method_handler(
                     servicer.Compress,
                     request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.CompressRequest.FromString,
@@ -1063,6 +1085,33 @@ class MemoryService(object):
             '/katsura.api.memory.v1.MemoryService/Grow',
             katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GrowRequest.SerializeToString,
             katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GrowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GrowStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/katsura.api.memory.v1.MemoryService/GrowStream',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GrowStreamRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GrowStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -72,6 +72,14 @@ class MemoryServiceStub:
     NOT_FOUND / NODE_NOT_FOUND (of related_node_ids); ALREADY_EXISTS / REQUEST_ID_REUSED (a client_step_id with
     another body, too).
     """
+    GrowStream: _grpc.StreamStreamMultiCallable[_memory_service_pb2.GrowStreamRequest, _memory_service_pb2.GrowStreamResponse]
+    """Grow for a writer that does not wait for answers: requests of one branch, written and answered in order. One without
+    expected_head, after the first, expects the head that the one before it left: another writer in between makes it
+    HEAD_MOVED. The first that fails ends the stream as it would have ended Grow: what was answered is written, nothing
+    after it is. Each request counts towards a quota of requests. Sent again with its request_id on a new stream, a request
+    whose answer was lost answers the same.
+    Errors: those of Grow; INVALID_ARGUMENT / INVALID_FIELD (a request names another tree or branch than the first).
+    """
     Compress: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.CompressRequest, _memory_service_pb2.CompressResponse]
     """Closes the raw segment with a summary and, by default, validates it before answering.
     Errors: ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE;
@@ -269,6 +277,14 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     Errors: ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE;
     NOT_FOUND / NODE_NOT_FOUND (of related_node_ids); ALREADY_EXISTS / REQUEST_ID_REUSED (a client_step_id with
     another body, too).
+    """
+    GrowStream: _aio.StreamStreamMultiCallable[_memory_service_pb2.GrowStreamRequest, _memory_service_pb2.GrowStreamResponse]  # type: ignore[assignment]
+    """Grow for a writer that does not wait for answers: requests of one branch, written and answered in order. One without
+    expected_head, after the first, expects the head that the one before it left: another writer in between makes it
+    HEAD_MOVED. The first that fails ends the stream as it would have ended Grow: what was answered is written, nothing
+    after it is. Each request counts towards a quota of requests. Sent again with its request_id on a new stream, a request
+    whose answer was lost answers the same.
+    Errors: those of Grow; INVALID_ARGUMENT / INVALID_FIELD (a request names another tree or branch than the first).
     """
     Compress: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.CompressRequest, _memory_service_pb2.CompressResponse]  # type: ignore[assignment]
     """Closes the raw segment with a summary and, by default, validates it before answering.
@@ -500,6 +516,20 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: ABORTED / HEAD_MOVED; INVALID_ARGUMENT / HEAD_REQUIRED; FAILED_PRECONDITION / BRANCH_NOT_WRITABLE;
         NOT_FOUND / NODE_NOT_FOUND (of related_node_ids); ALREADY_EXISTS / REQUEST_ID_REUSED (a client_step_id with
         another body, too).
+        """
+
+    @_abc_1.abstractmethod
+    def GrowStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_memory_service_pb2.GrowStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_memory_service_pb2.GrowStreamResponse], _abc.AsyncIterator[_memory_service_pb2.GrowStreamResponse]]:
+        """Grow for a writer that does not wait for answers: requests of one branch, written and answered in order. One without
+        expected_head, after the first, expects the head that the one before it left: another writer in between makes it
+        HEAD_MOVED. The first that fails ends the stream as it would have ended Grow: what was answered is written, nothing
+        after it is. Each request counts towards a quota of requests. Sent again with its request_id on a new stream, a request
+        whose answer was lost answers the same.
+        Errors: those of Grow; INVALID_ARGUMENT / INVALID_FIELD (a request names another tree or branch than the first).
         """
 
     @_abc_1.abstractmethod
