@@ -124,6 +124,13 @@ async def rates(plan: Plan, report: Report) -> None:
         growers = [calls.Grower(memory, f"w{number}", "main", 0) for number in range(32)]
         found = [await calls.in_flight(lambda n: growers[n].grow, 32, plan.calls // 8) for _ in range(plan.rounds)]
         report.add("Grow, 32 in flight, one process", statistics.median(found), "calls/s", 2_000)
+        ours = []
+        for turn in range(plan.rounds):
+            waits, streams = [
+                await calls.one_writer(memory, f"one-{turn}-{waits}", plan.calls // 2, waits) for waits in (True, False)
+            ]
+            ours.append(streams / waits)
+        report.add("GrowStream / Grow, one writer, each step expects the one before", statistics.median(ours), "x")
         for size, goal in ((16, None), (256, 10_000)):
             batched = await calls.batched(memory, size, max(8, 40 * plan.calls // size // 8))
             report.add(f"Grow, batches of {size}", batched, "steps/s", goal)

@@ -15,6 +15,7 @@ import grpc
 from trees.service import Service, text_of
 
 from katsura.api.memory.v1 import memory_service_pb2 as pb
+from katsura.api.memory.v1.memory_pb2 import Step
 from katsura.sdk.connection import new_request_id
 from katsura.sdk.memory import MemoryClient, step
 
@@ -141,6 +142,25 @@ async def batched(memory: MemoryClient, size: int, calls: int) -> float:
     start = time.perf_counter()
     await asyncio.gather(one(f"batch{size}a"), one(f"batch{size}b"))
     return 2 * calls * size / (time.perf_counter() - start)
+
+
+async def one_writer(memory: MemoryClient, tree: str, count: int, waits: bool) -> float:
+    """Steps per second of one writer that expects its own heads, and waits for each answer or streams."""
+    await memory.create_tree(tree_id=tree)
+
+    async def batches() -> AsyncIterator[list[Step]]:
+        for i in range(count):
+            yield [step("user", text_of(i))]
+
+    start, head = time.perf_counter(), 0
+    if waits:
+        async for steps in batches():
+            head = (await memory.grow(tree, steps, expected_head=head)).branch.head
+    else:
+        async for grown in memory.grow_stream(tree, batches(), expected_head=0):
+            head = grown.branch.head
+    assert head == count
+    return count / (time.perf_counter() - start)
 
 
 async def bytes_per_step(service: Service, first: int, last: int) -> float:
