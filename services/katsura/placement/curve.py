@@ -69,7 +69,7 @@ def curve_of(problem: Problem, column: Column, service: ModelService) -> Curve:
         prompt = (c.step_s(terms[0]) - steps[0]) * load.output
     else:
         shards, members = (m.count for m in column.members)
-        pool = pool_of(problem, units[0], units[1], shards, members)
+        pool = pool_of(problem, units[0], units[1], shards, members, service.units)
         prompt = prefill_s(card, precision, pool, load) / shards
         micro = column.point.micro_batches
         steps = [step_s(card, precision, pool, b, load, min(micro, b)) for b in batches]

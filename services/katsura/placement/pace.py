@@ -37,7 +37,8 @@ def predicted_step_s(
         return problem.calibration.of(unit.device).step_s(terms.decoding)
     if units.keys() == by_role.keys() == {"attention", "experts"}:
         shards, members = len(by_role["attention"]), len(by_role["experts"])
-        pool, whole = pool_of(problem, units["attention"], units["experts"], shards, members), batch * shards
+        pool = pool_of(problem, units["attention"], units["experts"], shards, members, service.units)
+        whole = batch * shards
         return step_s(service.card, service.precision, pool, whole, load, max(1, min(micro, int(whole))))
     return None
 

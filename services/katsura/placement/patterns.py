@@ -18,13 +18,14 @@ from katsura.placement.operate import UTILISATION, Point, Refusal, replica_point
 from katsura.placement.pairs import Half, pair_point
 from katsura.placement.pipelines import Parts, StageKind, pipelines
 from katsura.placement.problem import PAIR, PIPELINE, SPLIT, UNIFIED, HelperService, ModelService, NodeClass, Problem
-from katsura.placement.split import Pool, Side, member_bytes, pool_point
+from katsura.placement.split import COPIES, Pool, Side, member_memory_bytes, pool_point
 
 _TENSOR: Final = (1, 2, 4, 8)
 _SHARDS: Final = (1, 2, 4, 8)
-_MEMBERS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_MEMBERS: Final = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _MEMBER_SIZES: Final = 5
-"""Sizes of a pool that are tried, from the smallest that holds the weights."""
+"""Sizes of a pool that are tried, from the smallest that holds the weights; one member only where it is asked for: it
+would have the only copy."""
 _KEPT_PER_PAIR: Final = 6
 _CPU_BATCH_MAX: Final = 64
 _RATIOS: Final = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 3), (3, 1), (3, 2), (4, 1))
@@ -354,15 +355,15 @@ def _split(
     fixed = service.replicas
     shards = (fixed["attention"],) if "attention" in fixed else _SHARDS
     e = experts[0]
-    enough = (n for n in _MEMBERS if n <= service.units and _holds(service, e, n))
+    enough = (n for n in _MEMBERS if n <= max(COPIES, service.units) and _holds(service, e, n))
     members = (fixed["experts"],) if "experts" in fixed else tuple(islice(enough, _MEMBER_SIZES))
     shapes: list[_Shape] = []
-    model = hash((service.card, service.precision, service.load, service.paces))
+    model = hash((service.card, service.precision, service.load, service.paces, service.units))
     for a, s, m in product(attention, shards, members):
         point = pool_point(
             service.card,
             service.precision,
-            pool_of(problem, a, e, s, m),
+            pool_of(problem, a, e, s, m, service.units),
             service.load,
             service.slo,
             max(margin_of(problem, u.device, u.count) for u in (a, e)),
@@ -480,12 +481,13 @@ def link_of(first: Unit, second: Unit) -> float:
 
 
 def _holds(service: ModelService, e: Unit, members: int) -> bool:
-    held = member_bytes(service.card, service.precision, members, 1 if e.is_cpu else e.count)
+    devices = 1 if e.is_cpu else e.count
+    held = member_memory_bytes(service.card, service.precision, members, devices, service.units)
     return held <= e.device.usable_bytes
 
 
-def pool_of(problem: Problem, a: Unit, e: Unit, shards: int, members: int) -> Pool:
-    """The pool of one pair of units."""
+def pool_of(problem: Problem, a: Unit, e: Unit, shards: int, members: int, units: int) -> Pool:
+    """The pool of one pair of slices; its members share `units` of each FFN."""
     known, hop = problem.known, problem.calibration.hop_s
     near = a.device.name == e.device.name
     kind = "cpu" if a.is_cpu or e.is_cpu else "gpu"
@@ -494,6 +496,7 @@ def pool_of(problem: Problem, a: Unit, e: Unit, shards: int, members: int) -> Po
         Side(e.device, members, 1 if e.is_cpu else e.count, known(e.device, e.count)),
         link_of(a, e),
         hop[kind if near else f"{kind}_remote"],
+        units,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import comb
+from math import ceil, comb
 
 from katsura.placement.card import Block, ModelCard
 from katsura.placement.catalogue import Device
@@ -18,6 +18,8 @@ from katsura.placement.operate import UTILISATION, Point, Refusal, Slo, largest_
 
 _PARTIAL_BYTES = 4
 """Members return sums in f32."""
+COPIES = 2
+"""Members that hold each unit, where there are so many (`router.core.assign`: its primary and one alternate)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +34,21 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Attention shards and expert members that serve together, over links of `link_bytes_s` and `hop_s` each way."""
+    """Attention shards and expert members that serve together, over links of `link_bytes_s` and `hop_s` each way.
+
+    Members share the FFN of every layer as `units` of equal size, each of which stays whole.
+    """
 
     attention: Side
     experts: Side
     link_bytes_s: float
     hop_s: float
+    units: int = 1024
+
+    @property
+    def busiest_share(self) -> float:
+        """Part of each FFN that the member with the most primaries computes."""
+        return ceil(self.units / self.experts.members) / self.units
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +102,23 @@ def layer_times(
     if a.devices > 1:
         ring = 2 * local * card.hidden * 2 * (a.devices - 1) / a.devices / device.intra_bytes_s
         attention_s += c.linked_layers / 2 + c.collective * ring
-    hit = members_hit(block, e.members)
+    hit = members_hit(block, min(e.members, pool.units))
     sent, returned = batch * hit * card.hidden * 2, batch * hit * card.hidden * _PARTIAL_BYTES
     hop = pool.hop_s + max(sent, returned) / min(a.members, e.members) / pool.link_bytes_s
-    return LayerTimes(attention_s, _experts_s(block, precision, e, batch), hop, sent + returned)
+    return LayerTimes(attention_s, _experts_s(block, precision, pool, batch), hop, sent + returned)
 
 
-def _experts_s(block: Block, precision: Precision, side: Side, batch: float) -> float:
-    ffn, c, device = block.ffn, side.coefficients, side.device
+def _experts_s(block: Block, precision: Precision, pool: Pool, batch: float) -> float:
+    side, share, ffn = pool.experts, pool.busiest_share, block.ffn
+    c, device = side.coefficients, side.device
     if ffn.experts:
         # The last member to answer sets the pace: its share of active experts rounds up.
-        active = ffn.active_experts(batch) / side.members
-        held = max(active, min(1.0, ffn.experts / side.members)) * ffn.expert_parameters * precision.expert_bytes
-        work = 2 * batch * ffn.per_token * ffn.expert_parameters / side.members
+        active = ffn.active_experts(batch) * share
+        held = max(active, min(1.0, ffn.experts * share)) * ffn.expert_parameters * precision.expert_bytes
+        work = 2 * batch * ffn.per_token * ffn.expert_parameters * share
     else:
-        held = ffn.dense * precision.weight_bytes / side.members
-        work = 2 * batch * ffn.dense / side.members
+        held = ffn.dense * precision.weight_bytes * share
+        work = 2 * batch * ffn.dense * share
     arithmetic = device.flops(precision.arithmetic) * side.devices
     return (
         c.weights * held / side.devices / device.memory_bytes_s
@@ -147,7 +159,7 @@ def prefill_s(card: ModelCard, precision: Precision, pool: Pool, load: Load) -> 
         weights = b.ffn.per_token * b.ffn.expert_parameters if b.ffn.experts else b.ffn.dense
         pooled += 2.0 * load.new_prompt * b.count * weights
     own = (total - pooled + scores) / (a.devices * a.device.flops(precision.arithmetic))
-    others = pooled / (e.members * e.devices * e.device.flops(precision.arithmetic))
+    others = pooled * pool.busiest_share / (e.devices * e.device.flops(precision.arithmetic))
     moved = 6.0 * load.new_prompt * card.hidden * card.layers * min(e.members, 8) / e.members
     return a.coefficients.prefill * own + e.coefficients.prefill * others + moved / pool.link_bytes_s
 
@@ -159,11 +171,31 @@ def attention_bytes(card: ModelCard, precision: Precision, devices: int) -> floa
     return held * precision.weight_bytes / devices
 
 
-def member_bytes(card: ModelCard, precision: Precision, members: int, devices: int) -> float:
-    """Weights that one device of a member holds."""
+def _held_share(members: int, units: int) -> float:
+    """Part of each FFN that the fullest member holds: whole units, as many as `COPIES` of each come to."""
+    return ceil(units * min(COPIES, members) / members) / units
+
+
+def member_bytes(card: ModelCard, precision: Precision, members: int, devices: int, units: int) -> float:
+    """Weights that one device of the fullest member holds."""
     dense = sum(b.count * b.ffn.dense for b in card.blocks if not b.ffn.experts)
     total = card.expert_parameters * precision.expert_bytes + dense * precision.weight_bytes
-    return total / members / devices
+    return total * _held_share(members, units) / devices
+
+
+def member_memory_bytes(card: ModelCard, precision: Precision, members: int, devices: int, units: int) -> float:
+    """Those weights, and what a member takes besides while it packs a part of a layer for its kernels.
+
+    Read, stacked and packed it is there three times: one expert, or all that is held of a dense layer.
+    """
+    share = _held_share(members, units)
+    packed = (
+        b.ffn.expert_parameters * precision.expert_bytes
+        if b.ffn.experts
+        else b.ffn.dense * share * precision.weight_bytes
+        for b in card.blocks
+    )
+    return member_bytes(card, precision, members, devices, units) + 3 * max(packed) / devices
 
 
 def _sequence_bytes(card: ModelCard, precision: Precision, devices: int, load: Load) -> float:
@@ -210,7 +242,8 @@ def pool_point(
     if (why := a.coefficients.beyond(load.context) or e.coefficients.beyond(load.context)) is not None:
         return Refusal("extrapolation", why)
     smallest, largest = _batches(pool)
-    held, pooled = attention_bytes(card, precision, a.devices), member_bytes(card, precision, e.members, e.devices)
+    held = attention_bytes(card, precision, a.devices)
+    pooled = member_memory_bytes(card, precision, e.members, e.devices, pool.units)
     if pooled > e.device.usable_bytes:
         return Refusal("memory", f"a member needs {pooled / 2**30:.1f} GiB, {e.device.usable_bytes / 2**30:.1f} usable")
     per_sequence = _sequence_bytes(card, precision, a.devices, load)

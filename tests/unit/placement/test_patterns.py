@@ -12,7 +12,7 @@ from katsura.manifests.problem import build_problem
 from katsura.placement import calibration, catalogue, patterns
 from katsura.placement.card import published, read_card
 from katsura.placement.patterns import enumerate_patterns
-from katsura.placement.problem import ModelService, Problem
+from katsura.placement.problem import SPLIT, ModelService, Problem
 
 NODES = """
 apiVersion: katsura.dev/v1alpha1
@@ -69,3 +69,15 @@ def test_their_columns_are_those_that_each_would_have_alone() -> None:
 
 def _columns(problem: Problem) -> list[tuple[str, object]]:
     return [(c.key, c) for c in enumerate_patterns(problem).columns(problem.classes)]
+
+
+@pytest.mark.parametrize(("units", "fixed", "tried"), [(1, {}, {2}), (4, {}, {2, 3, 4}), (4, {"experts": 1}, {1})])
+def test_a_pool_has_two_copies_unless_one_member_is_asked_for(
+    units: int, fixed: dict[str, int], tried: set[int]
+) -> None:
+    made = problem_of("a")
+    (service,) = made.services
+    assert isinstance(service, ModelService)
+    split = replace(service, topologies=(SPLIT,), units=units, replicas=fixed)
+    shapes = enumerate_patterns(replace(made, services=(split,))).shapes["a"]
+    assert {shape.parts[1].count for shape in shapes} == tried

@@ -15,6 +15,7 @@ from katsura.placement.split import (
     attention_bytes,
     layer_times,
     member_bytes,
+    member_memory_bytes,
     members_hit,
     pool_point,
     step_s,
@@ -26,7 +27,7 @@ BLOCK = MIXTRAL.blocks[0]
 LOAD = Load(1000, 200)
 
 
-def pool(shards: int = 1, members: int = 4, hop_s: float = 1e-5) -> Pool:
+def pool(shards: int = 1, members: int = 8, hop_s: float = 1e-5) -> Pool:
     h100, l40s = built_in().named("H100"), built_in().named("L40S")
     return Pool(Side(h100, shards, 1, Coefficients()), Side(l40s, members, 1, Coefficients()), 38e9, hop_s)
 
@@ -59,16 +60,38 @@ def test_ping_pong_hides_hops_where_they_are_long() -> None:
     assert two >= 32 * 2 * times.busiest
 
 
-def test_weights_of_both_sides_are_the_model() -> None:
-    held = attention_bytes(MIXTRAL, BF16, 1) + 4 * member_bytes(MIXTRAL, BF16, 4, 1)
+def test_the_members_hold_the_experts_of_the_model_twice() -> None:
+    held = attention_bytes(MIXTRAL, BF16, 1) + 4 * member_bytes(MIXTRAL, BF16, 4, 1, 8) / 2
     assert held == pytest.approx(2 * MIXTRAL.parameters)
+
+
+@pytest.mark.parametrize(
+    ("members", "units", "held"),
+    [(1, 4, 4), (2, 4, 4), (3, 4, 3), (4, 4, 2), (6, 4, 2), (8, 4, 1), (9, 4, 1), (2, 1, 1), (3, 8, 6), (64, 64, 2)],
+)
+def test_a_member_holds_whole_units_and_at_most_the_model(members: int, units: int, held: int) -> None:
+    whole = member_bytes(MIXTRAL, BF16, 1, 1, units)
+    assert member_bytes(MIXTRAL, BF16, members, 1, units) == pytest.approx(whole * held / units)
+
+
+def test_a_member_needs_room_to_pack_one_expert_besides_its_weights() -> None:
+    weights, memory = (of(MIXTRAL, BF16, 4, 1, 8) for of in (member_bytes, member_memory_bytes))
+    assert memory - weights == pytest.approx(3 * 3 * 4096 * 14336 * 2)
+
+
+@pytest.mark.parametrize(("members", "alike"), [(5, 4), (6, 4), (7, 4), (16, 8)])
+def test_members_are_as_slow_as_the_one_with_the_most_units(members: int, alike: int) -> None:
+    some, same = (
+        layer_times(MIXTRAL, BLOCK, BF16, replace(pool(members=n), units=8), 64, LOAD).experts for n in (members, alike)
+    )
+    assert some == same
 
 
 def test_a_point_reports_what_crosses_the_cut() -> None:
     point = pool_point(MIXTRAL, BF16, pool(), LOAD, Slo(itl_s=0.1), 1.0)
     assert isinstance(point, Point)
     assert point.itl_s <= 0.1
-    hit = members_hit(BLOCK, 4)
+    hit = members_hit(BLOCK, 8)
     assert point.link_bytes_s == pytest.approx(point.batch * hit * 4096 * 6 * 32 / point.itl_s)
 
 
