@@ -26,6 +26,7 @@ from langgraph.types import Command, interrupt
 
 from katsura.adapters.checkpoints import Key, Record
 from katsura.adapters.langgraph import KatsuraSaver
+from katsura.adapters.ropes import Value
 from katsura.adapters.threads import Threads
 from katsura.domain.errors import AlreadyExistsError, NotFoundError
 from katsura.sdk.sync import Katsura
@@ -293,7 +294,9 @@ async def test_a_write_sees_the_checkpoint_that_came_while_it_looked_for_it(kats
         threads, key = SlowToFind(katsura), Key("overtaken", "")
         write = asyncio.create_task(threads.put_writes(key, "c", "task", "", [(0, "a", ("null", b""))]))
         await threads.asked.wait()
-        await threads.put(key, "c", "", "", ("null", b""), ("null", b""), {}, (), {}, lambda _: ("null", b""))
+        await threads.put(
+            key, "c", "", "", ("null", b""), ("null", b""), {}, (), {}, lambda *_: Value("null", b"", b"", 0)
+        )
         threads.go_on.set()
         await write
         record = await Threads(katsura.memory).get(key)

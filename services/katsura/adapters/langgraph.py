@@ -32,7 +32,8 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from katsura.adapters.captions import caption
 from katsura.adapters.checkpoints import Key, Record
-from katsura.adapters.messages import Remembered
+from katsura.adapters.messages import encoded
+from katsura.adapters.ropes import Body, Value, plain
 from katsura.adapters.threads import Threads
 from katsura.domain.errors import InvalidArgumentError
 from katsura.sdk.sync import Katsura
@@ -53,7 +54,6 @@ class KatsuraSaver(BaseCheckpointSaver[int]):
         super().__init__(serde=serde or JsonPlusSerializer(pickle_fallback=False))
         # Whoever serialises in another way may not want the store to read values: no line says what they are then.
         self._readable = type(self.serde) is JsonPlusSerializer
-        self._dumps = Remembered(self.serde).dumps_typed if self._readable else self.serde.dumps_typed
         self._katsura = katsura
         self._threads = Threads(katsura.memory)
 
@@ -200,10 +200,13 @@ class KatsuraSaver(BaseCheckpointSaver[int]):
             checkpoint["channel_versions"],
             new_versions,
             checkpoint["channel_values"],
-            self._dumps,
+            self._encoded,
             caption(kept, checkpoint["channel_values"], new_versions) if self._readable else "",
         )
         return _config(key, checkpoint["id"])
+
+    def _encoded(self, value: Any, before: Body | None) -> Value:
+        return encoded(self.serde, value, before) if self._readable else plain(*self.serde.dumps_typed(value), before)
 
     async def _put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str

@@ -8,7 +8,7 @@ pieces and each byte is stored O(log n) times. Pure: bytes in, bytes and places 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 FANOUT: Final = 8
 """Pieces of one size class that are merged into one."""
@@ -37,6 +37,23 @@ class Rope(NamedTuple):
     def body(self, blobs: Mapping[int, bytes]) -> bytes:
         """Everything but the head."""
         return b"".join(blobs[p.node][p.offset : p.offset + p.length] for p in self.pieces)
+
+
+class Body(Protocol):
+    """Everything of a value but its head; bytes are one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, span: slice, /) -> bytes: ...
+
+
+class Value(NamedTuple):
+    """A version to be stored; `same` of its body's bytes begin it as they began the version before."""
+
+    kind: str
+    head: bytes
+    body: Body
+    same: int
 
 
 def head_length(kind: str, data: bytes) -> int:
@@ -115,11 +132,15 @@ def placed(pieces: Iterable[Piece], nodes: Sequence[int], size: int) -> tuple[Pi
     return tuple(found)
 
 
-def extended(kind: str, data: bytes, blob: Blob, before: Rope | None = None, body_before: bytes = b"") -> Rope:
-    """`data` as a rope that shares what it can with the version before; what is new goes into `blob`."""
+def plain(kind: str, data: bytes, before: Body | None) -> Value:
+    """What a serializer made, after a version whose body was `before`."""
     cut = head_length(kind, data)
-    body = data[cut:]
+    return Value(kind, data[:cut], data[cut:], 0 if before is None else common_prefix(before[:], data[cut:]))
+
+
+def extended(value: Value, blob: Blob, before: Rope | None = None) -> Rope:
+    """`value` as a rope that shares what it can with the version before; what is new goes into `blob`."""
     kept: tuple[Piece, ...] = ()
-    if before is not None and before.kind == kind:
-        kept = shared(before.pieces, common_prefix(body_before, body), len(body))
-    return Rope(kind, data[:cut], kept + blob.add(body[sum(piece.length for piece in kept) :]))
+    if before is not None and before.kind == value.kind:
+        kept = shared(before.pieces, value.same, len(value.body))
+    return Rope(value.kind, value.head, kept + blob.add(value.body[sum(piece.length for piece in kept) :]))

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from katsura.adapters import checkpoints as stored
 from katsura.adapters.checkpoints import CHUNK_BYTES, Channel, Key, Record, Typed, Write
-from katsura.adapters.ropes import Blob, Rope, extended, placed
+from katsura.adapters.ropes import Blob, Body, Rope, Value, extended, placed
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
 from katsura.domain.errors import (
@@ -43,7 +43,7 @@ class Threads:
 
     def __init__(self, memory: MemoryClient) -> None:
         self._memory = memory
-        self._last: OrderedDict[Key, tuple[Record, dict[str, bytes]]] = OrderedDict()
+        self._last: OrderedDict[Key, tuple[Record, Mapping[str, Body]]] = OrderedDict()
         self._records: OrderedDict[tuple[Key, str], Record] = OrderedDict()
         self._lines: dict[Key, int] = {}
         self._awaited: dict[tuple[Key, str], asyncio.Future[Record]] = {}
@@ -59,7 +59,7 @@ class Threads:
         versions: Mapping[str, str | int | float],
         changed: Iterable[str],
         values: Mapping[str, Any],
-        dumps: Callable[[Any], Typed],
+        encode: Callable[[Any, Body | None], Value],
         text: str = "",
     ) -> None:
         """Store a checkpoint after `parent_id` ("": none). Only what `changed` says, or is new, is serialised.
@@ -68,11 +68,11 @@ class Threads:
         A parent that is not the newest tip of its namespace begins a new line: nothing that others wrote is touched.
         """
         parent = await self._record(key, parent_id) if parent_id else None
-        last, bodies = self._last.get(key, (None, {}))
+        last, bodies = self._last.pop(key, (None, {}))  # taken: serialising the next version uses them up
         if last is None or parent is None or last.node_id != parent.node_id:
             bodies = {}
         known, fresh = dict(parent.channels) if parent else {}, set(changed)
-        blob, channels, new_bodies = Blob(), dict[str, Channel](), dict[str, bytes]()
+        blob, channels, new_bodies = Blob(), dict[str, Channel](), dict[str, Body]()
         for name, version in versions.items():
             before = known.get(name)
             if before is not None and before.version == version and name not in fresh:
@@ -80,11 +80,9 @@ class Threads:
                 if name in bodies:
                     new_bodies[name] = bodies[name]
             elif name in values:
-                kind, data = dumps(values[name])
-                rope = extended(
-                    kind, data, blob, before.rope if name in bodies and before else None, bodies.get(name, b"")
-                )
-                channels[name], new_bodies[name] = Channel(version, rope), data[len(rope.head) :]
+                value = encode(values[name], bodies.get(name))
+                rope = extended(value, blob, before.rope if name in bodies and before else None)
+                channels[name], new_bodies[name] = Channel(version, rope), value.body
         if blob.size > CHUNK_BYTES:
             channels = stored.moved(channels, await self._spill(key.tree, key.thread, blob))
             blob = Blob()
@@ -412,7 +410,7 @@ class Threads:
                 size = max(1, int(error.metadata.get("fits", "1")))
         return found
 
-    def _remember(self, record: Record, bodies: dict[str, bytes]) -> None:
+    def _remember(self, record: Record, bodies: Mapping[str, Body]) -> None:
         record = replace(record, blob=b"", writes=())
         self._last[record.key] = record, bodies
         self._last.move_to_end(record.key)

@@ -1,4 +1,4 @@
-"""Remembered messages are serialised as LangGraph serialises them, byte for byte, whatever was done to them since."""
+"""Messages that are remembered are serialised as LangGraph does it, byte for byte, whatever was done to them since."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from katsura.adapters.messages import Remembered
+from katsura.adapters.messages import encoded
+from katsura.adapters.ropes import Body, Value
 
 SERDE = JsonPlusSerializer(pickle_fallback=False)
 
@@ -25,6 +26,26 @@ class Counting(JsonPlusSerializer):
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
         self.asked.append(obj)
         return super().dumps_typed(obj)
+
+
+class Remembered:
+    """Version after version of one value."""
+
+    def __init__(self, serde: JsonPlusSerializer) -> None:
+        self.serde = serde
+        self.body: Body | None = None
+        self.last: Value | None = None
+
+    def dumps_typed(self, value: Any) -> tuple[str, bytes]:
+        """The type and the bytes of the next version; what it says it shares with the version before, it shares."""
+        before = self.body[:] if self.body is not None else b""
+        self.last = encoded(self.serde, value, self.body)
+        self.body = self.last.body
+        whole = self.body[:]
+        assert len(whole) == len(self.body)
+        assert whole[: self.last.same] == before[: self.last.same]
+        assert self.body[self.last.same :] == whole[self.last.same :]
+        return self.last.kind, self.last.head + whole
 
 
 def made(number: int) -> BaseMessage:
@@ -112,13 +133,34 @@ def test_a_message_that_is_gone_is_not_taken_for_a_new_one_at_its_place_in_memor
         del messages
 
 
-def test_what_no_list_shows_any_more_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("katsura.adapters.messages._KEPT", 4)
+def test_what_a_list_shows_no_more_is_forgotten_and_what_moved_is_not_serialised_again() -> None:
     serde = Counting()
-    remembered, kept = Remembered(serde), [made(0), made(1)]
-    remembered.dumps_typed([*kept, *(made(n) for n in range(20))])
-    remembered.dumps_typed(kept)
-    assert len(remembered._known) == 2
+    remembered, messages = Remembered(serde), [made(n) for n in range(20)]
+    assert remembered.dumps_typed(messages) == SERDE.dumps_typed(messages)
     serde.asked.clear()
-    remembered.dumps_typed(kept)
+    assert remembered.dumps_typed(messages[4:]) == SERDE.dumps_typed(messages[4:])
     assert serde.asked == []
+    assert remembered.body is not None
+    assert len(remembered.body) == len(SERDE.dumps_typed(messages[4:])[1]) - 3
+    remembered.dumps_typed(messages)
+    assert serde.asked == messages[:4]
+
+
+def test_a_list_that_grows_says_how_much_of_it_stays_and_one_that_was_read_as_bytes_as_well() -> None:
+    messages = [made(n) for n in range(20)]
+    remembered = Remembered(SERDE)
+    whole = SERDE.dumps_typed(messages)[1][3:]
+    remembered.body = whole  # as it came from the service
+    for more in range(3):
+        before = remembered.body[:]
+        remembered.dumps_typed([*messages, *(made(n) for n in range(more))])
+        assert remembered.last is not None
+        assert remembered.last.same == len(before)
+
+
+@given(st.lists(st.lists(st.integers(0, 11), max_size=12), min_size=1, max_size=6))
+def test_any_selection_of_messages_after_any_other_is_serialised_as_langgraph_does(takes: list[list[int]]) -> None:
+    remembered, messages = Remembered(SERDE), [made(n) for n in range(12)]
+    for take in takes:
+        chosen = [messages[at] for at in take]
+        assert remembered.dumps_typed(chosen) == SERDE.dumps_typed(chosen)

@@ -6,7 +6,7 @@ import ormsgpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from katsura.adapters.ropes import Blob, Piece, Rope, common_prefix, extended, head_length, placed, shared
+from katsura.adapters.ropes import Blob, Piece, Rope, common_prefix, extended, head_length, placed, plain, shared
 
 values = st.lists(st.binary(max_size=40), max_size=40)
 
@@ -21,7 +21,7 @@ class Versions:
 
     def put(self, data: bytes) -> Rope:
         blob = Blob()
-        rope = extended("msgpack", data, blob, self.rope, self.body)
+        rope = extended(plain("msgpack", data, self.body), blob, self.rope)
         node = len(self.blobs) + 1
         (self.blobs[node],) = blob.chunks(1 << 30) or [b""]
         self.rope = rope._replace(pieces=placed(rope.pieces, [node], 1 << 30))
