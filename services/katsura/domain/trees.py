@@ -45,7 +45,11 @@ class BranchState(IntEnum):
     UNSPECIFIED = 0
     ACTIVE = 1
     ABANDONED = 2
-    """Left behind by a Revise: readable, not writable."""
+    """Left behind, by a Revise or by a caller: readable, not writable, and in time forgotten."""
+    FROZEN = 3
+    """Kept as it is: readable, not writable."""
+    MERGED = 4
+    """Its work is on another branch: readable, not writable."""
 
 
 class StepKind(IntEnum):
@@ -127,6 +131,7 @@ class EventKind(IntEnum):
     RELEASED = 16
     COLLECTED = 17
     STALE = 18
+    BRANCH_UPDATED = 19
 
 
 class WaitKind(IntEnum):
@@ -236,6 +241,7 @@ class Branch:
         left_ms: when it was left behind; 0 where it was not, or by a version of us that did not say.
         lease_token, lease_holder, lease_end_ms: of the newest lease on it; 0 where there was none, nobody since it was
             given back.
+        label, note: what callers call it, and said of it last.
     """
 
     name: BranchName
@@ -257,6 +263,8 @@ class Branch:
     lease_token: int = 0
     lease_holder: str = ""
     lease_end_ms: int = 0
+    label: str = ""
+    note: str = ""
 
     @property
     def left(self) -> bool:
@@ -421,7 +429,7 @@ class Judgement:
     fidelity: Verdict = Verdict.UNKNOWN
     outcome: Verdict = Verdict.UNKNOWN
     note: str = ""
-    suggested_restore: NodeId = ROOT
+    suggested_restore: NodeId | None = None
     required: tuple[str, ...] = ()
     """Validators whose verdict must be known before the summary is VALID."""
     checks: tuple[Check, ...] = ()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from katsura.domain.ids import NodeId, checked_name
-from katsura.domain.trees import Attachment, Branch, BranchState, Node, Step, Tree, request_of
+from katsura.domain.trees import Attachment, Node, Step, Tree, request_of
 from katsura.memory.core import limits
 from katsura.memory.core.search import excerpt_around, says, words_of
 from katsura.memory.operations import ID_MAX, Operations, committing
@@ -20,7 +20,8 @@ _REDACT_MAX: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A node that says the words, the text around the first of them, and whether an ACTIVE branch holds it."""
+    """A node that says the words, the text around the first of them, and whether a branch that was not abandoned
+    holds it."""
 
     node: Node
     excerpt: str
@@ -48,18 +49,6 @@ class Contents(Operations):
             raise limits.refuse("remove_labels", "a label is set by the same call")
         with committing("update"):
             return await self._trees.update(ref, change, request_of(request_id, "update", change))
-
-    async def list_branches(
-        self, ref: TreeRef, states: Sequence[BranchState], size: int, token: str
-    ) -> tuple[tuple[Branch, ...], str]:
-        """Branches, newest first, and the token of the next page."""
-        if token and not token.isdecimal():
-            raise limits.refuse("page_token", "it is not one of ours; send next_page_token as it came")
-        _, branches = await self._trees.read(ref)
-        size, below = limits.page_size(size), int(token or ID_MAX)
-        wanted = [b for b in reversed(branches) if b.order < below and (not states or b.state in states)]
-        page = tuple(wanted[:size])
-        return page, str(page[-1].order) if len(wanted) > size else ""
 
     async def put_attachments(
         self, ref: TreeRef, node_id: int, attachments: Sequence[Attachment], replace: bool

@@ -78,9 +78,10 @@ class Branching(Operations):
         text: str,
         on_conflict: ConflictPolicy,
         source_tree: str = "",
+        close: bool = False,
     ) -> Brought:
         """Bring work from `source` (a branch of this tree, or of `source_tree`, which was forked off it) to a branch:
-        one note, or copies of the steps in `pick`, and changed slots."""
+        one note, or copies of the steps in `pick`, and changed slots. With `close` the source is MERGED by that."""
         write = write.checked()
         limits.check_text(write.request_id, "request_id")
         limits.check_text(text, "text", limits.CONTENT_BYTES_MAX)
@@ -90,10 +91,13 @@ class Branching(Operations):
             raise limits.refuse("pick", f"at most {limits.STEPS_MAX} different steps are taken")
         if pick and text:
             raise limits.refuse("text", "pick is given too; send one of them")
+        if close and (pick or source_tree):
+            raise limits.refuse("close_source", "with pick or source_tree_id the source stays; UpdateBranch closes it")
         for i, node_id in enumerate(pick):
             limits.check_range(node_id, f"pick[{i}]", 1, ID_MAX)
         fields = (write.branch, write.expected_head, write.unconditional, source, tuple(pick), text, on_conflict)
-        said = request_of(write.request_id, "merge", *fields, *([source_tree] if source_tree else []))
+        late = [said for said in (source_tree, close) if said]  # older versions of us know requests without them
+        said = request_of(write.request_id, "merge", *fields, *late)
         request = write.under(said)
 
         async def attempt() -> Merged:
@@ -117,6 +121,7 @@ class Branching(Operations):
                 [(step, estimate_step(step)) for step in steps],
                 [(slot, slot_tokens(slot)) for slot in slots],
                 conflicts,
+                close,
             )
             return await self._trees.merge(write.tree, merging, request)
 

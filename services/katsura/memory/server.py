@@ -258,11 +258,11 @@ class MemoryServicer(StructureServicer):
     ) -> contents_pb.ListBranchesResponse:
         """List branches, newest first."""
         states = [translate.enum_of(BranchState, state, f"states[{i}]") for i, state in enumerate(request.states)]
-        branches, token = await self._memory.list_branches(
-            ref_of(request.tree_id), states, request.page_size, request.page_token
-        )
+        page = await self._memory.list_branches(ref_of(request.tree_id), states, request.page_size, request.page_token)
         return contents_pb.ListBranchesResponse(
-            branches=[translate.branch_message(branch) for branch in branches], next_page_token=token
+            branches=map(translate.branch_message, page.branches),
+            next_page_token=page.next_page,
+            path_tokens=page.path_tokens,
         )
 
     async def PutAttachments(  # noqa: N802
@@ -379,6 +379,7 @@ class MemoryServicer(StructureServicer):
             request.text,
             translate.enum_of(ConflictPolicy, request.on_conflict, "on_conflict"),
             request.source_tree_id,
+            request.close_source,
         )
         return merge_pb.MergeResponse(
             steps=map(translate.node_message, brought.steps),

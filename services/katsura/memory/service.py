@@ -27,6 +27,7 @@ from katsura.domain.trees import (
     request_of,
 )
 from katsura.memory.archive import Archive
+from katsura.memory.branches import Branches
 from katsura.memory.contents import Contents
 from katsura.memory.core import limits
 from katsura.memory.core.assemble import Assembly, assemble
@@ -73,7 +74,9 @@ class Assembled:
     stale: tuple[StaleStep, ...]
 
 
-class Memory(Subgoals, Queue, Recall, Contents, Slots, Leases, Branching, References, Waits, Descent, Archive):
+class Memory(
+    Subgoals, Queue, Recall, Contents, Slots, Leases, Branches, Branching, References, Waits, Descent, Archive
+):
     """Trees of all tenants. `close` ends validations that still run.
 
     Args:

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 
+from katsura.api.memory.v1 import memory_branches_pb2 as branches_pb
 from katsura.api.memory.v1 import memory_collect_pb2 as collect_pb
 from katsura.api.memory.v1 import memory_leases_pb2 as leases_pb
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
@@ -15,7 +16,7 @@ from katsura.api.memory.v1 import memory_subgoals_pb2 as subgoals_pb
 from katsura.api.memory.v1 import memory_waits_pb2 as waits_pb
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.ids import TreeId
-from katsura.domain.trees import Resolution, Verdict
+from katsura.domain.trees import BranchState, Resolution, Verdict
 from katsura.domain.work import WorkItem
 from katsura.memory import translate
 from katsura.memory.operations import Write
@@ -23,6 +24,7 @@ from katsura.memory.service import Memory
 from katsura.memory.subgoals import Closing
 from katsura.rpc.context import current_tenant
 from katsura.rpc.interceptor import Admission
+from katsura.state.branches import BranchChange
 from katsura.state.trees import TreeRef, Written
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -161,6 +163,22 @@ class StructureServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             revision=ended.revision,
             work_id=ended.closed.work_id if isinstance(ended.closed, WorkItem) else "",
         )
+
+    async def UpdateBranch(  # noqa: N802
+        self, request: branches_pb.UpdateBranchRequest, context: Context
+    ) -> branches_pb.UpdateBranchResponse:
+        """Say in which state a branch is, what it is called and what is said of it."""
+        head = request.expected_head if request.HasField("expected_head") else None
+        write = Write(
+            request.request_id, ref_of(request.tree_id), request.branch, head, head is None, request.lease_token
+        )
+        change = BranchChange(
+            translate.enum_of(BranchState, request.state, "state"),
+            request.label if request.HasField("label") else None,
+            request.note if request.HasField("note") else None,
+        )
+        branch, revision = await self._memory.update_branch(write, change, request.dry_run)
+        return branches_pb.UpdateBranchResponse(branch=translate.branch_message(branch), revision=revision)
 
     async def AcquireLease(  # noqa: N802
         self, request: leases_pb.AcquireLeaseRequest, context: Context

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from katsura.domain.errors import ConflictError, FailedPreconditionError, NotFoundError, OutOfRangeError, Reason
 from katsura.domain.ids import NodeId, checked_name
 from katsura.domain.trees import (
+    LATE,
     ROOT,
     Check,
     Judgement,
@@ -43,13 +44,14 @@ _CHAIN_MAX: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """Verdict of a validator outside."""
+    """Verdict of a validator outside. `to_root`: the 0 that it suggests means the root, not none."""
 
     validator: str
     fidelity: Verdict
     outcome: Verdict
     note: str
     suggested_restore: int
+    to_root: bool = field(default=False, metadata=LATE)
 
 
 class Summaries(Operations):
@@ -173,7 +175,7 @@ class Summaries(Operations):
             parts=tuple(node.node_id for node in cover),
         )
         evidence = Evidence(summary, cover, _said(cover[-1]))
-        judgement = await thread_if(len(cover), lambda: checked(evidence, (FIDELITY,), ROOT))
+        judgement = await thread_if(len(cover), lambda: checked(evidence, (FIDELITY,), None))
         return await self._trees.roll_up(ref, branch, cover, summary, judgement, request)
 
     async def maintain(
@@ -204,7 +206,7 @@ class Summaries(Operations):
             else:
                 evidence = await self._evidence_of(ref, node)
                 required = tuple(validators) or before.required
-                boundary = ROOT if evidence.summary.level else evidence.cover[0].parent_id
+                boundary = None if evidence.summary.level else evidence.cover[0].parent_id
                 judgement = await thread_if(
                     len(evidence.cover), lambda: checked(evidence, required, boundary, before.checks)
                 )
@@ -318,7 +320,9 @@ def evidence_of_cover(cover: Cover, nodes: Sequence[Node], body: SummaryBody | N
     return Evidence(summary, nodes, previous)
 
 
-def checked(evidence: Evidence, required: Sequence[str], boundary: NodeId, kept: Sequence[Check] = ()) -> Judgement:
+def checked(
+    evidence: Evidence, required: Sequence[str], boundary: NodeId | None, kept: Sequence[Check] = ()
+) -> Judgement:
     """Run the built-in validators among `required`; verdicts from outside are kept."""
     outside = [check for check in kept if check.validator not in VALIDATORS]
     ours = [VALIDATORS[name](evidence) for name in required if name in VALIDATORS]
@@ -334,7 +338,7 @@ def with_outside(before: Judgement, outside: Outside) -> Judgement:
     if outside.outcome:
         checks[OUTCOME] = Check(OUTCOME, outside.outcome, findings)
     judgement = judge(checks.values(), before.required, before.suggested_restore, outside.note)
-    if outside.suggested_restore:
+    if outside.suggested_restore or outside.to_root:
         return replace(judgement, suggested_restore=NodeId(outside.suggested_restore))
     return judgement
 

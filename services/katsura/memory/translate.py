@@ -184,6 +184,7 @@ def outside_from(message: pb.ExternalVerdict) -> Outside:
         outcome=enum_of(Verdict, message.outcome, "verdict.outcome"),
         note=message.note,
         suggested_restore=message.suggested_restore,
+        to_root=message.HasField("suggested_restore") and not message.suggested_restore,
     )
 
 
@@ -249,6 +250,8 @@ def branch_message(branch: Branch) -> tree_pb.Branch:
         abandon_time=time_message(branch.left_ms) if branch.left_ms else None,
         lease_holder=branch.lease_holder,
         lease_end_time=time_message(branch.lease_end_ms) if branch.lease_end_ms else None,
+        label=branch.label,
+        note=branch.note,
     )
 
 

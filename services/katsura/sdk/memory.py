@@ -502,9 +502,10 @@ class MemoryClient(StructureCalls):
         on_conflict: merge_pb.ConflictPolicy.ValueType = merge_pb.CONFLICT_POLICY_UNSPECIFIED,
         request_id: str = "",
         lease_token: int = 0,
+        close_source: bool = False,
     ) -> merge_pb.MergeResponse:
         """Bring the work of `source`, a branch of this tree or of one forked off it, to a branch: one note that tells
-        of it, or copies of the steps in `pick`."""
+        of it, or copies of the steps in `pick`. `close_source` makes a branch that is done MERGED."""
         request = merge_pb.MergeRequest(
             request_id=request_id or new_request_id(),
             tree_id=tree_id,
@@ -517,6 +518,7 @@ class MemoryClient(StructureCalls):
             text=text,
             on_conflict=on_conflict,
             lease_token=lease_token,
+            close_source=close_source,
         )
         return cast(merge_pb.MergeResponse, await self._call("Merge", request))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from katsura.api.memory.v1 import memory_branches_pb2 as branches_pb
 from katsura.api.memory.v1 import memory_collect_pb2 as collect_pb
 from katsura.api.memory.v1 import memory_leases_pb2 as leases_pb
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
@@ -185,6 +186,34 @@ class StructureCalls:
             after_node=after_node,
         )
         return cast(collect_pb.CollectGarbageResponse, await self._call("CollectGarbage", request))
+
+    async def update_branch(
+        self,
+        tree_id: str,
+        state: tree_pb.BranchState.ValueType = tree_pb.BRANCH_STATE_UNSPECIFIED,
+        *,
+        branch: str = "",
+        label: str | None = None,
+        note: str | None = None,
+        expected_head: int | None = None,
+        dry_run: bool = False,
+        request_id: str = "",
+        lease_token: int = 0,
+    ) -> tree_pb.Branch:
+        """Say in which state a branch is (FROZEN and MERGED ones take no writes), what it is called and what is said of
+        it; with `dry_run` only tell what it would be."""
+        request = branches_pb.UpdateBranchRequest(
+            request_id=request_id or new_request_id(),
+            tree_id=tree_id,
+            branch=branch,
+            state=state,
+            label=label,
+            note=note,
+            expected_head=expected_head,
+            lease_token=lease_token,
+            dry_run=dry_run,
+        )
+        return cast(branches_pb.UpdateBranchResponse, await self._call("UpdateBranch", request)).branch
 
     async def acquire_lease(
         self, tree_id: str, holder: str, *, branch: str = "", ttl_s: int = 0

@@ -38,6 +38,8 @@ from katsura.state.tree_records import (
 )
 
 FORMAT: Final = 1
+_LATE: Final = ("left_ms", "label", "note")
+"""Fields of a branch that stand beside `branches`, whose fields older versions of us know by heart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +143,13 @@ def line_of(part: Archived) -> bytes:
         case ArchivedHead():
             tree, branches = asdict(part.tree), [asdict(b) for b in part.branches]
             heads, rollups = dict(part.slot_heads), [[k, v] for k, v in sorted(part.rollups.items())]
-            # Beside `tree` and `branches`, whose fields older versions of us know by heart.
-            left = {branch["name"]: branch.pop("left_ms") for branch in branches}
+            said = {name: {b["name"]: b.pop(name) for b in branches} for name in _LATE}
             for branch, name in itertools.product(branches, ("lease_token", "lease_holder", "lease_end_ms")):
                 del branch[name]  # leases end with the tree that they were taken in
             del tree["policy"]["retention"]
             fields: dict[str, Any] = {"format": FORMAT, "tree": {**tree, "labels": dict(part.tree.labels)}}
             late = {
-                "left_ms": {name: ms for name, ms in left.items() if ms},
+                **{name: {branch: value for branch, value in each.items() if value} for name, each in said.items()},
                 "retention": retention_json(part.tree.policy.retention),
             }
             fields |= {"branches": branches, "slot_heads": heads, "rollups": rollups, "usage": dict(part.usage)}
@@ -222,14 +223,17 @@ def _part(found: Mapping[str, Any]) -> Archived | ArchivedEnd:
             "origin": Origin(**known_fields(Origin, origin)) if origin else None,
         }
     )
-    left = found.get("left_ms", {})
     branches = tuple(
-        Branch(**{**known_fields(Branch, b), "state": BranchState(b["state"]), "left_ms": left.get(b["name"], 0)})
+        Branch(**{**known_fields(Branch, b), "state": BranchState(b["state"]), **_late(found, b["name"])})
         for b in found["branches"]
     )
     usage = {str(name): int(count) for name, count in found.get("usage", {}).items()}
     rollups = {int(k): int(v) for k, v in found["rollups"]}
     return ArchivedHead(tree, branches, found["slot_heads"], rollups, usage)
+
+
+def _late(found: Mapping[str, Any], branch: str) -> dict[str, Any]:
+    return {name: found[name][branch] for name in _LATE if branch in found.get(name, {})}
 
 
 def _line(fields: Mapping[str, Any]) -> bytes:

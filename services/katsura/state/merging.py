@@ -44,7 +44,8 @@ class Merged:
 
 @dataclass(frozen=True, slots=True)
 class Merging:
-    """What a Merge writes, and what it was planned on. Tokens stand beside what they are of."""
+    """What a Merge writes, and what it was planned on. Tokens stand beside what they are of. With `closes` the same
+    commit makes the source MERGED."""
 
     parting: Parting
     slot_head: NodeId
@@ -53,6 +54,7 @@ class Merging:
     steps: Sequence[tuple[Step, int]]
     slots: Sequence[tuple[Slot, int]]
     conflicts: tuple[str, ...] = ()
+    closes: bool = False
 
 
 class TreeMerging(Protocol):
@@ -68,5 +70,5 @@ class TreeMerging(Protocol):
 
     async def merge(self, ref: TreeRef, merging: Merging, request: Request) -> Merged:
         """Append steps and slots to the branch in one commit. Raises HEAD_MOVED where either branch, or the slots of
-        either, are no longer as `merging` saw them."""
+        either, are no longer as `merging` saw them; LEASE_HELD where somebody holds a source that closes."""
         ...

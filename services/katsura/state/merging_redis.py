@@ -45,7 +45,7 @@ class RedisMerging(TreeCalls):
         seen = merging.parting
         arguments: list[Arg] = [seen.branch.name, seen.branch.head, merging.slot_head]
         arguments += [seen.other.name, seen.other.head, merging.source_slot_head, KEYS_MAX, len(merging.steps)]
-        arguments += [json.dumps(merging.conflicts), seen.common]
+        arguments += [json.dumps(merging.conflicts), seen.common, int(merging.closes)]
         namespace, at = keys.tree(ref.tenant, ref.tree, ""), seen.head_hash
         for step, tokens in merging.steps:
             record = record_of(step, secrets.token_bytes(SALT_BYTES))

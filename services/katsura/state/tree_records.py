@@ -19,6 +19,7 @@ from katsura.domain.ids import BranchName, NodeId
 from katsura.domain.retention import Retention
 from katsura.domain.trees import (
     REDACTED,
+    ROOT,
     Attachment,
     Body,
     Check,
@@ -226,7 +227,9 @@ def judgement_json(judgement: Judgement) -> str:
     """A judgement as JSON, without its version (the store counts that)."""
     checks = [[c.validator, int(c.verdict), list(c.findings)] for c in judgement.checks]
     fields = [int(judgement.status), int(judgement.fidelity), int(judgement.outcome), judgement.note]
-    return _json([*fields, judgement.suggested_restore, list(judgement.required), checks]).decode()
+    # For older versions of us 0 is none. The root is null, which they read as none, too.
+    restore = None if judgement.suggested_restore == ROOT else judgement.suggested_restore or 0
+    return _json([*fields, restore, list(judgement.required), checks]).decode()
 
 
 def judgement_of(text: str | bytes, version: int) -> Judgement:
@@ -237,7 +240,7 @@ def judgement_of(text: str | bytes, version: int) -> Judgement:
         fidelity=Verdict(fidelity),
         outcome=Verdict(outcome),
         note=note,
-        suggested_restore=NodeId(restore),
+        suggested_restore=ROOT if restore is None else NodeId(restore) if restore else None,
         required=tuple(required),
         checks=tuple(Check(name, Verdict(verdict), tuple(findings)) for name, verdict, findings in checks),
         version=version,

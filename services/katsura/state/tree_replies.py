@@ -38,6 +38,7 @@ from katsura.state.trees import Event, Position, TreeRef, excerpt, standing_of
 
 _KEPT: Final = 8192
 _KEPT_BYTES: Final = 2048
+_BRANCH_STATES: Final = frozenset(BranchState)
 _EVENT_KINDS: Final = frozenset(EventKind)
 
 
@@ -52,9 +53,11 @@ def position_of(said: Mapping[str, Any]) -> Position:
 
 
 def branch_of(found: Mapping[str, Any]) -> Branch:
-    """A branch from its stored JSON. What a newer version of us keeps with it is not for us; functions keep it."""
+    """A branch from its stored JSON. What a newer version of us keeps with it is not for us; functions keep it. A state
+    that only a newer version knows is UNSPECIFIED: as every state but ACTIVE, it takes no writes."""
     fields = known_fields(Branch, found)
-    fields["state"] = BranchState(fields["state"])
+    state = fields["state"]
+    fields["state"] = BranchState(state) if state in _BRANCH_STATES else BranchState.UNSPECIFIED
     return Branch(**fields)
 
 

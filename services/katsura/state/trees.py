@@ -32,6 +32,7 @@ from katsura.domain.errors import (
 from katsura.domain.ids import BranchName, NodeId, TenantId
 from katsura.domain.trees import (
     Branch,
+    BranchState,
     Durability,
     EventKind,
     Hint,
@@ -49,6 +50,7 @@ from katsura.domain.trees import (
 from katsura.domain.usage import Counted
 from katsura.domain.work import Fence
 from katsura.state.archive import TreeArchive
+from katsura.state.branches import TreeBranches
 from katsura.state.cold import TreeCold
 from katsura.state.collecting import TreeCollecting
 from katsura.state.contents import TreeContents
@@ -193,6 +195,7 @@ class TreeStore(
     TreeContents,
     TreeSlots,
     TreeLeases,
+    TreeBranches,
     TreeMerging,
     TreeQueue,
     TreeReferences,
@@ -418,8 +421,7 @@ def refusal(ref: TreeRef, reason: str, *details: str) -> KatsuraError:
             text = f"node {first} is not a place on this branch where that can be done"
             return FailedPreconditionError(text, reason=Reason.BAD_BOUNDARY, metadata={"node": first})
         case "BRANCH_NOT_WRITABLE":
-            text = f"branch {first!r} was abandoned by a Revise; go on with the branch it returned, or fork this one"
-            return FailedPreconditionError(text, reason=Reason.BRANCH_NOT_WRITABLE, field="branch")
+            return _not_writable(first, int(details[1]), details[2])
         case "TOO_MANY":
             text = f"{first}: afterwards there would be more than {details[1]}; take some away first"
             return ResourceExhaustedError(text, field=first, metadata={"most": details[1]})
@@ -433,6 +435,24 @@ def refusal(ref: TreeRef, reason: str, *details: str) -> KatsuraError:
             text = f"the tree keeps token ids of {TOKENIZERS_MAX} tokenizers already"
             return ResourceExhaustedError(text, field="tokenizer_digest")
     return InternalError(f"the store answered {reason} {details}")
+
+
+def _not_writable(branch: str, number: int, held_by: str) -> KatsuraError:
+    state = BranchState(number) if number in frozenset(BranchState) else BranchState.UNSPECIFIED
+    again = "fork it, or make it ACTIVE again (UpdateBranch)"
+    text = {
+        BranchState.ABANDONED: f"was abandoned; go on with the branch that took its place, {again}",
+        BranchState.FROZEN: f"is frozen; {again}",
+        BranchState.MERGED: f"was merged and is closed; go on with the branch that has its work, {again}",
+    }.get(state, "is in a state that this version does not know; ask one that does")
+    if held_by:
+        text = f"keeps the place of tree {held_by!r}, which was forked off there; fork it"
+    return FailedPreconditionError(
+        f"branch {branch!r} {text}",
+        reason=Reason.BRANCH_NOT_WRITABLE,
+        field="branch",
+        metadata={"branch": branch, "state": state.name},
+    )
 
 
 def page_after(tree: Tree) -> str:

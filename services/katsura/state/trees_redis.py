@@ -33,6 +33,7 @@ from katsura.domain.trees import (
 from katsura.domain.usage import Counted, Usage
 from katsura.domain.work import EXTERNAL, Fence
 from katsura.state import keys
+from katsura.state.branches_redis import RedisBranches
 from katsura.state.cold_redis import RedisCold
 from katsura.state.collecting_redis import RedisCollecting
 from katsura.state.connect import Arg, Store, translated
@@ -117,6 +118,7 @@ class RedisTreeStore(
     RedisContents,
     RedisSlots,
     RedisLeases,
+    RedisBranches,
     RedisMerging,
     RedisQueue,
     RedisReferences,

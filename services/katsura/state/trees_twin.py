@@ -51,6 +51,7 @@ from katsura.state.trees import (
     standing_of,
 )
 from katsura.state.twin_archive import TwinArchive
+from katsura.state.twin_branches import TwinBranches
 from katsura.state.twin_cold import TwinCold
 from katsura.state.twin_collecting import TwinCollecting
 from katsura.state.twin_contents import TwinContents
@@ -70,6 +71,7 @@ class TwinTreeStore(
     TwinContents,
     TwinSlots,
     TwinLeases,
+    TwinBranches,
     TwinMerging,
     TwinQueue,
     TwinUsage,

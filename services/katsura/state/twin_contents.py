@@ -216,7 +216,7 @@ def _held(state: TwinTree, node: Node) -> bool:
     for branch in state.branches.values():
         heads = {Summary: branch.summary_head, Hint: branch.hint, Slot: state.slot_head(branch)}
         head = heads.get(type(node.body), branch.head)
-        if branch.state is not BranchState.ACTIVE:
+        if branch.state is BranchState.ABANDONED:
             continue
         last = state.span(node.node_id)[1] if isinstance(node.body, Summary) else ROOT
         for at in state.up(head):

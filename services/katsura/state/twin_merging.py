@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from katsura.domain.ids import NodeId
-from katsura.domain.trees import ROOT, EventKind, Request
+from katsura.domain.trees import ROOT, BranchState, EventKind, Request
 from katsura.state.contents import TreeRef
 from katsura.state.merging import Merged, Merging, Parting
 from katsura.state.slots import KEYS_MAX
 from katsura.state.tree_records import body_digest
 from katsura.state.trees import refusal
-from katsura.state.twin_tree import TwinForest, TwinTree
+from katsura.state.twin_tree import TwinForest, TwinTree, entered, not_writable
 
 
 class TwinMerging(TwinForest):
@@ -37,6 +37,10 @@ class TwinMerging(TwinForest):
         def write() -> Merged:
             seen = merging.parting
             source, branch = state.branch(seen.other.name), state.guarded(seen.branch.name)
+            if merging.closes:
+                if source.held_by:
+                    raise not_writable(ref, source)
+                state.guard(source, 0)
             for now, then, slots in (
                 (branch, seen.branch, merging.slot_head),
                 (source, seen.other, merging.source_slot_head),
@@ -52,6 +56,8 @@ class TwinMerging(TwinForest):
             raw = state.path_tokens(head) - state.path_tokens(branch.boundary)
             branch = replace(branch, head=head, depth=state.depth(head), raw_tokens=raw)
             state.branches[branch.name] = branch
+            if merging.closes:
+                state.branches[source.name] = entered(source, BranchState.MERGED, self._tick())
             made = state.append_slots(branch, merging.slot_head, merging.slots)
             position = state.commit(EventKind.MERGED, branch.name, (*steps, *made))
             return Merged(tuple(steps), made, merging.conflicts, branch, seen.common, position.revision)

@@ -160,7 +160,7 @@ class TwinTree:
         """A branch that may grow. Raises BRANCH_NOT_WRITABLE."""
         branch = self.branch(name)
         if branch.state is not BranchState.ACTIVE:
-            raise refusal(self.ref, "BRANCH_NOT_WRITABLE", branch.name)
+            raise not_writable(self.ref, branch)
         return branch
 
     def guarded(self, name: str) -> Branch:
@@ -452,6 +452,20 @@ class TwinTree:
 def lease_lost(ref: TreeRef, branch: Branch) -> KatsuraError:
     """The error where a token is not the newest of a branch."""
     return refusal(ref, "BRANCH_LEASE_LOST", str(branch.head), branch.name, branch.lease_holder)
+
+
+def not_writable(ref: TreeRef, branch: Branch) -> KatsuraError:
+    """The error where a branch is not ACTIVE."""
+    return refusal(ref, "BRANCH_NOT_WRITABLE", branch.name, str(int(branch.state)), branch.held_by)
+
+
+def entered(branch: Branch, state: BranchState, now: int) -> Branch:
+    """The branch in a state. Whoever holds it lets go where it stops taking writes."""
+    if state is branch.state:
+        return branch
+    if state is not BranchState.ACTIVE:
+        branch = replace(branch, lease_holder="", lease_end_ms=0)
+    return replace(branch, state=state, left_ms=now if state is BranchState.ABANDONED else 0)
 
 
 class TwinForest:

@@ -6,7 +6,7 @@ import pytest
 
 from katsura.domain.errors import InvalidArgumentError, KatsuraError
 from katsura.domain.ids import TenantId, TreeId
-from katsura.domain.trees import Attachment, BranchState, Step, TreePolicy
+from katsura.domain.trees import Attachment, Step, TreePolicy
 from katsura.memory.operations import Write
 from katsura.memory.service import Memory
 from katsura.state.contents import Scope, TreeChange
@@ -46,20 +46,6 @@ async def test_a_pin_is_in_the_very_next_context(memory: Memory) -> None:
     await memory.update_tree(REF, "", TreeChange(add_pins=("at most 450 USD",)))
     shown = await memory.assemble_context(REF, "", 1000, 0, "", False)
     assert "at most 450 USD" in shown.assembly.segments[0].content
-
-
-async def test_branches_are_listed_newest_first_page_by_page_by_state(memory: Memory) -> None:
-    await grow(memory, Step("a"))
-    for name in "xyz":
-        await memory.fork(REF, "", "main", 0, name)
-    await memory.revise(Write("", REF, "y", None, True), 0, "no", "w", False)
-    first, token = await memory.list_branches(REF, (), 3, "")
-    assert [b.name for b in first] == ["w", "z", "y"]
-    second, end = await memory.list_branches(REF, (), 3, token)
-    assert ([b.name for b in second], end) == (["x", "main"], "")
-    left, _ = await memory.list_branches(REF, (BranchState.ABANDONED,), 3, "")
-    assert [b.name for b in left] == ["y"]
-    await fails("page_token", memory.list_branches(REF, (), 3, "x"))
 
 
 async def test_attachments_are_keyed_once(memory: Memory) -> None:

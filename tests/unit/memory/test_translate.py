@@ -115,3 +115,14 @@ def test_an_unknown_number_of_an_enumeration_names_its_field() -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         translate.step_from(memory_pb2.Step(kind=77), "steps[3]")  # type: ignore[arg-type]
     assert caught.value.field == "steps[3].kind"
+
+
+def test_a_verdict_that_suggests_the_root_is_told_from_one_that_suggests_nothing() -> None:
+    said = [memory_service_pb2.ExternalVerdict(validator="v", suggested_restore=restore) for restore in (None, 0, 4)]
+    assert [translate.outside_from(one).to_root for one in said] == [False, True, False]
+    for restore in (None, NodeId(0), NodeId(4)):
+        node = replace(
+            summary_node(5, step_nodes(Step("a")), SummaryBody("x")), judgement=Judgement(suggested_restore=restore)
+        )
+        shown = translate.node_message(node).summary
+        assert (shown.suggested_restore if shown.HasField("suggested_restore") else None) == restore

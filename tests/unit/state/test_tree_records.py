@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,6 +74,11 @@ def test_judgements_and_policies_come_back_as_they_were() -> None:
         (Check("fidelity", Verdict.FAIL, ("x",)),), 4,
     )  # fmt: skip
     assert tree_records.judgement_of(tree_records.judgement_json(judgement), 4) == judgement
+    for restore, written in ((None, 0), (NodeId(0), None), (NodeId(7), 7)):
+        judgement = Judgement(suggested_restore=restore)
+        text = tree_records.judgement_json(judgement)
+        assert tree_records.judgement_of(text, 0) == judgement
+        assert json.loads(text)[4] == written, "older versions read 0 and null as none"
     policy = TreePolicy(1, "c", ("v",), 2, Durability.STRICT, 3)
     assert tree_records.policy_of(tree_records.policy_json(policy)) == policy
 

@@ -13,7 +13,6 @@ from typing import Final
 
 from katsura.domain.ids import NodeId
 from katsura.domain.trees import (
-    ROOT,
     Check,
     Judgement,
     Node,
@@ -91,12 +90,14 @@ def outcome(evidence: Evidence) -> Check:
 VALIDATORS: Final[Mapping[str, Callable[[Evidence], Check]]] = {FIDELITY: fidelity, OUTCOME: outcome}
 
 
-def judge(checks: Iterable[Check], required: Sequence[str], boundary: NodeId = ROOT, note: str = "") -> Judgement:
+def judge(
+    checks: Iterable[Check], required: Sequence[str], boundary: NodeId | None = None, note: str = ""
+) -> Judgement:
     """What the checks say together.
 
     FAILED if fidelity or a validator outside failed, PENDING while a required one has not spoken, else VALID. A failed
     outcome is told, not distrusted: the summary is right about something that went wrong. Either failure suggests to
-    go back to `boundary`, the last one before the segment.
+    go back to `boundary`, the last one before the segment, where there is one.
     """
     by_name = {check.validator: check for check in checks}
     told = by_name.get(OUTCOME, Check(OUTCOME, Verdict.UNKNOWN)).verdict
@@ -115,7 +116,7 @@ def judge(checks: Iterable[Check], required: Sequence[str], boundary: NodeId = R
         fidelity=Verdict.FAIL if failed else Verdict.PASS if passed else Verdict.UNKNOWN,
         outcome=told,
         note=note or told_note,
-        suggested_restore=boundary if failed or told is Verdict.FAIL else ROOT,
+        suggested_restore=boundary if failed or told is Verdict.FAIL else None,
         required=tuple(required),
         checks=tuple(by_name.values()),
     )

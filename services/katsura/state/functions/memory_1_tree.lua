@@ -7,12 +7,12 @@
 
 local ROOT = {id = 0, parent = 0, len = 0, jump = 0, depth = 0, tokens = 0, cum = 0, a = 0, b = 0,
               hash = '0000000000000000000000000000000000000000000000000000000000000000'}
-local ACTIVE, ABANDONED = 1, 2
+local ACTIVE, ABANDONED, MERGED = 1, 2, 4  -- 3, FROZEN, is none of what is told apart here
 local VALID, FAILED = 2, 3
 local EVENT = {CREATED = 2, GROWN = 3, COMPRESSED = 4, MAINTAINED = 5, REVISED = 6, FORKED = 7, DELETED = 8,
                UPDATED = 9, ATTACHED = 10, REDACTED = 11, SLOTS_SET = 12,
                MERGED = 13, REFERRED = 14, INVALIDATED = 15, RELEASED = 16,
-               COLLECTED = 17, STALE = 18}
+               COLLECTED = 17, STALE = 18, BRANCH_UPDATED = 19}
 local DELETED_EVENTS_KEPT_MS = 60000
 local SETTLE_LOOKS = 512
 local SUFFIXES = {'meta', 'branches', 'nodes', 'links', 'blobs', 'steps', 'kids', 'verdicts', 'versions', 'replays',
@@ -73,6 +73,9 @@ local function save_branch(t, branch)
   redis.call('HSET', t.branches, branch.name, text)
   t.texts[branch] = text
 end
+
+-- The answer where a branch is not ACTIVE.
+local function not_writable(branch) return {'BRANCH_NOT_WRITABLE', branch.name, branch.state, branch.held_by or ''} end
 
 -- A node's place: parent, len (nodes up to it), jump (an ancestor further up), depth, tokens, cum (tokens up to it),
 -- a and b (a step: nearest step with an effect, 0; a summary: step before its cover, last step of it), content hash.

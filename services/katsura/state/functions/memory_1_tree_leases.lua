@@ -40,7 +40,7 @@ local function leasable(keys, args)
   if not t then return nil, nil, missing end
   local branch, unknown = load_branch(t, args[1])
   if not branch then return nil, nil, unknown end
-  if branch.state ~= ACTIVE then return nil, nil, {'BRANCH_NOT_WRITABLE', branch.name} end
+  if branch.state ~= ACTIVE then return nil, nil, not_writable(branch) end
   return t, branch
 end
 

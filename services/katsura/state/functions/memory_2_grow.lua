@@ -144,7 +144,7 @@ end
 register_write('grow', function(keys, args)
   local t, branch, answer = begin(keys, args)
   if answer then return answer end
-  if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
+  if branch.state ~= ACTIVE then return not_writable(branch) end
   local fenced = guard(t, args, branch)
   if fenced then return fenced end
   local count = (#args - GROW_ARGS) / STEP_ARGS

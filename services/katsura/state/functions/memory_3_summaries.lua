@@ -93,7 +93,7 @@ register('cover', function(keys, args)
   if not t then return missing end
   local branch, unknown = load_branch(t, args[1])
   if not branch then return unknown end
-  if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
+  if branch.state ~= ACTIVE then return not_writable(branch) end
   local expected, last = tonumber(args[2]), tonumber(args[3])
   if expected >= 0 and expected ~= branch.head then return {'HEAD_MOVED', branch.head, branch.name} end
   local at, off_path = on_path(t, branch.head, last == 0 and branch.head or last)
@@ -116,7 +116,7 @@ end, {'no-writes'})
 local function summarise(keys, args)
   local t, branch, answer = begin(keys, args)
   if answer then return answer end
-  if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
+  if branch.state ~= ACTIVE then return not_writable(branch) end
   local expected, parent, base, last = tonumber(args[6]), tonumber(args[8]), tonumber(args[9]), tonumber(args[10])
   local moved = expected >= 0 and expected ~= branch.head
   if moved or branch.summary_head ~= tonumber(args[7]) or not on_path(t, branch.head, last) then

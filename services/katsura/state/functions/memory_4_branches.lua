@@ -1,4 +1,5 @@
--- Memory trees, part 4: Revise and Fork. Both cost the same at any depth: a branch is heads, the rest is shared.
+-- Memory trees, part 4: Revise, Fork, and the states of branches. Revise and Fork cost the same at any depth: a branch is
+-- heads, the rest is shared.
 
 local function branch_at(t, name, source, at, now)
   local summary = climb(t, source.summary_head, at.depth)
@@ -30,7 +31,7 @@ register('retreat', function(keys, args)
   if not t then return missing end
   local branch, unknown = load_branch(t, args[1])
   if not branch then return unknown end
-  if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
+  if branch.state ~= ACTIVE then return not_writable(branch) end
   local expected, restore = tonumber(args[2]), tonumber(args[3])
   if expected >= 0 and expected ~= branch.head then return {'HEAD_MOVED', branch.head, branch.name} end
   local at, off_path = on_path(t, branch.head, restore)
@@ -63,7 +64,7 @@ register_write('revise', function(keys, args)
   if again then return again end
   local old, unknown = load_branch(t, args[5])
   if not old then return unknown end
-  if old.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', old.name} end
+  if old.state ~= ACTIVE then return not_writable(old) end
   local fenced = guard(t, args, old)
   if fenced then return fenced end
   if old.head ~= tonumber(args[6]) then return {'HEAD_MOVED', old.head, old.name} end
@@ -127,3 +128,44 @@ register('release', function(keys, args)
   t.holds = redis.call('HINCRBY', t.meta, 'holds', -1)
   return commit(t, args, now_ms(t), EVENT.RELEASED, branch.name, {}, {})
 end)
+
+-- Let a branch be in a state from now on. Whoever holds it lets go where it stops taking writes.
+local function enter(branch, state, now)
+  if state == branch.state then return end
+  if state ~= ACTIVE and branch.lease_token then branch.lease_holder, branch.lease_end_ms = '', 0 end
+  branch.state, branch.left_ms = state, state == ABANDONED and now or nil
+end
+
+-- ARGV: 1-4, branch, expected head (-1: any), state (0: as it is), label given (1), label, note given (1), note, only tell
+-- what would be (1).
+register_write('update_branch', function(keys, args)
+  local t, branch, answer = begin(keys, args)
+  if answer then return answer end
+  if branch.held_by then return not_writable(branch) end
+  local fenced = guard(t, args, branch)
+  if fenced then return fenced end
+  local expected, state, now, was = tonumber(args[6]), tonumber(args[7]), now_ms(t), branch.state
+  if expected >= 0 and expected ~= branch.head then return {'HEAD_MOVED', branch.head, branch.name} end
+  if state ~= 0 then enter(branch, state, now) end
+  if args[8] == '1' then branch.label = args[9] end
+  if args[10] == '1' then branch.note = args[11] end
+  if args[12] == '1' then
+    return {'OK', cjson.encode({branch = branch, revision = t.revision, incarnation = t.incarnation})}
+  end
+  save_branch(t, branch)
+  if branch.state == ABANDONED and was ~= ABANDONED then doubt_left(t, branch.head, 0) end
+  return commit(t, args, now, EVENT.BRANCH_UPDATED, branch.name, {}, {branch = branch})
+end)
+
+-- ARGV: steps (0: none). {'OK', tokens of the path up to each}
+register('path_tokens', function(keys, args)
+  local t, missing = open(keys)
+  if not t then return missing end
+  local answer = {'OK'}
+  for i, id in ipairs(args) do
+    local at = link(t, tonumber(id))
+    if not at then return {'NODE_NOT_FOUND', id} end
+    answer[i + 1] = at.cum
+  end
+  return answer
+end, {'no-writes'})

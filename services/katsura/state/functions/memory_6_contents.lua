@@ -32,7 +32,7 @@ register('update', function(keys, args)
   if args[11] ~= '' then
     local branch, unknown = load_branch(t, args[11])
     if not branch then return unknown end
-    if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
+    if branch.state ~= ACTIVE then return not_writable(branch) end
     t.default = args[11]
   end
   local pins_text = #pins > 0 and cjson.encode(pins) or '[]'
@@ -147,11 +147,12 @@ local function kind_of(t, at)
   return at.a == 1 and 'slots' or 'hint'
 end
 
-local function active_branches(t)
+-- The branches that were not left behind.
+local function kept_branches(t)
   local found = {}
   for _, text in ipairs(redis.call('HVALS', t.branches)) do
     local branch = cjson.decode(text)
-    if branch.state == ACTIVE then
+    if branch.state ~= ABANDONED then
       branch.slots = slot_head(t, branch)
       found[#found + 1] = branch
     end
@@ -192,7 +193,7 @@ register('search', function(keys, args)
   local t, missing = open(keys)
   if not t then return missing end
   local scope, before, most, looks = tonumber(args[1]), tonumber(args[3]), tonumber(args[4]), tonumber(args[5])
-  local bytes, answer, actives = tonumber(args[6]), {'OK', 0}, active_branches(t)
+  local bytes, answer, kept = tonumber(args[6]), {'OK', 0}, kept_branches(t)
   local id, stop = t.next, 0
   if scope ~= 3 then
     local branch, unknown = load_branch(t, args[2])
@@ -213,7 +214,7 @@ register('search', function(keys, args)
     looks = looks - 1
     local at = link(t, id)
     if says(redis.call('HGET', t.nodes, id), args, 8) then
-      local live = held(t, actives, at)
+      local live = held(t, kept, at)
       if live or scope ~= 3 or args[7] == '1' then
         local node = whole(t, at)
         bytes = bytes - size_of(node)

@@ -65,7 +65,7 @@ end
 register_write('set_slots', function(keys, args)
   local t, branch, answer = begin(keys, args)
   if answer then return answer end
-  if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
+  if branch.state ~= ACTIVE then return not_writable(branch) end
   local fenced = guard(t, args, branch)
   if fenced then return fenced end
   local seen, now = slot_head(t, branch), now_ms(t)

@@ -31,21 +31,27 @@ register('common', function(keys, args)
 end, {'no-writes'})
 
 -- ARGV: 1-4, branch, head seen, slot head seen, source, its head seen, its slot head seen, most keys, steps, keys in
--- conflict (JSON), common node, then 13 per step (as in Grow) and 5 per slot.
+-- conflict (JSON), common node, the source is done and closes (1), then 13 per step (as in Grow) and 5 per slot.
 register_write('merge', function(keys, args)
   local t, branch, answer = begin(keys, args)
   if answer then return answer end
   local source, unknown_source = load_branch(t, args[8])
   if not source then return unknown_source end
-  if branch.state ~= ACTIVE then return {'BRANCH_NOT_WRITABLE', branch.name} end
+  if branch.state ~= ACTIVE then return not_writable(branch) end
   local fenced = guard(t, args, branch)
   if fenced then return fenced end
+  local closes = args[15] == '1'
+  if closes then
+    if source.held_by then return not_writable(source) end
+    local held = guard(t, {}, source)
+    if held then return held end
+  end
   local slots = slot_head(t, branch)
   if branch.head ~= tonumber(args[6]) or slots ~= tonumber(args[7]) then return {'HEAD_MOVED', branch.head, branch.name} end
   if source.head ~= tonumber(args[9]) or slot_head(t, source) ~= tonumber(args[10]) then
     return {'HEAD_MOVED', source.head, source.name}
   end
-  local now, count, before = now_ms(t), tonumber(args[12]), 14
+  local now, count, before = now_ms(t), tonumber(args[12]), 15
   local first = before + count * STEP_ARGS + 1
   if not slots_fit(t, slots, args, first, tonumber(args[11])) then return {'TOO_MANY', 'writes', args[11]} end
   local found = {ids = {}, fresh = {}, steps = {}, base = branch.head}
@@ -57,6 +63,10 @@ register_write('merge', function(keys, args)
   branch.raw_tokens = head.cum - link(t, branch.boundary).cum
   local made = append_slots(t, branch, slots, args, first, now)
   save_branch(t, branch)
+  if closes then
+    enter(source, MERGED, now)
+    save_branch(t, source)
+  end
   local ids = {}
   for _, list in ipairs({found.ids, made}) do
     for _, id in ipairs(list) do ids[#ids + 1] = id end

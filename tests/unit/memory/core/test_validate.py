@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from katsura.domain.ids import NodeId
-from katsura.domain.trees import Check, Step, SummaryBody, SummaryStatus, Verdict
+from katsura.domain.trees import ROOT, Check, Step, SummaryBody, SummaryStatus, Verdict
 from katsura.memory.core.validate import EXTERNAL, FIDELITY, OUTCOME, Evidence, fidelity, judge, outcome
 from katsura.testing.trees import step_nodes, summary_of
 
@@ -86,6 +86,12 @@ PASSED, FAILED = Check(FIDELITY, Verdict.PASS), Check(FIDELITY, Verdict.FAIL, ("
 def test_a_failed_fidelity_is_failed_and_suggests_the_boundary_before() -> None:
     judgement = judge([FAILED], [FIDELITY], NodeId(4))
     assert (judgement.status, judgement.suggested_restore, judgement.note) == (SummaryStatus.FAILED, 4, "wrong id")
+
+
+def test_no_boundary_and_the_root_are_told_apart() -> None:
+    assert judge([FAILED], [FIDELITY], ROOT).suggested_restore == ROOT
+    assert judge([FAILED], [FIDELITY]).suggested_restore is None
+    assert judge([PASSED], [FIDELITY], ROOT).suggested_restore is None, "what passed suggests nothing"
 
 
 def test_a_failed_outcome_is_told_but_the_summary_stands() -> None:

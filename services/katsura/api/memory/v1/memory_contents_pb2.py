@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from katsura.api.memory.v1 import memory_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+katsura/api/memory/v1/memory_contents.proto\x12\x15katsura.api.memory.v1\x1a\"katsura/api/memory/v1/memory.proto\"\xfc\x02\n\x11UpdateTreeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x11\n\x04goal\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x10\n\x08\x61\x64\x64_pins\x18\x04 \x03(\t\x12\x13\n\x0bremove_pins\x18\x05 \x03(\t\x12K\n\nset_labels\x18\x06 \x03(\x0b\x32\x37.katsura.api.memory.v1.UpdateTreeRequest.SetLabelsEntry\x12\x15\n\rremove_labels\x18\x07 \x03(\t\x12\x16\n\x0e\x64\x65\x66\x61ult_branch\x18\x08 \x01(\t\x12\x33\n\tretention\x18\t \x01(\x0b\x32 .katsura.api.memory.v1.Retention\x12\x12\n\x05ttl_s\x18\n \x01(\x03H\x01\x88\x01\x01\x1a\x30\n\x0eSetLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_goalB\x08\n\x06_ttl_s\"?\n\x12UpdateTreeResponse\x12)\n\x04tree\x18\x01 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Tree\"\x81\x01\n\x13ListBranchesRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x32\n\x06states\x18\x04 \x03(\x0e\x32\".katsura.api.memory.v1.BranchState\"`\n\x14ListBranchesResponse\x12/\n\x08\x62ranches\x18\x01 \x03(\x0b\x32\x1d.katsura.api.memory.v1.Branch\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x82\x01\n\x15PutAttachmentsRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\x03\x12\x36\n\x0b\x61ttachments\x18\x03 \x03(\x0b\x32!.katsura.api.memory.v1.Attachment\x12\x0f\n\x07replace\x18\x04 \x01(\x08\";\n\x16PutAttachmentsResponse\x12\x0f\n\x07written\x18\x01 \x03(\x08\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xf3\x01\n\x10ListNodesRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x13\n\x0b\x62\x65\x66ore_node\x18\x02 \x01(\x03\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x14\n\x0c\x62irth_branch\x18\x04 \x01(\t\x12K\n\nattributes\x18\x05 \x03(\x0b\x32\x37.katsura.api.memory.v1.ListNodesRequest.AttributesEntry\x12\x10\n\x08\x61gent_id\x18\x06 \x01(\t\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Y\n\x11ListNodesResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12\x18\n\x10next_before_node\x18\x02 \x01(\x03\"L\n\x10\x46indStepsRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63lient_step_ids\x18\x02 \x03(\t\x12\x0e\n\x06\x62ranch\x18\x03 \x01(\t\"^\n\tFoundStep\x12\x16\n\x0e\x63lient_step_id\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12)\n\x04node\x18\x03 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\"D\n\x11\x46indStepsResponse\x12/\n\x05\x66ound\x18\x01 \x03(\x0b\x32 .katsura.api.memory.v1.FoundStep\"\xb5\x01\n\rSearchRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12\r\n\x05query\x18\x03 \x01(\t\x12\x31\n\x05scope\x18\x04 \x01(\x0e\x32\".katsura.api.memory.v1.SearchScope\x12\x19\n\x11include_abandoned\x18\x05 \x01(\x08\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x13\n\x0b\x62\x65\x66ore_node\x18\x07 \x01(\x03\"U\n\tSearchHit\x12)\n\x04node\x18\x01 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12\x0f\n\x07\x65xcerpt\x18\x02 \x01(\t\x12\x0c\n\x04live\x18\x03 \x01(\x08\"Z\n\x0eSearchResponse\x12.\n\x04hits\x18\x01 \x03(\x0b\x32 .katsura.api.memory.v1.SearchHit\x12\x18\n\x10next_before_node\x18\x02 \x01(\x03\"F\n\rRedactRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x10\n\x08node_ids\x18\x03 \x03(\x03\"=\n\x0eRedactResponse\x12\x19\n\x11redacted_node_ids\x18\x01 \x03(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03*r\n\x0bSearchScope\x12\x1c\n\x18SEARCH_SCOPE_UNSPECIFIED\x10\x00\x12\x15\n\x11SEARCH_SCOPE_PATH\x10\x01\x12\x17\n\x13SEARCH_SCOPE_BRANCH\x10\x02\x12\x15\n\x11SEARCH_SCOPE_TREE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+katsura/api/memory/v1/memory_contents.proto\x12\x15katsura.api.memory.v1\x1a\"katsura/api/memory/v1/memory.proto\"\xfc\x02\n\x11UpdateTreeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x11\n\x04goal\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x10\n\x08\x61\x64\x64_pins\x18\x04 \x03(\t\x12\x13\n\x0bremove_pins\x18\x05 \x03(\t\x12K\n\nset_labels\x18\x06 \x03(\x0b\x32\x37.katsura.api.memory.v1.UpdateTreeRequest.SetLabelsEntry\x12\x15\n\rremove_labels\x18\x07 \x03(\t\x12\x16\n\x0e\x64\x65\x66\x61ult_branch\x18\x08 \x01(\t\x12\x33\n\tretention\x18\t \x01(\x0b\x32 .katsura.api.memory.v1.Retention\x12\x12\n\x05ttl_s\x18\n \x01(\x03H\x01\x88\x01\x01\x1a\x30\n\x0eSetLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_goalB\x08\n\x06_ttl_s\"?\n\x12UpdateTreeResponse\x12)\n\x04tree\x18\x01 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Tree\"\x81\x01\n\x13ListBranchesRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x32\n\x06states\x18\x04 \x03(\x0e\x32\".katsura.api.memory.v1.BranchState\"u\n\x14ListBranchesResponse\x12/\n\x08\x62ranches\x18\x01 \x03(\x0b\x32\x1d.katsura.api.memory.v1.Branch\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0bpath_tokens\x18\x03 \x03(\x03\"\x82\x01\n\x15PutAttachmentsRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\x03\x12\x36\n\x0b\x61ttachments\x18\x03 \x03(\x0b\x32!.katsura.api.memory.v1.Attachment\x12\x0f\n\x07replace\x18\x04 \x01(\x08\";\n\x16PutAttachmentsResponse\x12\x0f\n\x07written\x18\x01 \x03(\x08\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xf3\x01\n\x10ListNodesRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x13\n\x0b\x62\x65\x66ore_node\x18\x02 \x01(\x03\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x14\n\x0c\x62irth_branch\x18\x04 \x01(\t\x12K\n\nattributes\x18\x05 \x03(\x0b\x32\x37.katsura.api.memory.v1.ListNodesRequest.AttributesEntry\x12\x10\n\x08\x61gent_id\x18\x06 \x01(\t\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Y\n\x11ListNodesResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12\x18\n\x10next_before_node\x18\x02 \x01(\x03\"L\n\x10\x46indStepsRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63lient_step_ids\x18\x02 \x03(\t\x12\x0e\n\x06\x62ranch\x18\x03 \x01(\t\"^\n\tFoundStep\x12\x16\n\x0e\x63lient_step_id\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12)\n\x04node\x18\x03 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\"D\n\x11\x46indStepsResponse\x12/\n\x05\x66ound\x18\x01 \x03(\x0b\x32 .katsura.api.memory.v1.FoundStep\"\xb5\x01\n\rSearchRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12\r\n\x05query\x18\x03 \x01(\t\x12\x31\n\x05scope\x18\x04 \x01(\x0e\x32\".katsura.api.memory.v1.SearchScope\x12\x19\n\x11include_abandoned\x18\x05 \x01(\x08\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x13\n\x0b\x62\x65\x66ore_node\x18\x07 \x01(\x03\"U\n\tSearchHit\x12)\n\x04node\x18\x01 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12\x0f\n\x07\x65xcerpt\x18\x02 \x01(\t\x12\x0c\n\x04live\x18\x03 \x01(\x08\"Z\n\x0eSearchResponse\x12.\n\x04hits\x18\x01 \x03(\x0b\x32 .katsura.api.memory.v1.SearchHit\x12\x18\n\x10next_before_node\x18\x02 \x01(\x03\"F\n\rRedactRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x10\n\x08node_ids\x18\x03 \x03(\x03\"=\n\x0eRedactResponse\x12\x19\n\x11redacted_node_ids\x18\x01 \x03(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03*r\n\x0bSearchScope\x12\x1c\n\x18SEARCH_SCOPE_UNSPECIFIED\x10\x00\x12\x15\n\x11SEARCH_SCOPE_PATH\x10\x01\x12\x17\n\x13SEARCH_SCOPE_BRANCH\x10\x02\x12\x15\n\x11SEARCH_SCOPE_TREE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATETREEREQUEST_SETLABELSENTRY']._serialized_options = b'8\001'
   _globals['_LISTNODESREQUEST_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_LISTNODESREQUEST_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_SEARCHSCOPE']._serialized_start=2057
-  _globals['_SEARCHSCOPE']._serialized_end=2171
+  _globals['_SEARCHSCOPE']._serialized_start=2078
+  _globals['_SEARCHSCOPE']._serialized_end=2192
   _globals['_UPDATETREEREQUEST']._serialized_start=107
   _globals['_UPDATETREEREQUEST']._serialized_end=487
   _globals['_UPDATETREEREQUEST_SETLABELSENTRY']._serialized_start=420
@@ -47,31 +47,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTBRANCHESREQUEST']._serialized_start=555
   _globals['_LISTBRANCHESREQUEST']._serialized_end=684
   _globals['_LISTBRANCHESRESPONSE']._serialized_start=686
-  _globals['_LISTBRANCHESRESPONSE']._serialized_end=782
-  _globals['_PUTATTACHMENTSREQUEST']._serialized_start=785
-  _globals['_PUTATTACHMENTSREQUEST']._serialized_end=915
-  _globals['_PUTATTACHMENTSRESPONSE']._serialized_start=917
-  _globals['_PUTATTACHMENTSRESPONSE']._serialized_end=976
-  _globals['_LISTNODESREQUEST']._serialized_start=979
-  _globals['_LISTNODESREQUEST']._serialized_end=1222
-  _globals['_LISTNODESREQUEST_ATTRIBUTESENTRY']._serialized_start=1173
-  _globals['_LISTNODESREQUEST_ATTRIBUTESENTRY']._serialized_end=1222
-  _globals['_LISTNODESRESPONSE']._serialized_start=1224
-  _globals['_LISTNODESRESPONSE']._serialized_end=1313
-  _globals['_FINDSTEPSREQUEST']._serialized_start=1315
-  _globals['_FINDSTEPSREQUEST']._serialized_end=1391
-  _globals['_FOUNDSTEP']._serialized_start=1393
-  _globals['_FOUNDSTEP']._serialized_end=1487
-  _globals['_FINDSTEPSRESPONSE']._serialized_start=1489
-  _globals['_FINDSTEPSRESPONSE']._serialized_end=1557
-  _globals['_SEARCHREQUEST']._serialized_start=1560
-  _globals['_SEARCHREQUEST']._serialized_end=1741
-  _globals['_SEARCHHIT']._serialized_start=1743
-  _globals['_SEARCHHIT']._serialized_end=1828
-  _globals['_SEARCHRESPONSE']._serialized_start=1830
-  _globals['_SEARCHRESPONSE']._serialized_end=1920
-  _globals['_REDACTREQUEST']._serialized_start=1922
-  _globals['_REDACTREQUEST']._serialized_end=1992
-  _globals['_REDACTRESPONSE']._serialized_start=1994
-  _globals['_REDACTRESPONSE']._serialized_end=2055
+  _globals['_LISTBRANCHESRESPONSE']._serialized_end=803
+  _globals['_PUTATTACHMENTSREQUEST']._serialized_start=806
+  _globals['_PUTATTACHMENTSREQUEST']._serialized_end=936
+  _globals['_PUTATTACHMENTSRESPONSE']._serialized_start=938
+  _globals['_PUTATTACHMENTSRESPONSE']._serialized_end=997
+  _globals['_LISTNODESREQUEST']._serialized_start=1000
+  _globals['_LISTNODESREQUEST']._serialized_end=1243
+  _globals['_LISTNODESREQUEST_ATTRIBUTESENTRY']._serialized_start=1194
+  _globals['_LISTNODESREQUEST_ATTRIBUTESENTRY']._serialized_end=1243
+  _globals['_LISTNODESRESPONSE']._serialized_start=1245
+  _globals['_LISTNODESRESPONSE']._serialized_end=1334
+  _globals['_FINDSTEPSREQUEST']._serialized_start=1336
+  _globals['_FINDSTEPSREQUEST']._serialized_end=1412
+  _globals['_FOUNDSTEP']._serialized_start=1414
+  _globals['_FOUNDSTEP']._serialized_end=1508
+  _globals['_FINDSTEPSRESPONSE']._serialized_start=1510
+  _globals['_FINDSTEPSRESPONSE']._serialized_end=1578
+  _globals['_SEARCHREQUEST']._serialized_start=1581
+  _globals['_SEARCHREQUEST']._serialized_end=1762
+  _globals['_SEARCHHIT']._serialized_start=1764
+  _globals['_SEARCHHIT']._serialized_end=1849
+  _globals['_SEARCHRESPONSE']._serialized_start=1851
+  _globals['_SEARCHRESPONSE']._serialized_end=1941
+  _globals['_REDACTREQUEST']._serialized_start=1943
+  _globals['_REDACTREQUEST']._serialized_end=2013
+  _globals['_REDACTRESPONSE']._serialized_start=2015
+  _globals['_REDACTRESPONSE']._serialized_end=2076
 # @@protoc_insertion_point(module_scope)

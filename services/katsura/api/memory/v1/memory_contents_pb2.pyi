@@ -211,21 +211,27 @@ class ListBranchesResponse(_message.Message):
 
     BRANCHES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PATH_TOKENS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty at the end."""
     @_builtins.property
     def branches(self) -> _containers.RepeatedCompositeFieldContainer[_memory_pb2.Branch]:
         """Newest first."""
 
+    @_builtins.property
+    def path_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each branch, the tokens of its path, as counted by the default estimate."""
+
     def __init__(
         self,
         *,
         branches: _abc.Iterable[_memory_pb2.Branch] | None = ...,
         next_page_token: _builtins.str = ...,
+        path_tokens: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "next_page_token", b"next_page_token", "path_tokens", b"path_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -533,7 +539,7 @@ class SearchHit(_message.Message):
     excerpt: _builtins.str
     """The text around the first word, on one line."""
     live: _builtins.bool
-    """Whether the path of a branch that is ACTIVE holds it."""
+    """Whether the path of a branch that was not abandoned holds it."""
     @_builtins.property
     def node(self) -> _memory_pb2.Node:
         """The node."""

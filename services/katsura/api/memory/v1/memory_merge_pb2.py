@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from katsura.api.memory.v1 import memory_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(katsura/api/memory/v1/memory_merge.proto\x12\x15katsura.api.memory.v1\x1a\"katsura/api/memory/v1/memory.proto\"W\n\x0b\x44iffRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12\x14\n\x0cother_branch\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\"u\n\x0eSlotDifference\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x04ours\x18\x02 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12+\n\x06theirs\x18\x03 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\"\xdb\x01\n\x0c\x44iffResponse\x12\x13\n\x0b\x63ommon_node\x18\x01 \x01(\x03\x12)\n\x04ours\x18\x02 \x03(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12+\n\x06theirs\x18\x03 \x03(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12\x12\n\nours_count\x18\x04 \x01(\x03\x12\x14\n\x0ctheirs_count\x18\x05 \x01(\x03\x12\x34\n\x05slots\x18\x06 \x03(\x0b\x32%.katsura.api.memory.v1.SlotDifference\"\x9d\x02\n\x0cMergeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x03 \x01(\t\x12\x1a\n\rexpected_head\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\runconditional\x18\x05 \x01(\x08\x12\x0e\n\x06source\x18\x06 \x01(\t\x12\x0c\n\x04pick\x18\x07 \x03(\x03\x12\x0c\n\x04text\x18\x08 \x01(\t\x12:\n\x0bon_conflict\x18\t \x01(\x0e\x32%.katsura.api.memory.v1.ConflictPolicy\x12\x16\n\x0esource_tree_id\x18\n \x01(\t\x12\x13\n\x0blease_token\x18\x0b \x01(\x03\x42\x10\n\x0e_expected_head\"\xd7\x01\n\rMergeResponse\x12*\n\x05steps\x18\x01 \x03(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12*\n\x05slots\x18\x02 \x03(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12\x18\n\x10\x63onflicting_keys\x18\x03 \x03(\t\x12-\n\x06\x62ranch\x18\x04 \x01(\x0b\x32\x1d.katsura.api.memory.v1.Branch\x12\x13\n\x0b\x63ommon_node\x18\x05 \x01(\x03\x12\x10\n\x08revision\x18\x06 \x01(\x03*\x81\x01\n\x0e\x43onflictPolicy\x12\x1f\n\x1b\x43ONFLICT_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43ONFLICT_POLICY_FAIL\x10\x01\x12\x18\n\x14\x43ONFLICT_POLICY_OURS\x10\x02\x12\x1a\n\x16\x43ONFLICT_POLICY_THEIRS\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(katsura/api/memory/v1/memory_merge.proto\x12\x15katsura.api.memory.v1\x1a\"katsura/api/memory/v1/memory.proto\"W\n\x0b\x44iffRequest\x12\x0f\n\x07tree_id\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12\x14\n\x0cother_branch\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\"u\n\x0eSlotDifference\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x04ours\x18\x02 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12+\n\x06theirs\x18\x03 \x01(\x0b\x32\x1b.katsura.api.memory.v1.Node\"\xdb\x01\n\x0c\x44iffResponse\x12\x13\n\x0b\x63ommon_node\x18\x01 \x01(\x03\x12)\n\x04ours\x18\x02 \x03(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12+\n\x06theirs\x18\x03 \x03(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12\x12\n\nours_count\x18\x04 \x01(\x03\x12\x14\n\x0ctheirs_count\x18\x05 \x01(\x03\x12\x34\n\x05slots\x18\x06 \x03(\x0b\x32%.katsura.api.memory.v1.SlotDifference\"\xb3\x02\n\x0cMergeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x03 \x01(\t\x12\x1a\n\rexpected_head\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\runconditional\x18\x05 \x01(\x08\x12\x0e\n\x06source\x18\x06 \x01(\t\x12\x0c\n\x04pick\x18\x07 \x03(\x03\x12\x0c\n\x04text\x18\x08 \x01(\t\x12:\n\x0bon_conflict\x18\t \x01(\x0e\x32%.katsura.api.memory.v1.ConflictPolicy\x12\x16\n\x0esource_tree_id\x18\n \x01(\t\x12\x13\n\x0blease_token\x18\x0b \x01(\x03\x12\x14\n\x0c\x63lose_source\x18\x0c \x01(\x08\x42\x10\n\x0e_expected_head\"\xd7\x01\n\rMergeResponse\x12*\n\x05steps\x18\x01 \x03(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12*\n\x05slots\x18\x02 \x03(\x0b\x32\x1b.katsura.api.memory.v1.Node\x12\x18\n\x10\x63onflicting_keys\x18\x03 \x03(\t\x12-\n\x06\x62ranch\x18\x04 \x01(\x0b\x32\x1d.katsura.api.memory.v1.Branch\x12\x13\n\x0b\x63ommon_node\x18\x05 \x01(\x03\x12\x10\n\x08revision\x18\x06 \x01(\x03*\x81\x01\n\x0e\x43onflictPolicy\x12\x1f\n\x1b\x43ONFLICT_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43ONFLICT_POLICY_FAIL\x10\x01\x12\x18\n\x14\x43ONFLICT_POLICY_OURS\x10\x02\x12\x1a\n\x16\x43ONFLICT_POLICY_THEIRS\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'katsura.api.memory.v1.memory_merge_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONFLICTPOLICY']._serialized_start=1040
-  _globals['_CONFLICTPOLICY']._serialized_end=1169
+  _globals['_CONFLICTPOLICY']._serialized_start=1062
+  _globals['_CONFLICTPOLICY']._serialized_end=1191
   _globals['_DIFFREQUEST']._serialized_start=103
   _globals['_DIFFREQUEST']._serialized_end=190
   _globals['_SLOTDIFFERENCE']._serialized_start=192
@@ -41,7 +41,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DIFFRESPONSE']._serialized_start=312
   _globals['_DIFFRESPONSE']._serialized_end=531
   _globals['_MERGEREQUEST']._serialized_start=534
-  _globals['_MERGEREQUEST']._serialized_end=819
-  _globals['_MERGERESPONSE']._serialized_start=822
-  _globals['_MERGERESPONSE']._serialized_end=1037
+  _globals['_MERGEREQUEST']._serialized_end=841
+  _globals['_MERGERESPONSE']._serialized_start=844
+  _globals['_MERGERESPONSE']._serialized_end=1059
 # @@protoc_insertion_point(module_scope)

@@ -183,6 +183,7 @@ class MergeRequest(_message.Message):
     ON_CONFLICT_FIELD_NUMBER: _builtins.int
     SOURCE_TREE_ID_FIELD_NUMBER: _builtins.int
     LEASE_TOKEN_FIELD_NUMBER: _builtins.int
+    CLOSE_SOURCE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repeated call answer the same result."""
     tree_id: _builtins.str
@@ -194,7 +195,7 @@ class MergeRequest(_message.Message):
     unconditional: _builtins.bool
     """Merge wherever the head is."""
     source: _builtins.str
-    """Branch that did the work; it stays as it is."""
+    """Branch that did the work; it stays as it is, but for close_source."""
     text: _builtins.str
     """The note's text; empty quotes the source's steps."""
     on_conflict: Global___ConflictPolicy.ValueType
@@ -205,6 +206,10 @@ class MergeRequest(_message.Message):
     """Tree that did the work, where it was forked off this one: source is its branch, empty for its default branch."""
     lease_token: _builtins.int
     """Of a lease on the branch (AcquireLease); 0 where the caller holds none."""
+    close_source: _builtins.bool
+    """The source is done: the same commit makes it MERGED. Not with pick or source_tree_id; refused (ABORTED / LEASE_HELD)
+    while somebody holds the source.
+    """
     @_builtins.property
     def pick(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Steps of the source to copy (cherry-pick), in this order; none merges by summary: one note that says what the source
@@ -225,10 +230,11 @@ class MergeRequest(_message.Message):
         on_conflict: Global___ConflictPolicy.ValueType = ...,
         source_tree_id: _builtins.str = ...,
         lease_token: _builtins.int = ...,
+        close_source: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head", "expected_head", b"expected_head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head", "branch", b"branch", "expected_head", b"expected_head", "lease_token", b"lease_token", "on_conflict", b"on_conflict", "pick", b"pick", "request_id", b"request_id", "source", b"source", "source_tree_id", b"source_tree_id", "text", b"text", "tree_id", b"tree_id", "unconditional", b"unconditional"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head", "branch", b"branch", "close_source", b"close_source", "expected_head", b"expected_head", "lease_token", b"lease_token", "on_conflict", b"on_conflict", "pick", b"pick", "request_id", b"request_id", "source", b"source", "source_tree_id", b"source_tree_id", "text", b"text", "tree_id", b"tree_id", "unconditional", b"unconditional"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_head: _TypeAlias = _typing.Literal["expected_head"]  # noqa: Y015
     _WhichOneofArgType__expected_head: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head"]  # noqa: Y015

@@ -65,7 +65,11 @@ class _BranchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BranchSta
     BRANCH_STATE_ACTIVE: _BranchState.ValueType  # 1
     """May grow."""
     BRANCH_STATE_ABANDONED: _BranchState.ValueType  # 2
-    """Left behind by a Revise; readable, not writable."""
+    """Left behind, by a Revise or by UpdateBranch; readable, not writable, and what retention forgets."""
+    BRANCH_STATE_FROZEN: _BranchState.ValueType  # 3
+    """Kept as it is by UpdateBranch; readable, not writable."""
+    BRANCH_STATE_MERGED: _BranchState.ValueType  # 4
+    """Done, and merged (Merge with close_source, UpdateBranch); readable, not writable."""
 
 class BranchState(_BranchState, metaclass=_BranchStateEnumTypeWrapper):
     """State of a branch."""
@@ -75,7 +79,11 @@ BRANCH_STATE_UNSPECIFIED: BranchState.ValueType  # 0
 BRANCH_STATE_ACTIVE: BranchState.ValueType  # 1
 """May grow."""
 BRANCH_STATE_ABANDONED: BranchState.ValueType  # 2
-"""Left behind by a Revise; readable, not writable."""
+"""Left behind, by a Revise or by UpdateBranch; readable, not writable, and what retention forgets."""
+BRANCH_STATE_FROZEN: BranchState.ValueType  # 3
+"""Kept as it is by UpdateBranch; readable, not writable."""
+BRANCH_STATE_MERGED: BranchState.ValueType  # 4
+"""Done, and merged (Merge with close_source, UpdateBranch); readable, not writable."""
 Global___BranchState: _TypeAlias = BranchState  # noqa: Y015
 
 class _StepKind:
@@ -649,6 +657,8 @@ class Branch(_message.Message):
     ABANDON_TIME_FIELD_NUMBER: _builtins.int
     LEASE_HOLDER_FIELD_NUMBER: _builtins.int
     LEASE_END_TIME_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name within the tree."""
     state: Global___BranchState.ValueType
@@ -677,6 +687,10 @@ class Branch(_message.Message):
     """Tree that was forked off here; empty for none. Such a branch keeps the place: readable, not writable."""
     lease_holder: _builtins.str
     """Who holds, or held last, a lease on it; empty where nobody does since it was released."""
+    label: _builtins.str
+    """What callers call it (UpdateBranch)."""
+    note: _builtins.str
+    """What was said of it last (UpdateBranch)."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Made."""
@@ -709,10 +723,12 @@ class Branch(_message.Message):
         abandon_time: _timestamp_pb2.Timestamp | None = ...,
         lease_holder: _builtins.str = ...,
         lease_end_time: _timestamp_pb2.Timestamp | None = ...,
+        label: _builtins.str = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["abandon_time", b"abandon_time", "create_time", b"create_time", "lease_end_time", b"lease_end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon_time", b"abandon_time", "agent_id", b"agent_id", "boundary", b"boundary", "create_time", b"create_time", "cut", b"cut", "depth", b"depth", "fork_node", b"fork_node", "head", b"head", "held_by_tree", b"held_by_tree", "hint", b"hint", "lease_end_time", b"lease_end_time", "lease_holder", b"lease_holder", "name", b"name", "parent_branch", b"parent_branch", "raw_tokens", b"raw_tokens", "state", b"state", "summary_head", b"summary_head"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon_time", b"abandon_time", "agent_id", b"agent_id", "boundary", b"boundary", "create_time", b"create_time", "cut", b"cut", "depth", b"depth", "fork_node", b"fork_node", "head", b"head", "held_by_tree", b"held_by_tree", "hint", b"hint", "label", b"label", "lease_end_time", b"lease_end_time", "lease_holder", b"lease_holder", "name", b"name", "note", b"note", "parent_branch", b"parent_branch", "raw_tokens", b"raw_tokens", "state", b"state", "summary_head", b"summary_head"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1181,7 +1197,7 @@ class Summary(_message.Message):
     note: _builtins.str
     """What a validator found, for the agent."""
     suggested_restore: _builtins.int
-    """Boundary that a validator suggests to revise to; 0 for none."""
+    """Boundary that a validator suggests to revise to (0: the root); absent for none."""
     made_by: _builtins.str
     """Compressor, or "agent"."""
     version: _builtins.int
@@ -1211,18 +1227,20 @@ class Summary(_message.Message):
         fidelity: Global___Verdict.ValueType = ...,
         outcome: Global___Verdict.ValueType = ...,
         note: _builtins.str = ...,
-        suggested_restore: _builtins.int = ...,
+        suggested_restore: _builtins.int | None = ...,
         made_by: _builtins.str = ...,
         version: _builtins.int = ...,
         covered_tokens: _builtins.int = ...,
         body_tokens: _builtins.int = ...,
         parts: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["summary_body", b"summary_body"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_suggested_restore", b"_suggested_restore", "suggested_restore", b"suggested_restore", "summary_body", b"summary_body"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_tokens", b"body_tokens", "cover_digest", b"cover_digest", "covered_count", b"covered_count", "covered_tokens", b"covered_tokens", "fidelity", b"fidelity", "first_covered", b"first_covered", "last_covered", b"last_covered", "level", b"level", "made_by", b"made_by", "note", b"note", "outcome", b"outcome", "parts", b"parts", "status", b"status", "suggested_restore", b"suggested_restore", "summary_body", b"summary_body", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_suggested_restore", b"_suggested_restore", "body_tokens", b"body_tokens", "cover_digest", b"cover_digest", "covered_count", b"covered_count", "covered_tokens", b"covered_tokens", "fidelity", b"fidelity", "first_covered", b"first_covered", "last_covered", b"last_covered", "level", b"level", "made_by", b"made_by", "note", b"note", "outcome", b"outcome", "parts", b"parts", "status", b"status", "suggested_restore", b"suggested_restore", "summary_body", b"summary_body", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__suggested_restore: _TypeAlias = _typing.Literal["suggested_restore"]  # noqa: Y015
+    _WhichOneofArgType__suggested_restore: _TypeAlias = _typing.Literal["_suggested_restore", b"_suggested_restore"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__suggested_restore) -> _WhichOneofReturnType__suggested_restore | None: ...
 
 Global___Summary: _TypeAlias = Summary  # noqa: Y015
 

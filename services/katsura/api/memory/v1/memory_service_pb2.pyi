@@ -156,6 +156,8 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """Abandoned branches were dropped, or the content of nodes that nobody can reach was destroyed."""
     EVENT_KIND_STALE: _EventKind.ValueType  # 18
     """Steps are stale by what befell a node of another tree; their marks name it."""
+    EVENT_KIND_BRANCH_UPDATED: _EventKind.ValueType  # 19
+    """State, label or note of a branch changed."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What a commit did."""
@@ -198,6 +200,8 @@ EVENT_KIND_COLLECTED: EventKind.ValueType  # 17
 """Abandoned branches were dropped, or the content of nodes that nobody can reach was destroyed."""
 EVENT_KIND_STALE: EventKind.ValueType  # 18
 """Steps are stale by what befell a node of another tree; their marks name it."""
+EVENT_KIND_BRANCH_UPDATED: EventKind.ValueType  # 19
+"""State, label or note of a branch changed."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final
@@ -853,7 +857,7 @@ class ExternalVerdict(_message.Message):
     note: _builtins.str
     """For the agent."""
     suggested_restore: _builtins.int
-    """Boundary to revise to; 0 for none."""
+    """Boundary to revise to (0: the root); absent for none."""
     def __init__(
         self,
         *,
@@ -861,13 +865,15 @@ class ExternalVerdict(_message.Message):
         fidelity: _memory_pb2.Verdict.ValueType = ...,
         outcome: _memory_pb2.Verdict.ValueType = ...,
         note: _builtins.str = ...,
-        suggested_restore: _builtins.int = ...,
+        suggested_restore: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_suggested_restore", b"_suggested_restore", "suggested_restore", b"suggested_restore"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fidelity", b"fidelity", "note", b"note", "outcome", b"outcome", "suggested_restore", b"suggested_restore", "validator", b"validator"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_suggested_restore", b"_suggested_restore", "fidelity", b"fidelity", "note", b"note", "outcome", b"outcome", "suggested_restore", b"suggested_restore", "validator", b"validator"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__suggested_restore: _TypeAlias = _typing.Literal["suggested_restore"]  # noqa: Y015
+    _WhichOneofArgType__suggested_restore: _TypeAlias = _typing.Literal["_suggested_restore", b"_suggested_restore"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__suggested_restore) -> _WhichOneofReturnType__suggested_restore | None: ...
 
 Global___ExternalVerdict: _TypeAlias = ExternalVerdict  # noqa: Y015
 

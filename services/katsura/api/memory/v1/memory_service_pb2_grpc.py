@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from katsura.api.memory.v1 import memory_archive_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__archive__pb2
+from katsura.api.memory.v1 import memory_branches_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__branches__pb2
 from katsura.api.memory.v1 import memory_collect_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__collect__pb2
 from katsura.api.memory.v1 import memory_contents_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__contents__pb2
 from katsura.api.memory.v1 import memory_leases_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__leases__pb2
@@ -144,6 +145,11 @@ class MemoryServiceStub(object):
                 '/katsura.api.memory.v1.MemoryService/GetNodes',
                 request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GetNodesRequest.SerializeToString,
                 response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GetNodesResponse.FromString,
+                _registered_method=True)
+        self.UpdateBranch = channel.unary_unary(
+                '/katsura.api.memory.v1.MemoryService/UpdateBranch',
+                request_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__branches__pb2.UpdateBranchRequest.SerializeToString,
+                response_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__branches__pb2.UpdateBranchResponse.FromString,
                 _registered_method=True)
         self.ListBranches = channel.unary_unary(
                 '/katsura.api.memory.v1.MemoryService/ListBranches',
@@ -456,6 +462,17 @@ class MemoryServiceServicer(object):
         """Reads nodes by id.
         Errors: NOT_FOUND / NODE_NOT_FOUND; OUT_OF_RANGE / BODY_TOO_LARGE with metadata "fits": how many of them fit an
         answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateBranch(self, request, context):
+        """Says in which state a branch is, what it is called, and what is said of it. A branch that is not ACTIVE takes no write
+        to its path, slots and summaries, whoever asks; what concerns nodes that are there goes on: verdicts, roll-ups,
+        references, attachments, Redact. Any state may follow any other. Leaving ACTIVE gives a lease on the branch back.
+        Errors: FAILED_PRECONDITION / BRANCH_NOT_WRITABLE (it keeps the place of a tree forked off there); ABORTED /
+        HEAD_MOVED, LEASE_HELD, LEASE_LOST.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -779,6 +796,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.GetNodes,
                     request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GetNodesRequest.FromString,
                     response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GetNodesResponse.SerializeToString,
+            ),
+            'UpdateBranch': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateBranch,
+                    request_deserializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__branches__pb2.UpdateBranchRequest.FromString,
+                    response_serializer=katsura_dot_api_dot_memory_dot_v1_dot_memory__branches__pb2.UpdateBranchResponse.SerializeToString,
             ),
             'ListBranches': grpc.unary_unary_rpc_method_handler(
                     servicer.ListBranches,
@@ -1436,6 +1458,33 @@ class MemoryService(object):
             '/katsura.api.memory.v1.MemoryService/GetNodes',
             katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GetNodesRequest.SerializeToString,
             katsura_dot_api_dot_memory_dot_v1_dot_memory__service__pb2.GetNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateBranch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/katsura.api.memory.v1.MemoryService/UpdateBranch',
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__branches__pb2.UpdateBranchRequest.SerializeToString,
+            katsura_dot_api_dot_memory_dot_v1_dot_memory__branches__pb2.UpdateBranchResponse.FromString,
             options,
             channel_credentials,
             insecure,

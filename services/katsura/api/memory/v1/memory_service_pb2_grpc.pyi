@@ -6,6 +6,7 @@ The memory service: MAGE's operations (grow, compress, maintain, revise) over tr
 from collections import abc as _abc
 from grpc import aio as _aio
 from katsura.api.memory.v1 import memory_archive_pb2 as _memory_archive_pb2
+from katsura.api.memory.v1 import memory_branches_pb2 as _memory_branches_pb2
 from katsura.api.memory.v1 import memory_collect_pb2 as _memory_collect_pb2
 from katsura.api.memory.v1 import memory_contents_pb2 as _memory_contents_pb2
 from katsura.api.memory.v1 import memory_leases_pb2 as _memory_leases_pb2
@@ -138,6 +139,13 @@ class MemoryServiceStub:
     """Reads nodes by id.
     Errors: NOT_FOUND / NODE_NOT_FOUND; OUT_OF_RANGE / BODY_TOO_LARGE with metadata "fits": how many of them fit an
     answer.
+    """
+    UpdateBranch: _grpc.UnaryUnaryMultiCallable[_memory_branches_pb2.UpdateBranchRequest, _memory_branches_pb2.UpdateBranchResponse]
+    """Says in which state a branch is, what it is called, and what is said of it. A branch that is not ACTIVE takes no write
+    to its path, slots and summaries, whoever asks; what concerns nodes that are there goes on: verdicts, roll-ups,
+    references, attachments, Redact. Any state may follow any other. Leaving ACTIVE gives a lease on the branch back.
+    Errors: FAILED_PRECONDITION / BRANCH_NOT_WRITABLE (it keeps the place of a tree forked off there); ABORTED /
+    HEAD_MOVED, LEASE_HELD, LEASE_LOST.
     """
     ListBranches: _grpc.UnaryUnaryMultiCallable[_memory_contents_pb2.ListBranchesRequest, _memory_contents_pb2.ListBranchesResponse]
     """Lists branches, newest first."""
@@ -344,6 +352,13 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """Reads nodes by id.
     Errors: NOT_FOUND / NODE_NOT_FOUND; OUT_OF_RANGE / BODY_TOO_LARGE with metadata "fits": how many of them fit an
     answer.
+    """
+    UpdateBranch: _aio.UnaryUnaryMultiCallable[_memory_branches_pb2.UpdateBranchRequest, _memory_branches_pb2.UpdateBranchResponse]  # type: ignore[assignment]
+    """Says in which state a branch is, what it is called, and what is said of it. A branch that is not ACTIVE takes no write
+    to its path, slots and summaries, whoever asks; what concerns nodes that are there goes on: verdicts, roll-ups,
+    references, attachments, Redact. Any state may follow any other. Leaving ACTIVE gives a lease on the branch back.
+    Errors: FAILED_PRECONDITION / BRANCH_NOT_WRITABLE (it keeps the place of a tree forked off there); ABORTED /
+    HEAD_MOVED, LEASE_HELD, LEASE_LOST.
     """
     ListBranches: _aio.UnaryUnaryMultiCallable[_memory_contents_pb2.ListBranchesRequest, _memory_contents_pb2.ListBranchesResponse]  # type: ignore[assignment]
     """Lists branches, newest first."""
@@ -661,6 +676,19 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads nodes by id.
         Errors: NOT_FOUND / NODE_NOT_FOUND; OUT_OF_RANGE / BODY_TOO_LARGE with metadata "fits": how many of them fit an
         answer.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateBranch(
+        self,
+        request: _memory_branches_pb2.UpdateBranchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_branches_pb2.UpdateBranchResponse, _abc.Awaitable[_memory_branches_pb2.UpdateBranchResponse]]:
+        """Says in which state a branch is, what it is called, and what is said of it. A branch that is not ACTIVE takes no write
+        to its path, slots and summaries, whoever asks; what concerns nodes that are there goes on: verdicts, roll-ups,
+        references, attachments, Redact. Any state may follow any other. Leaving ACTIVE gives a lease on the branch back.
+        Errors: FAILED_PRECONDITION / BRANCH_NOT_WRITABLE (it keeps the place of a tree forked off there); ABORTED /
+        HEAD_MOVED, LEASE_HELD, LEASE_LOST.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,36 @@
+"""The states of branches in Valkey or Redis (functions/memory_4_branches.lua)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from katsura.domain.ids import NodeId
+from katsura.domain.trees import Branch, Request
+from katsura.state.branches import BranchChange
+from katsura.state.connect import Arg
+from katsura.state.contents import TreeRef
+from katsura.state.tree_calls import TreeCalls
+from katsura.state.tree_replies import branch_of
+
+
+class RedisBranches(TreeCalls):
+    """The part of the store that is about the states of branches."""
+
+    async def update_branch(
+        self,
+        ref: TreeRef,
+        branch: str,
+        expected_head: int | None,
+        change: BranchChange,
+        request: Request,
+        dry_run: bool = False,
+    ) -> tuple[Branch, int]:
+        """Change a branch, or with `dry_run` tell what it would be."""
+        said: list[Arg] = [branch, -1 if expected_head is None else expected_head, int(change.state)]
+        said += [int(change.label is not None), change.label or "", int(change.note is not None), change.note or ""]
+        found = await self._write(ref, "update_branch", request, *said, int(dry_run))
+        return branch_of(found["branch"]), found["revision"]
+
+    async def path_tokens(self, ref: TreeRef, heads: Sequence[NodeId]) -> tuple[int, ...]:
+        """Tokens from the root up to each of these steps."""
+        return tuple((await self._call(ref, "path_tokens", *heads, read_only=True))[1:])
