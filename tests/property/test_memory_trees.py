@@ -18,22 +18,36 @@ from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
 from katsura.state.trees_twin import TwinTreeStore
 from katsura.testing.power import PowerStore
 from katsura.testing.store import EmbeddedStore
-from katsura.testing.tree_life import KINDS, NAMES, Operation, life_of, live
+from katsura.testing.tree_life import NAMES, Operation
+from katsura.testing.tree_lives import ALL_KINDS, life_of, live
 
-branches = st.sampled_from(NAMES)
+branches = st.sampled_from(["", "", *NAMES])
 small = st.integers(0, 6)
 often = ["grow", "grow", "effect", "compress", "lie", "revise", "fork", "assemble"] * 6
-seldom = ["attach", "redact", "search", "switch", "slot", "rollback", "subgoals", "subgoals", "merge"]
-structural = ["rest", "rest", "replace", "invalidate", "revalidate", "wait", "resume", "collect"]
-judging = ["verdict", "verdict", "lease", "late"]
-operations = st.tuples(st.sampled_from(often + seldom + structural + judging), branches, small, st.booleans())
+seldom = ["attach", "redact", "search", "switch", "slot", "rollback", "chain", "chain", "merge", "pin"]
+structural = ["rest", "rest", "unrest", "replace", "invalidate", "revalidate", "wait", "resume", "collect"]
+judging = ["verdict", "verdict", "lease", "late", "rollup"]
+subgoals = ["begin", "begin", "end", "end", "state"] * 3
+between = ["cross", "cross", "look", "drop"] * 2
+kinds = often + seldom + structural + judging + subgoals + between
+operations = st.builds(
+    Operation, st.sampled_from(kinds), branches, small, st.booleans(), st.integers(0, 1), st.integers(-3, 3)
+)
 lives = st.lists(operations, max_size=30)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(lives)
-@example([("subgoals", "main", 4, False), ("revise", "main", 2, False), ("subgoals", "b2", 4, False)])
-@example([("grow", "main", 0, False), ("compress", "main", 0, False), ("assemble", "main", 0, False)])
+@example(
+    [Operation("chain", "main", 4, False), Operation("revise", "main", 2, False), Operation("chain", "b2", 4, False)]
+)
+@example(
+    [
+        Operation("grow", "main", 0, False),
+        Operation("compress", "main", 0, False),
+        Operation("assemble", "main", 0, False),
+    ]
+)
 def test_a_random_life_keeps_the_invariants(operations: list[Operation]) -> None:
     asyncio.run(live(TwinTreeStore(Limits()), operations))
 
@@ -57,11 +71,7 @@ def test_a_seeded_life_keeps_the_invariants(seed: int) -> None:
 
 
 def test_seeded_lives_do_everything_there_is() -> None:
-    assert (
-        {kind for seed in range(40) for kind, *_ in life_of(seed)}
-        == set(KINDS)
-        == {*often, *seldom, *structural, *judging}
-    )
+    assert {kind for seed in range(40) for kind, *_ in life_of(seed)} == set(ALL_KINDS) == set(kinds)
 
 
 @pytest.fixture(scope="module")

@@ -205,7 +205,8 @@ def _check_references(part: ArchivedReferences, hashes: dict[int, bytes]) -> Non
             if from_node not in hashes or not 0 < to < from_node:
                 raise limits.refuse("lines", f"node {from_node} cannot refer to node {to}")
     for node_id, marks in part.marks:
-        if any(n not in hashes for m in marks for n in (node_id, m.cause, m.seen_from)):
+        own = [m.cause for m in marks if not m.tree_id]
+        if any(n not in hashes for n in (node_id, *own, *(m.seen_from for m in marks))):
             raise limits.refuse("lines", f"node {node_id} is stale by a node that is not there")
 
 

@@ -80,7 +80,10 @@ class Summaries(Operations):
         fields = (write.branch, write.expected_head, write.unconditional, last_covered, body, compressor, validators)
         request = request_of(write.request_id, "compress", *fields, proceed)
         if (done := await self._trees.replayed(write.tree, request)) is not None:
-            return as_answer(Written, done)
+            written = as_answer(Written, done)
+            # The call that was answered may have died before what was due.
+            await self._roll_up_due(write.tree, written.branch.name, await self._policy(write.tree, ""))
+            return written
         policy = await self._policy(write.tree, write.branch)
         required, name = tuple(validators) or policy.validators, compressor or policy.compressor
         if body is None and name == EXTERNAL:

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from katsura.domain.errors import DataLossError, InvalidArgumentError, KatsuraError, NotFoundError
-from katsura.domain.ids import TenantId, TreeId
-from katsura.domain.trees import Step, TreePolicy
+from katsura.domain.ids import NodeId, TenantId, TreeId
+from katsura.domain.trees import Reference, Step, TreePolicy
+from katsura.memory.foreign import Lookout
 from katsura.memory.operations import Write
 from katsura.memory.service import Memory
 from katsura.state.trees import Limits, TreeRef
@@ -49,6 +50,20 @@ async def test_an_archive_comes_in_whatever_way_it_was_cut(memory: Memory) -> No
     copy = TreeRef(REF.tenant, TreeId("copy"))
     assert (await memory.verify(copy)) == await memory.verify(REF)
     assert (await memory.verify(copy)).root_digest == digest
+
+
+async def test_a_step_that_is_stale_by_a_node_of_another_tree_comes_in_stale(memory: Memory) -> None:
+    other = TreeRef(REF.tenant, TreeId("other"))
+    await memory.create_tree(other.tenant, "", "other", "goal", (), TreePolicy(), {})
+    await memory.grow(Write("", other, "", None, True), [Step(f"step {i}") for i in range(9)], True)
+    on = Step("on it", references=(Reference(NodeId(9), tree_id="other"),))
+    (node_id,) = (await memory.grow(Write("", REF, "", None, True), [on], True)).node_ids
+    assert node_id < 9, "the cause has an id that this tree does not reach"
+    await memory.invalidate(other, "", [9], False)
+    await Lookout(memory.trees).turn(REF, 64)
+    await load(memory, await lines_of(memory))
+    (copied,) = await memory.get_nodes(TreeRef(REF.tenant, TreeId("copy")), [node_id])
+    assert [(mark.cause, mark.tree_id) for mark in copied.stale] == [(9, "other")]
 
 
 def change(index: int, name: str, at: int, value: object) -> Callable[[list[dict[str, object]]], object]:
