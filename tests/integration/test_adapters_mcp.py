@@ -19,7 +19,8 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
 TOOLS = {
-    "create_tree", "list_trees", "show_tree", "append", "context", "compress", "revise", "fork", "merge", "search",
+    "create_tree", "list_trees", "show_tree", "append", "context", "compress", "revise", "fork",
+    "update_branch", "merge", "search",
     "set_slot", "get_slots", "remember", "recall",
 }  # fmt: skip
 
@@ -126,12 +127,18 @@ async def test_a_client_lives_through_a_tree(memory_key: tuple[str, str]) -> Non
         assert {"pin", "summary", "slot"} <= {segment["kind"] for segment in context["segments"]}
         side = await call("fork", tree_id="mcp", new_branch="side")
         await call("append", tree_id="mcp", role="assistant", content="breakfast is 12 USD", branch=side["name"])
-        merged = await call("merge", tree_id="mcp", source="side")
+        kept = await call("update_branch", tree_id="mcp", branch="side", state="frozen", label="spare")
+        assert (kept["state"], kept["label"]) == ("frozen", "spare")
+        late = await client.call_tool("append", {"tree_id": "mcp", "role": "user", "content": "x", "branch": "side"})
+        assert late.is_error
+        assert "make it ACTIVE again" in str(late.content)
+        merged = await call("merge", tree_id="mcp", source="side", close_source=True)
         assert "breakfast" in merged["steps"][0]["content"]
         assert (await call("search", tree_id="mcp", query="900"))["hits"] == []
         assert (await call("search", tree_id="mcp", query="breakfast"))["hits"]
         shown = await call("show_tree", tree_id="mcp")
-        assert {branch["name"]: branch["state"] for branch in shown["branches"]}["main"] == "abandoned"
+        states = {branch["name"]: branch["state"] for branch in shown["branches"]}
+        assert (states["main"], states["side"]) == ("abandoned", "merged")
         assert "mcp" in [tree["tree_id"] for tree in (await call("list_trees"))["trees"]]
         await call("remember", name="ada/seat", text="aisle", user="ada")
         found = await call("recall", query="AISLE", user="ada")

@@ -34,6 +34,10 @@ _INSTRUCTIONS: Final = (
     "integers."
 )
 
+_BRANCH_STATES: Final = {
+    name.removeprefix("BRANCH_STATE_").lower(): state for name, state in tree_pb.BranchState.items() if state
+}
+
 
 class TreeTools:
     """The tools; each public method is one, its docstring what the model reads.
@@ -126,9 +130,22 @@ class TreeTools:
         made = await self._memory.fork(tree_id, branch=branch, at_node=at_node, new_branch=new_branch)
         return _branch(made.branch)
 
-    async def merge(self, tree_id: str, source: str, branch: str = "", text: str = "") -> Json:
-        """Bring the work of branch `source` to a branch, as one step that tells of it (in your words, if `text`)."""
-        made = await self._memory.merge(tree_id, source, branch=branch, text=text)
+    async def update_branch(
+        self, tree_id: str, branch: str = "", state: str = "", label: str | None = None, note: str | None = None
+    ) -> Json:
+        """Mark a branch: frozen (kept as it is, takes no steps), merged (done), abandoned, or active again; call it
+        something (`label`), say something of it (`note`)."""
+        if state not in ("", *_BRANCH_STATES):
+            raise ToolError(f"state {state!r}: send one of {', '.join(_BRANCH_STATES)}, or none to keep it")
+        meant = _BRANCH_STATES.get(state, tree_pb.BRANCH_STATE_UNSPECIFIED)
+        return _branch(await self._memory.update_branch(tree_id, meant, branch=branch, label=label, note=note))
+
+    async def merge(
+        self, tree_id: str, source: str, branch: str = "", text: str = "", close_source: bool = False
+    ) -> Json:
+        """Bring the work of branch `source` to a branch, as one step that tells of it (in your words, if `text`).
+        `close_source`: the branch is done."""
+        made = await self._memory.merge(tree_id, source, branch=branch, text=text, close_source=close_source)
         return {"steps": [_node(node) for node in made.steps]}
 
     async def search(self, tree_id: str, query: str, branch: str = "", whole_tree: bool = False) -> Json:
@@ -191,7 +208,9 @@ def _owner(user: str, agent: str) -> block_pb.BlockOwner:
 
 def _branch(branch: tree_pb.Branch) -> Json:
     state = tree_pb.BranchState.Name(branch.state).removeprefix("BRANCH_STATE_").lower()
-    return {"name": branch.name, "state": state, "head": branch.head, "parent_branch": branch.parent_branch}
+    said = {"label": branch.label, "note": branch.note}
+    shown = {"name": branch.name, "state": state, "head": branch.head, "parent_branch": branch.parent_branch}
+    return {**shown, **{name: text for name, text in said.items() if text}}
 
 
 def _node(node: tree_pb.Node) -> Json:

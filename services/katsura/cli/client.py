@@ -238,7 +238,8 @@ def _branch(said: Mapping[str, Any]) -> TreeBranch:
         int(said["head"]),
         int(said["fork_node"]),
         str(said["parent_branch"] or ""),
-        abandoned=said["state"] == "abandoned",
+        state=str(said["state"]),
+        label=str(said.get("label", "")),
     )
 
 

@@ -108,10 +108,8 @@ def drawing(tree: SessionTree, width: int, mark: int = 0, last: int = 0) -> Tree
 def _hang(parent: Tree, lines: Sequence[Line], tree: SessionTree, width: int, mark: int) -> None:
     for line in lines:
         title = Text.assemble((line.branch.name, "bold"), style="strike" if line.branch.abandoned else "")
-        if line.branch.abandoned:
-            title.append("  left behind", "dim")
-        elif line.branch.name == tree.default_branch:
-            title.append("  default", "dim")
+        if told := line.branch.told(tree.default_branch):
+            title.append(f"  {told}", "dim")
         below = parent.add(title)
         _hang(below, line.forks.get(0, ()), tree, width - 4, mark)
         if line.hidden:

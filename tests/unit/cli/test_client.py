@@ -21,7 +21,7 @@ TREE = {
     "default_branch": "main",
     "branches": [
         {"name": "main", "state": "abandoned", "head": 2, "fork_node": 0, "parent_branch": None},
-        {"name": "b", "state": "active", "head": 1, "fork_node": 1, "parent_branch": "main"},
+        {"name": "b", "state": "active", "head": 1, "fork_node": 1, "parent_branch": "main", "label": "b?"},
     ],
     "nodes": [
         {"id": 1, "parent_id": 0, "type": "step", "kind": "message", "role": "user", "content": "hi"},
@@ -35,7 +35,7 @@ TREE = {
 
 def test_a_tree_is_read_with_summaries_and_hints_after_the_step_they_follow() -> None:
     tree = SessionTree.read(TREE)
-    assert tree.branches == (TreeBranch("main", 2, 0, "", True), TreeBranch("b", 1, 1, "main"))
+    assert tree.branches == (TreeBranch("main", 2, 0, "", "abandoned"), TreeBranch("b", 1, 1, "main", label="b?"))
     assert tree.nodes == (
         TreeNode(1, 0, "step", "user", "hi"),
         TreeNode(2, 1, "step", "observation", "seen"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -15,7 +16,7 @@ from katsura.domain.errors import NotFoundError
 TREE = SessionTree(
     "trip",
     "main",
-    (TreeBranch("main", 2, 0, ""), TreeBranch("try", 3, 1, "main", abandoned=True)),
+    (TreeBranch("main", 2, 0, ""), TreeBranch("try", 3, 1, "main", "abandoned")),
     (
         TreeNode(1, 0, "step", "user", "Where to?\nTell [bold]me[/bold]."),
         TreeNode(2, 1, "step", "assistant", "Oslo. " * 40),
@@ -41,6 +42,15 @@ def test_branches_hang_where_they_left_and_texts_are_one_line() -> None:
     assert lines[5].startswith("    └── #2 assistant Oslo. Oslo.")
     assert lines[5].endswith("… ◀")
     assert len(lines) == 6
+
+
+def test_states_and_labels_stand_beside_the_names() -> None:
+    branch = TreeBranch("main", 2, 0, "", "frozen", "nightly")
+    assert branch.told("main") == "frozen  nightly"
+    assert replace(branch, state="merged", label="").told("main") == "merged"
+    assert replace(branch, state="active").told("main") == "default  nightly"
+    assert replace(branch, state="active", label="x" * 30).told("other") == "x" * 23 + "…"
+    assert replace(branch, state="active", label="").told("other") == ""
 
 
 @pytest.mark.parametrize("width", [50, 60, 80, 120])

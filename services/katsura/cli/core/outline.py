@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
+
+_LABEL_CHARS: Final = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +34,25 @@ class TreeNode:
 
 @dataclass(frozen=True, slots=True)
 class TreeBranch:
-    """A branch: `head` 0 while empty, `fork_node` 0 for one that begins at the root."""
+    """A branch: `head` 0 while empty, `fork_node` 0 for one that begins at the root; `state` as the service says it."""
 
     name: str
     head: int
     fork_node: int
     parent_branch: str
-    abandoned: bool = False
+    state: str = "active"
+    label: str = ""
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody goes on from it."""
+        return self.state == "abandoned"
+
+    def told(self, default: str) -> str:
+        """What is to be said beside its name, `default` being the tree's default branch."""
+        role = "default" if self.name == default else ""
+        said = {"active": role, "abandoned": "left behind"}.get(self.state, self.state)
+        return f"{said}  {shortened(self.label, _LABEL_CHARS)}".strip() if self.label else said
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ def _draw(canvas: _Canvas, line: Line, lane: int, leaves: tuple[float, float] | 
     x, left = _MARGIN + lane * _LANE, ' class="left"' if line.branch.abandoned else ""
     top = bottom = _y(canvas)
     name = shortened(line.branch.name, _LABEL_CHARS)
-    note = "left behind" if line.branch.abandoned else "default" if line.branch.name == canvas.default else ""
+    note = escape(line.branch.told(canvas.default))
     note += f"  {line.hidden:,} not shown" if line.hidden else ""
     pill = len(name) * _CHAR + 16
     canvas.marks.append(

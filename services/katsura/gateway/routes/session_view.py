@@ -73,6 +73,8 @@ def branch_object(branch: tree_pb.Branch) -> dict[str, object]:
         "summary_head": branch.summary_head,
         "hint": branch.hint,
         "raw_tokens": branch.raw_tokens,
+        "label": branch.label,
+        "note": branch.note,
     }
 
 

@@ -13,7 +13,7 @@ NODES = (
     TreeNode(3, 1, "step", 'a"/><script>', "Rome."),
     TreeNode(4, 2, "summary", "summary of #1 to #2", "Oslo."),
 )
-BRANCHES = (TreeBranch("main", 2, 0, ""), TreeBranch("try-<2>", 3, 1, "main", abandoned=True))
+BRANCHES = (TreeBranch("main", 2, 0, ""), TreeBranch("try-<2>", 3, 1, "main", "abandoned"))
 
 
 def test_it_is_xml_that_holds_every_node_and_branch_and_no_wider_than_asked() -> None:
