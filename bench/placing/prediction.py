@@ -177,21 +177,25 @@ def choose_by_running(made: Sequence[Decision], by_model: Mapping[str, Fits], ru
     return *summed(scores), statistics.fmean(used)
 
 
-def tabled(seen: Sequence[Row], asked: Sequence[Row], fits: Fits) -> dict[str, tuple[float, float]]:
-    """Seconds and their 90 % bound of the rows that a table of their own campaign answers, as `katsura plan --points`
-    does: `seen` of one model, system, engine, version and precisions are one table."""
+def tabled(seen: Sequence[Row], asked: Sequence[Row], fits: Fits) -> dict[str, tuple[float, float, ErrorClass]]:
+    """Seconds, what of them is held against a limit, and the error class of the rows that `katsura plan --points`
+    answers: `seen` of one model, system, engine, version and precisions are one table; where there is none, the cost
+    model answers."""
     tables: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for r in seen:
         tables[*r.group, r.version, r.modes].append(r)
     made = {}
     for key in dict.fromkeys((*r.group, r.version, r.modes) for r in asked):
+        mine = [r for r in asked if (*r.group, r.version, r.modes) == key]
         if not (rows := tables[key]):
+            for r in mine:
+                step_s, c = fits.step_s(r), fits.of(r)
+                made[r.id] = step_s, step_s * c.quantile_90, c.error_class
             continue
         table = Campaign(tuple(_spot(r) for r in rows), tuple(r.point.seconds for r in rows), fits.of(rows[0]))
-        mine = [r for r in asked if (*r.group, r.version, r.modes) == key and table.outside(_spot(r)) is None]
-        factor = table.judged().factor
-        for r, b in zip(mine, table.tell([_spot(r) for r in mine]) if mine else (), strict=True):
-            made[r.id] = (b.seconds, b.seconds * math.exp(factor * b.spread))
+        near = [r for r in mine if table.too_far(_spot(r)) is None]
+        for r, told in zip(near, table.foretell([_spot(r) for r in near]), strict=True):
+            made[r.id] = told.seconds, told.held_s, ErrorClass.INTERPOLATED if told.between else ErrorClass.EXTENDED
     return made
 
 
@@ -199,14 +203,19 @@ def _spot(r: Row) -> Spot:
     return Spot(r.layout, r.load, r.batch, r.point.terms)
 
 
-def choose_by_table(made: Sequence[Decision], told: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
-    """As `choose`, among what was answered; a decision of which nothing was is lost."""
-    scores = []
+def choose_by_table(
+    made: Sequence[Decision], told: Mapping[str, tuple[float, float, ErrorClass]]
+) -> tuple[list[float], int]:
+    """Scores as of `choose`, among what was answered, 0 where nothing was; and of how many decisions nothing kept its
+    limit by what was told (the plan says so then, and the score is that of the fastest)."""
+    scores, dry = [], 0
     for d in made:
         able = [r for r in d.rows if r.id in told]
-        allowed = [r for r in able if told[r.id][1] <= d.limit_s] or sorted(able, key=lambda r: told[r.id][1])[:1]
-        scores.append(max(((r.batch / told[r.id][0] / r.devices, d.score(r)) for r in allowed), default=(0.0, 0.0))[1])
-    return summed(scores)
+        allowed = [r for r in able if told[r.id][1] <= d.limit_s]
+        dry += not allowed
+        picks = allowed or sorted(able, key=lambda r: told[r.id][1])[:1]
+        scores.append(max(((r.batch / told[r.id][0] / r.devices, d.score(r)) for r in picks), default=(0.0, 0.0))[1])
+    return scores, dry
 
 
 def choose_by_chance(made: Sequence[Decision], runs: int, draws: int = 20) -> tuple[float, float]:

@@ -18,12 +18,14 @@ from katsura.placement.catalogue import Device
 
 
 class ErrorClass(StrEnum):
-    """How far an estimate may be trusted."""
+    """How far an estimate may be trusted, best first."""
 
     MEASURED = "measured"
     """Our own engine, on this kind of device (`katsura calibrate`)."""
     INTERPOLATED = "interpolated"
     """Between measured configurations of a table of this model, engine and device (`katsura plan --points`)."""
+    EXTENDED = "extended"
+    """At most 4x beyond the rows of such a table: the cost model fitted on them, with a wider margin."""
     CALIBRATED = "calibrated"
     """Coefficients fitted on other engines' published measurements, or on other devices of its kind."""
     PRIOR = "prior"
@@ -89,7 +91,7 @@ class Terms:
         return replace(self, prefill=0.0, prefill_collective=0.0)
 
 
-_REACH: Final = 4.0
+REACH: Final = 4.0
 """How far beyond what was seen a fit answers."""
 TERMS: Final = tuple(f.name for f in fields(Terms))
 
@@ -142,15 +144,15 @@ class Coefficients:
     @property
     def batches(self) -> tuple[float, float]:
         """The smallest and the largest batch that is answered for."""
-        return (1, math.inf) if self.extrapolate else (self.batch_range[0] / _REACH, self.batch_range[1] * _REACH)
+        return (1, math.inf) if self.extrapolate else (self.batch_range[0] / REACH, self.batch_range[1] * REACH)
 
     def beyond(self, context: float) -> str | None:
         """Why nothing is said about a context of so many tokens; None where something is."""
         low, high = self.context_range
-        if self.extrapolate or low / _REACH <= context <= high * _REACH:
+        if self.extrapolate or low / REACH <= context <= high * REACH:
             return None
         return (
-            f"contexts of {context:.0f} tokens; known for {low:.0f} to {high:.0f}, answered up to {_REACH:g}x beyond: "
+            f"contexts of {context:.0f} tokens; known for {low:.0f} to {high:.0f}, answered up to {REACH:g}x beyond: "
             "measure it (katsura calibrate) or accept a guess (katsura plan --extrapolate)"
         )
 
@@ -167,7 +169,7 @@ class Coefficients:
         if why is not None:
             raise OutOfRangeError(f"no estimate for {why}", reason=Reason.INVALID_FIELD, field="calibration")
         ranges = ((batch, self.batch_range), (context, self.context_range))
-        far = any(not low / _REACH <= value <= high * _REACH for value, (low, high) in ranges)
+        far = any(not low / REACH <= value <= high * REACH for value, (low, high) in ranges)
         return ErrorClass.EXTRAPOLATED if far else self.error_class
 
 

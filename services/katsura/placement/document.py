@@ -99,6 +99,16 @@ def document(plan: Plan, problem: Problem, name: str = "plan") -> dict[str, Any]
             ],
             "leftOut": list(plan.unknown),
             "agents": [_agent(a) for a in plan.agents],
+            "tables": [
+                {
+                    "service": t.service,
+                    "device": t.device,
+                    "rows": t.rows,
+                    "judged": t.judged,
+                    "medianError": _short(t.median_error),
+                }
+                for t in plan.tables
+            ],
         },
     }
 
@@ -244,6 +254,7 @@ def _point(p: Point) -> dict[str, Any]:
         "batch": p.batch,
         "itlMs": _short(p.itl_s * 1e3),
         "ttftMs": _short(p.ttft_s * 1e3),
+        "itlMargin": _maybe(p.margin),
         "limitedBy": p.limit,
         "linkBytesPerSecond": _short(p.link_bytes_s),
     }

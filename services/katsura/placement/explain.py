@@ -26,6 +26,7 @@ def explain(plan: Plan, problem: Problem) -> str:
         _services(plan),
         _placement(plan, problem),
         _section("Planned only", list(_planned_only(plan.instances))),
+        _section("Tables of measured points", list(_tables(plan, problem))),
         _section("Runs of agents", list(_agents(plan.agents))),
         _section("What limits it", plan.binding),
         _section("Ways to serve everything", _relaxations(plan)),
@@ -161,6 +162,21 @@ def _planned_only(instances: Sequence[Instance]) -> Iterator[str]:
                 f"{service} as {topology}: no engine of ours runs it. An engine: external that moves KV from prefill "
                 "to decode can."
             )
+
+
+def _tables(plan: Plan, problem: Problem) -> Iterator[str]:
+    kinds = {c.name: (c.device or c.core).name for c in problem.classes}
+    for t in plan.tables:
+        judged = f"{t.judged} of them, left out, were foretold with a median error of {t.median_error:.1%}"
+        told = judged if t.judged else "too few to foretell each other"
+        yield f"{t.service} on {t.device}: {t.rows} row{'s' * (t.rows > 1)}; {told}"
+        mine = (i.column for i in plan.instances if i.column.service == t.service)
+        for column in dict.fromkeys(c for c in mine if kinds[c.members[0].node_class] == t.device):
+            p = column.point
+            if p is not None and p.margin is not None:
+                margin = "as it ran" if p.margin == 1 else f"nine of ten below {p.margin * p.itl_s * 1e3:.1f} ms"
+                what = _slice(column.members[0].accelerators, column.members[0].cores, t.device)
+                yield f"    {what}, batch {p.batch}: {p.itl_s * 1e3:.1f} ms, {margin} ({p.error_class.value})"
 
 
 def _agents(agents: Sequence[AgentSummary]) -> Iterator[str]:

@@ -53,10 +53,11 @@ class Point:
     Attributes:
         batch: sequences at once. itl_s, ttft_s: predicted (median), with the batch full; fewer sequences are faster.
         requests_s: planned requests per second, `UTILISATION` included.
-        limit: what stops the batch (`itl`, `ttft`, `kv`, `batch`).
+        limit: what stops the batch (`itl`, `ttft`, `kv`, `batch`; `table`, `trial`: what was measured).
         memory_bytes: weights and KV of one device at this batch.
         link_bytes_s: what crosses between attention and experts, each way together.
         stages: layers of each stage of a pipeline, in the order of its members.
+        margin: nine of ten times between tokens are thought to lie below `margin * itl_s`, where a table says so.
     """
 
     batch: int
@@ -70,13 +71,14 @@ class Point:
     link_bytes_s: float = 0.0
     micro_batches: int = 1
     stages: tuple[int, ...] = ()
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Why a shape cannot serve, or is not said to: `detail` says in words what `reason` names.
 
-    Reasons are `memory`, `itl`, `ttft` and `extrapolation`.
+    Reasons are `memory`, `itl`, `ttft`, `table` and `extrapolation`.
     """
 
     reason: str

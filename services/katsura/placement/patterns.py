@@ -329,12 +329,11 @@ def _as_timed(
     service: ModelService, problem: Problem, kind: str, units: Sequence[Unit], refused: list[Refused]
 ) -> Iterator[_Shape]:
     """What a table of measured points says of `kind`."""
-    from katsura.placement.tables import Slice, tabled_points  # needs numpy; who reads plans only may lack it
+    from katsura.placement.tables import tabled_points  # needs numpy; who reads plans only may lack it
 
-    slices = [Slice(u.count, u.device, layout_of(u), batch_most(u)) for u in units]
+    # Not `problem.known`: a pace is of one size, and the rows of all sizes say themselves how fast steps are.
     known, last, found = problem.calibration.of(units[0].device), None, False
-    answers = tabled_points(service, kind, slices, known, problem.confidence)
-    for unit, (_, point) in zip(units, answers, strict=True):
+    for unit, point in tabled_points(service, kind, units, known, problem.confidence):
         if isinstance(point, Refusal):
             if last is None or point.reason == "table":
                 last = point

@@ -65,8 +65,23 @@ class Marginal:
 
 
 @dataclass(frozen=True, slots=True)
+class TableUse:
+    """What the table of `service` on `device` says of itself: of its `rows`, `judged` were foretold by the others when
+    they were left out, with this median error."""
+
+    service: str
+    device: str
+    rows: int
+    judged: int
+    median_error: float
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceSummary:
-    """A service in the plan: instances, capacity against demand, predicted times, its share of the cost."""
+    """A service in the plan: instances, capacity against demand, predicted times, its share of the cost.
+
+    `point` is that of its slowest instance, `error_class` the worst of any.
+    """
 
     name: str
     instances: int
@@ -111,6 +126,7 @@ class Plan:
     ended: str
     columns: int
     agents: tuple[AgentSummary, ...] = ()
+    tables: tuple[TableUse, ...] = ()
 
     @property
     def feasible(self) -> bool:

@@ -1,7 +1,8 @@
-"""Tables of measured serving points: configurations that were timed count as they ran, those between as interpolated.
+"""Tables of measured serving points: configurations that were timed count as they ran, others as they foretell.
 
 `katsura plan --points FILE` reads one. On a device whose table holds a deployment nothing else of it counts there,
-unless guesses are asked for (`--extrapolate`). `interpolate` holds the formula, `patterns` asks for the points.
+unless guesses are asked for (`--extrapolate`). `interpolate` holds the formula, `patterns` asks for the points, `tally`
+for what the tables are worth.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import csv
 import io
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from katsura.domain.errors import InvalidArgumentError
-from katsura.placement.catalogue import Device
 from katsura.placement.cost import (
+    REACH,
     Coefficients,
     ErrorClass,
     Layout,
@@ -28,6 +30,7 @@ from katsura.placement.cost import (
 )
 from katsura.placement.interpolate import Campaign, Spot
 from katsura.placement.operate import UTILISATION, Point, Refusal, batch_allowed, batches, replica_ttft_s
+from katsura.placement.patterns import Unit, batch_most, layout_of
 from katsura.placement.problem import ModelService, Problem, Timed
 
 _NAMES: Final = ("deployment", "device", "engine", "version")
@@ -35,16 +38,6 @@ _WHOLE: Final = ("units", "prompt", "output", "batch")
 _COLUMNS: Final = (*_NAMES, *_WHOLE, "itl_ms")
 _ROWS_MOST: Final = 1000
 """Rows of one deployment on one device: interpolating takes the cube of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """What a replica may take: `units` accelerators or cores, as one `device`, cut by `layout`; `most` at once."""
-
-    units: int
-    device: Device
-    layout: Layout
-    most: int
 
 
 def read_points(text: str, file: str) -> tuple[tuple[str, Timed], ...]:
@@ -111,71 +104,78 @@ def with_points(problem: Problem, points: Sequence[tuple[str, Timed]], file: str
     return replace(problem, services=tuple(found))
 
 
-def campaign_of(service: ModelService, kind: str, slices: Sequence[Slice], prior: Coefficients) -> Campaign:
-    """The rows of `service` on `kind` that are of one of `slices`."""
-    by_units = {s.units: s for s in slices}
+def campaign_of(service: ModelService, kind: str, units: Sequence[Unit], prior: Coefficients) -> Campaign:
+    """The rows of `service` on `kind` that are of one of `units`."""
+    by_units = {u.count: u for u in units}
     mine = [t for t in service.timed if t.device == kind and t.units in by_units]
     spots = [_spot(service, by_units[t.units], t.batch, Load(t.prompt, t.output)) for t in mine]
     return Campaign(tuple(spots), tuple(t.itl_s for t in mine), prior)
 
 
-def _spot(service: ModelService, s: Slice, batch: int, load: Load) -> Spot:
-    return Spot(s.layout, load, batch, decode_terms(service.card, s.device, service.precision, s.layout, batch, load))
+def _spot(service: ModelService, unit: Unit, batch: int, load: Load) -> Spot:
+    terms = decode_terms(service.card, unit.device, service.precision, layout_of(unit), batch, load)
+    return Spot(_size(unit), load, batch, terms)
+
+
+def _size(unit: Unit) -> Layout:
+    """Where a slice of cores, too, has a size of its own (to the cost model any number of them is one device)."""
+    return Layout(unit.count, per_node=unit.count)
 
 
 def tabled_points(
-    service: ModelService, kind: str, slices: Sequence[Slice], known: Coefficients, confidence: float
-) -> Iterator[tuple[Slice, Point | Refusal]]:
-    """Where a replica runs on each of `slices`, by the rows of `service` on `kind`.
+    service: ModelService, kind: str, units: Sequence[Unit], known: Coefficients, confidence: float
+) -> Iterator[tuple[Unit, Point | Refusal]]:
+    """Where a replica runs on each of `units`, by the rows of `service` on `kind`.
 
     A time between tokens is checked against its limit as it was measured, or with the cross-validated margin of the
     table (none at a confidence of 0.5); the time to the first token is a prediction of `known`.
     """
-    campaign = campaign_of(service, kind, slices, known)
-    factor = campaign.judged().factor if campaign.spots and confidence > 0.5 else 0.0
-    first = known.quantile_90 if confidence > 0.5 else 1.0
-    for s in slices:
-        timed = [t for t in service.timed if t.device == kind and t.units == s.units]
-        yield s, _best(service, s, campaign, timed, known, factor, first)
+    campaign = campaign_of(service, kind, units, known)
+    for unit in units:
+        yield unit, _best(service, unit, campaign, known, confidence > 0.5)
 
 
-def _best(
-    service: ModelService,
-    s: Slice,
-    campaign: Campaign,
-    timed: Sequence[Timed],
-    known: Coefficients,
-    factor: float,
-    first: float,
-) -> Point | Refusal:
-    """The most requests per second of the batches that the table reaches and that keep the objectives."""
-    card, precision, load, slo = service.card, service.precision, service.load, service.slo
+def _best(service: ModelService, unit: Unit, campaign: Campaign, known: Coefficients, wary: bool) -> Point | Refusal:
+    """The most requests per second of the batches that the table tells of and that keep the objectives."""
+    card, precision, load, slo, layout = service.card, service.precision, service.load, service.slo, layout_of(unit)
     fits = min(
-        batch_limit(card, s.device, precision, s.layout, load),
-        batch_allowed(card, precision, load, replace(known, extrapolate=True), s.most, service.kv_bytes),
+        batch_limit(card, unit.device, precision, layout, load),
+        batch_allowed(card, precision, load, replace(known, extrapolate=True), batch_most(unit), service.kv_bytes),
     )
-    sizes = sorted({*batches(fits), *(t.batch for t in timed if t.batch <= fits)})
+    ran = _ran(campaign, unit, load)
+    sizes = sorted({*batches(fits), *(int(t.batch) for t in campaign.spots if t.batch <= fits)})
     if not sizes:
         return Refusal("memory", "no sequence fits beside the weights")
-    asked = [_spot(service, s, b, load) for b in sizes]
-    why = [campaign.outside(spot) for spot in asked]
-    inside = [spot for spot, reason in zip(asked, why, strict=True) if reason is None]
-    if not inside:
-        return Refusal("extrapolation", f"its table does not reach {why[0]}")
+    asked = [_spot(service, unit, b, load) for b in sizes]
+    why = [campaign.too_far(spot) for spot in asked]
+    near = [spot for spot, reason in zip(asked, why, strict=True) if reason is None]
+    if not near:
+        return Refusal("extrapolation", f"its table does not reach {why[0]}, told of up to {REACH:g}x beyond")
     made: list[Point] = []
-    for spot, belief in zip(inside, campaign.tell(inside), strict=True):
+    for spot, told in zip(near, campaign.foretell(near), strict=True):
         batch = int(spot.batch)
-        ran = [t.itl_s for t in timed if (t.batch, t.prompt, t.output) == (batch, load.prompt, load.output)]
         # A table's prompts are computed whole: where part of them is held already, its rows are neighbours only.
-        exact = bool(ran) and not load.cached_share
-        itl = statistics.median(ran) if exact else belief.seconds
-        bound = itl if exact else itl * math.exp(factor * belief.spread)
-        ttft = replica_ttft_s(card, s.device, precision, s.layout, load, known, batch, itl)
-        if (slo.itl_s is not None and bound > slo.itl_s) or (slo.ttft_s is not None and ttft * first > slo.ttft_s):
+        exact = batch in ran and not load.cached_share
+        itl = ran[batch] if exact else told.seconds
+        held_s = told.held_s if wary and not exact else itl
+        ttft = replica_ttft_s(card, unit.device, precision, layout, load, known, batch, itl)
+        first_s = ttft * known.quantile_90 if wary else ttft
+        if (slo.itl_s is not None and held_s > slo.itl_s) or (slo.ttft_s is not None and first_s > slo.ttft_s):
             continue
-        held = weights_bytes(card, precision, s.layout) + batch * sequence_bytes(card, precision, s.layout, load)
-        trust = ErrorClass.MEASURED if exact else ErrorClass.INTERPOLATED
-        made.append(Point(batch, itl, ttft, UTILISATION * batch / (load.output * itl), "table", trust, held))
+        held = weights_bytes(card, precision, layout) + batch * sequence_bytes(card, precision, layout, load)
+        rate = UTILISATION * batch / (load.output * itl)
+        between = ErrorClass.INTERPOLATED if told.between else ErrorClass.EXTENDED
+        trust, margin = (ErrorClass.MEASURED, 1.0) if exact else (between, told.margin)
+        made.append(Point(batch, itl, ttft, rate, "table", trust, held, margin=margin))
     if not made:
-        return Refusal("table", f"none of the {len(inside)} batches that its table reaches keeps its times")
+        return Refusal("table", f"none of the {len(near)} batches that its table tells of keeps its times")
     return max(made, key=lambda p: p.requests_s)
+
+
+def _ran(campaign: Campaign, unit: Unit, load: Load) -> dict[int, float]:
+    """Seconds of the rows of this very slice and load, by batch: the median where one ran more than once."""
+    times: dict[int, list[float]] = defaultdict(list)
+    for spot, seconds in zip(campaign.spots, campaign.seconds, strict=True):
+        if (spot.layout, spot.load.prompt, spot.load.output) == (_size(unit), load.prompt, load.output):
+            times[int(spot.batch)].append(seconds)
+    return {batch: statistics.median(same) for batch, same in times.items()}

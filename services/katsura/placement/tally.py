@@ -5,19 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from katsura.placement.agents import summarise
+from katsura.placement.cost import ErrorClass
 from katsura.placement.greedy import share_cost
 from katsura.placement.pack import Packed
-from katsura.placement.patterns import Column, Patterns
-from katsura.placement.plan import Instance, Plan, ServiceSummary
+from katsura.placement.patterns import Column, Patterns, units_by_kind
+from katsura.placement.plan import Instance, Plan, ServiceSummary, TableUse
 from katsura.placement.problem import HelperService, ModelService, NodeClass, Objective, Problem, Service
 from katsura.placement.program import column_cost, exact_instances, instances_min, node_cost
 from katsura.placement.search import Solved
+from katsura.placement.tables import campaign_of
 
-_LIMITS = {
+LIMITS = {
     "itl": "its time between tokens bounds the batch",
     "ttft": "its time to the first token bounds the batch",
     "kv": "KV memory bounds the batch",
@@ -25,6 +27,7 @@ _LIMITS = {
     "trial": "what was run and kept its times bounds the batch",
     "prefill": "its prefill replicas bound the rate",
 }
+"""What stops a batch (`Point.limit`), in words; `batch`, the largest that is planned for, limits nothing."""
 
 
 def tally(problem: Problem, patterns: Patterns, solved: Solved, packed: Packed) -> Plan:
@@ -55,7 +58,18 @@ def tally(problem: Problem, patterns: Patterns, solved: Solved, packed: Packed) 
         ended=solved.ended,
         columns=len(solved.columns),
         agents=tuple(summarise(runs, points) for runs in problem.agents),
+        tables=tuple(_tables(problem)),
     )
+
+
+def _tables(problem: Problem) -> Iterator[TableUse]:
+    for service in problem.services:
+        if isinstance(service, ModelService) and service.timed:
+            for kind, units in units_by_kind(service, problem).items():
+                campaign = campaign_of(service, kind, units, problem.calibration.of(units[0].device))
+                if campaign.spots:
+                    found = campaign.judged()
+                    yield TableUse(service.name, kind, len(campaign.spots), found.rows, found.median)
 
 
 def objective_value(problem: Problem, instances: Sequence[Instance], used: Mapping[str, int]) -> float:
@@ -115,7 +129,7 @@ def _summary(service: Service, instances: Sequence[Instance], classes: Mapping[s
         hourly_usd=cost,
         usd_per_million_output=cost / 3600 / tokens_s * 1e6 if tokens_s and mine else None,
         joules_per_token=watts / tokens_s if tokens_s and mine else None,
-        error_class=slowest.error_class.value if slowest else "prior",
+        error_class=max((p.error_class for p in points), key=list(ErrorClass).index, default=ErrorClass.PRIOR).value,
     )
 
 
@@ -154,7 +168,7 @@ def _limits(problem: Problem, instances: Sequence[Instance], hourly: float) -> l
         elif held < service.domains_min:
             found.append(f"{service.name}: found room in {held} of the {service.domains_min} domains it needs")
         limits = {i.column.point.limit for i in instances if i.column.service == service.name and i.column.point}
-        found += [f"{service.name}: {_LIMITS[limit]}" for limit in sorted(limits) if limit in _LIMITS]
+        found += [f"{service.name}: {LIMITS[limit]}" for limit in sorted(limits) if limit in LIMITS]
     return found
 
 

@@ -14,7 +14,8 @@ from katsura.cli.plan import PlanOptions, print_schema, read_problem, run_plan
 from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from katsura.placement.document import schema
 
-LAPTOP = Path(__file__).resolve().parents[3] / "deploy" / "samples" / "clusters" / "laptop.yaml"
+CLUSTERS = Path(__file__).resolve().parents[3] / "deploy" / "samples" / "clusters"
+LAPTOP, MIXED = CLUSTERS / "laptop.yaml", CLUSTERS / "mixed-gpus.yaml"
 
 
 def said(options: PlanOptions) -> tuple[Exit, str]:
@@ -127,6 +128,42 @@ def test_trials_are_asked_for_and_their_times_end_them(tmp_path: Path) -> None:
     assert "settled" in text
     assert 1 <= len(table.read_text().splitlines()) - 1 <= 4
     assert "measured" in text
+
+
+def table(*rows: str) -> str:
+    return "\n".join(("deployment,device,engine,version,units,prompt,output,batch,itl_ms", *rows)) + "\n"
+
+
+def test_a_table_of_measured_points_is_planned_with_and_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = tmp_path / "points.csv"
+    rows = [
+        f"chat,A100-80,vllm,0.12,1,{p},250,{b},{12 + b * p / 4800:.1f}" for p in (1200, 2400) for b in (8, 16, 32, 64)
+    ]
+    points.write_text(table(*rows, "chat,L4,vllm,0.12,1,1200,250,8,70"))
+    asked = ["plan", "-f", str(MIXED), "--points", str(points)]
+    assert run(asked, {}) == Exit.OK
+    text = capsys.readouterr().out
+    assert "chat on A100-80: 8 rows; " in text
+    assert "chat on L4: 1 row; too few to foretell each other" in text
+    assert "nine of ten below" in text
+    assert run([*asked, "--json"], {}) == Exit.OK
+    made = json.loads(capsys.readouterr().out)
+    jsonschema.validate(made, schema())
+    assert [(t["device"], t["rows"]) for t in made["status"]["tables"]] == [("A100-80", 8), ("L4", 1)]
+    chat, planner = made["status"]["services"][:2]
+    assert chat["estimate"] in ("interpolated", "extended")
+    assert chat["point"]["limitedBy"] == "table"
+    assert chat["point"]["itlMargin"] > 1
+    assert (planner["estimate"], planner["point"]["itlMargin"]) == ("calibrated", None)
+
+
+def test_a_wrong_table_is_refused_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    points = tmp_path / "points.csv"
+    points.write_text(table("chat,A100-80,vllm,0.12,1,1200,250,8,15", "chat,A100-80,vllm,0.12,1,1200,250,16,0"))
+    assert run(["plan", "-f", str(MIXED), "--points", str(points)], {}) == Exit.USAGE
+    assert f"{points}:3: itl_ms: expected a number above 0, got '0'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("numbers", [{"gap": float("nan")}, {"seconds": 0.0}, {"budget_usd": -1.0}])

@@ -7,9 +7,11 @@ import jsonschema
 import pytest
 
 from katsura.domain.errors import InvalidArgumentError
+from katsura.placement.cost import ErrorClass
 from katsura.placement.document import document, inputs_hash, read_current, running, schema
 from katsura.placement.planner import plan
 from katsura.placement.problem import Effort, Problem
+from katsura.placement.tally import LIMITS
 
 
 def test_every_document_keeps_its_schema_and_states_its_gap(small: Problem, effort: Effort) -> None:
@@ -17,6 +19,12 @@ def test_every_document_keeps_its_schema_and_states_its_gap(small: Problem, effo
         made = document(plan(problem, effort), problem)
         jsonschema.validate(made, schema())
         assert made["status"]["gap"] >= 0
+
+
+def test_the_schema_names_every_error_class_and_limit() -> None:
+    service = schema()["properties"]["status"]["properties"]["services"]["items"]["properties"]
+    assert service["estimate"]["enum"] == [c.value for c in ErrorClass]
+    assert set(service["point"]["properties"]["limitedBy"]["enum"]) == {*LIMITS, "batch"}
 
 
 def test_what_runs_is_read_back_as_it_was_written(small: Problem, effort: Effort) -> None:

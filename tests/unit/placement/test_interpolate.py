@@ -6,7 +6,7 @@ import pytest
 
 from katsura.placement import calibration, catalogue
 from katsura.placement.cost import BF16, Layout, Load, decode_terms
-from katsura.placement.interpolate import Campaign, Spot
+from katsura.placement.interpolate import Campaign, Spot, Told
 from katsura.testing.clusters import cards
 
 DEVICE = catalogue.built_in().named("H100")
@@ -47,11 +47,28 @@ def test_spreads_grow_with_the_distance_to_the_rows() -> None:
         (replace(spot(8), layout=Layout(2)), "2 devices"),
     ],
 )
-def test_nothing_is_said_outside_of_the_rows(asked: Spot, said: str) -> None:
-    why = campaign(*(spot(b) for b in BATCHES)).outside(asked)
+def test_what_lies_beyond_the_rows_is_told_with_a_wider_margin(asked: Spot, said: str) -> None:
+    known = campaign(*(spot(b) for b in BATCHES))
+    why = known.outside(asked)
     assert why is not None
     assert said in why
-    assert campaign(*(spot(b) for b in BATCHES)).outside(spot(12)) is None
+    assert known.outside(spot(12)) is None
+    between, beyond = known.foretell([spot(12), asked])
+    assert (between.between, beyond.between) == (True, False)
+    assert between.margin < beyond.margin
+
+
+@pytest.mark.parametrize("asked", [spot(300), spot(8, 9000), replace(spot(8), layout=Layout(8))])
+def test_nothing_is_said_four_times_beyond_the_rows(asked: Spot) -> None:
+    known = campaign(*(spot(b) for b in BATCHES))
+    assert known.too_far(asked) is not None
+    assert known.too_far(spot(200)) is None
+    assert Campaign((), (), PRIOR).too_far(spot(8)) is not None
+
+
+def test_the_median_keeps_a_limit_and_nine_of_ten_keep_it_with_its_tolerance() -> None:
+    assert Told(0.030, 1.01, True).held_s == 0.030
+    assert Told(0.030, 1.26, True).held_s == pytest.approx(0.036)
 
 
 def test_a_campaign_judges_itself_by_rows_that_were_left_out() -> None:
