@@ -132,6 +132,7 @@ class EventKind(IntEnum):
     COLLECTED = 17
     STALE = 18
     BRANCH_UPDATED = 19
+    TREE_LEFT = 20
 
 
 class WaitKind(IntEnum):

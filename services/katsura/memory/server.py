@@ -431,7 +431,10 @@ class MemoryServicer(StructureServicer):
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:  # noqa: N802
         """Stream every commit after a point."""
-        events = self._memory.watch(ref_of(request.tree_id), request.resume_token, request.after_revision)
+        if request.tree_ids or request.labels or request.resume_tokens:
+            events = self._memory.watch_many(current_tenant().tenant_id, translate.followed_from(request))
+        else:
+            events = self._memory.watch(ref_of(request.tree_id), request.resume_token, request.after_revision)
         stream = cast(AsyncGenerator[Event, None], events)
         async for first, *more in gathered(stream, min(request.events_per_message, limits.NODES_MAX)):
             message = translate.event_message(first)

@@ -34,6 +34,7 @@ from katsura.memory.core.assemble import Assembly, assemble
 from katsura.memory.core.expand import expanded, not_expanded, not_shown, shown_summary, too_large
 from katsura.memory.core.tokens import estimate, estimate_step, hint_text
 from katsura.memory.descent import Descent
+from katsura.memory.following import Followed, follow
 from katsura.memory.leases import Leases
 from katsura.memory.merging import Branching
 from katsura.memory.operations import ID_MAX, Write, as_answer, committing
@@ -266,6 +267,10 @@ class Memory(
         limits.check_range(after_revision, "after_revision", -1, ID_MAX)
         limits.check_text(resume_token, "resume_token")
         return self._trees.watch(ref, resume_token, after_revision, self._heartbeat_s)
+
+    def watch_many(self, tenant: TenantId, asked: Followed) -> AsyncIterator[Event]:
+        """Every commit of many trees after a point, once and in the order of its tree."""
+        return follow(self._trees, tenant, asked, self._heartbeat_s)
 
     def _name_for(self, tenant: TenantId, request_id: str) -> str:
         if not request_id:

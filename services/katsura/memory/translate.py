@@ -48,6 +48,7 @@ from katsura.domain.trees import (
 from katsura.memory.contents import Hit
 from katsura.memory.core.assemble import Dropped, Segment
 from katsura.memory.core.slots import SlotWrite
+from katsura.memory.following import Followed
 from katsura.memory.summaries import Outside
 from katsura.state.contents import TreeChange
 from katsura.state.trees import Event, Position
@@ -357,6 +358,22 @@ def event_message(event: Event) -> pb.WatchResponse:
         branch=event.branch,
         node_ids=event.node_ids,
         resume_token=event.resume_token,
+        tree_id=event.tree_id,
+    )
+
+
+def followed_from(request: pb.WatchRequest) -> Followed:
+    """What a Watch over many trees asks for. Raises INVALID_FIELD where it asks for one tree, too."""
+    for field in ("tree_id", "resume_token"):
+        if getattr(request, field):
+            raise InvalidArgumentError(f"{field}: it goes with one tree; send {field}s for many", field=field)
+    if request.after_revision not in (0, -1):
+        raise InvalidArgumentError("after_revision: of many trees it is 0 or -1", field="after_revision")
+    return Followed(
+        tree_ids=tuple(request.tree_ids),
+        labels=dict(request.labels),
+        tokens=dict(request.resume_tokens),
+        from_now=request.after_revision == -1,
     )
 
 

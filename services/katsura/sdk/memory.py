@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
 from typing import Final, cast
 
 from katsura.api.memory.v1 import memory_archive_pb2 as archive_pb
@@ -17,9 +16,9 @@ from katsura.rpc.context import CallContext
 from katsura.sdk import growing
 from katsura.sdk.connection import ATTEMPTS_MAX, Connection, new_request_id
 from katsura.sdk.memory_structure import StructureCalls
+from katsura.sdk.watching import WatchCalls
 
 _PIECE_BYTES: Final = 1 << 20
-_EVENTS_PER_MESSAGE: Final = 256
 EMPTY_ROOT = -1
 """`fork(at_node=EMPTY_ROOT)` makes a branch without steps."""
 
@@ -42,7 +41,7 @@ def step(role: str, content: str, *, client_step_id: str = "", **more: object) -
     return tree_pb.Step(role=role, content=content, client_step_id=client_step_id, **fields)  # type: ignore[arg-type]
 
 
-class MemoryClient(StructureCalls):
+class MemoryClient(StructureCalls, WatchCalls):
     """Operations on the trees of one tenant. Errors: see the service's comments in `memory_service.proto`."""
 
     def __init__(self, connection: Connection) -> None:
@@ -555,24 +554,6 @@ class MemoryClient(StructureCalls):
             request_id=request_id or new_request_id(), tree_id=tree_id, node_ids=node_ids
         )
         return list(cast(contents_pb.RedactResponse, await self._call("Redact", request)).redacted_node_ids)
-
-    async def watch(
-        self, tree_id: str, *, resume_token: str = "", after_revision: int = 0
-    ) -> AsyncGenerator[pb.WatchResponse, None]:
-        """Every commit after a point, once and in order; go on after a failure with the last `resume_token`."""
-        request = pb.WatchRequest(
-            tree_id=tree_id,
-            resume_token=resume_token,
-            after_revision=after_revision,
-            events_per_message=_EVENTS_PER_MESSAGE,
-        )
-        async with aclosing(self._connection.stream(self._stub.Watch, request)) as messages:
-            async for message in messages:
-                more = list(message.more)
-                message.ClearField("more")
-                yield message
-                for event in more:
-                    yield event
 
     async def _call(self, name: str, request: object, attempts: int = ATTEMPTS_MAX) -> object:
         return await self._connection.unary(getattr(self._stub, name), f"memory.{name}", request, attempts=attempts)

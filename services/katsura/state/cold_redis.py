@@ -105,7 +105,7 @@ class RedisCold(RedisArchive):
             await self._thaw(ref)
         raise UnavailableError(f"tree {ref.tree!r} is being moved; ask again", reason=Reason.STORE_UNAVAILABLE)
 
-    async def _shown(self, ref: TreeRef) -> Tree:
+    async def shown(self, ref: TreeRef) -> Tree:
         """The tree, a cold one as it was when it was moved out. Raises TREE_NOT_FOUND."""
         answer = await super()._answer(ref, "read", read_only=True)
         if answer[0] == b"OK":

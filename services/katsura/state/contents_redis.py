@@ -57,6 +57,8 @@ class RedisContents(TreeCalls):
             retention_json(change.retention),
             "" if change.ttl_s is None else change.ttl_s * 1000,
         )
+        if change.set_labels or change.remove_labels:
+            await self._notice(ref, said["revision"])
         policy = dataclasses.replace(
             policy_of(said["policy"]),
             rollup_fanout=int(said["rollup"]),

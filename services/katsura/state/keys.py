@@ -168,6 +168,12 @@ def tree_index(tenant: str) -> bytes:
     return f"katsura:trees:{quoted(tenant)}".encode()
 
 
+def tree_notices(tenant: str) -> bytes:
+    """STREAM of about NOTICES_MAX trees that were made, imported or labelled: `t` tree id, `r` revision of that commit.
+    A hint for whoever watches by label, TTL 10 min."""
+    return f"katsura:tree-notices:{quoted(tenant)}".encode()
+
+
 def usage(tenant: str) -> bytes:
     """HASH `trees`, `nodes`, `bytes`: sums over a tenant's trees. A hint: recounted from the trees. No TTL."""
     return f"katsura:usage:{quoted(tenant)}".encode()
@@ -195,7 +201,16 @@ def blocks(tenant: str, scope: str, owner: str, part: str) -> bytes:
     return f"katsura:blocks:{{{quoted(tenant)}/{scope}/{quoted(owner)}}}:{part}".encode()
 
 
-_OF_STORE: Final = (b"trees:", b"usage:", b"requests:", b"work:", b"blocks:", b"block-owners:", b"responses:")
+_OF_STORE: Final = (
+    b"trees:",
+    b"tree-notices:",
+    b"usage:",
+    b"requests:",
+    b"work:",
+    b"blocks:",
+    b"block-owners:",
+    b"responses:",
+)
 
 
 def is_of_store(key: bytes) -> bool:

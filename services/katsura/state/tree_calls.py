@@ -28,10 +28,12 @@ from katsura.state.trees import (
     refusal,
 )
 from katsura.state.usage import Count, uncounted
+from katsura.state.watching import NOTICES_MAX
 
 MEMORY_FUNCTIONS: Final = Library.read("memory_")
 """Load it with `Store.open(libraries=[...])`."""
 NO_LIMIT: Final = 1 << 52
+_NOTICES_KEPT_MS: Final = 600_000
 
 
 class TreeCalls:
@@ -47,9 +49,23 @@ class TreeCalls:
         found = [branch_of(json.loads(text)) for text in branches[1::2]]
         return replace(tree_of(ref, meta), stale_count=stale), tuple(sorted(found, key=lambda b: b.order))
 
-    async def _index(self, ref: TreeRef, name: bytes) -> None:
+    async def _index(self, ref: TreeRef, name: bytes, *, made: bool = False) -> None:
+        """Let the tenant's index have a tree; whoever watches by label hears of one that it did not have."""
+        if made:  # told first: one that is only in the index is not told by a repeated request
+            await self._notice(ref, 1)
         with translated(self._store.url):
-            await self._store.client.zadd(keys.tree_index(ref.tenant), {name: 0})
+            added = await self._store.client.zadd(keys.tree_index(ref.tenant), {name: 0})
+        if added and not made:
+            await self._notice(ref, 1)
+
+    async def _notice(self, ref: TreeRef, revision: int) -> None:
+        """Tell whoever watches by label to look at a tree."""
+        stream = keys.tree_notices(ref.tenant)
+        pipeline = self._store.client.pipeline(transaction=False)
+        pipeline.xadd(stream, {"t": ref.tree, "r": revision}, maxlen=NOTICES_MAX)
+        pipeline.pexpire(stream, _NOTICES_KEPT_MS)
+        with translated(self._store.url):
+            await pipeline.execute()
 
     async def _replayed(self, ref: TreeRef, request: Request) -> dict[str, Any] | None:
         """What a write answered to this request before."""

@@ -150,13 +150,14 @@ def effects_of(node_id: int, stored: bytes) -> tuple[StandingEffect, ...]:
     return (standing_of(NodeId(node_id), body),) if not body.harmless else ()
 
 
-def event_of(tree: Tree, entry: bytes, said: Mapping[bytes, bytes]) -> Event:
+def event_of(tree_id: str, incarnation: str, entry: bytes, said: Mapping[bytes, bytes]) -> Event:
     """A commit from its stream entry; of a kind that only a newer version of us knows, it is UNSPECIFIED."""
     name, kind = entry.decode(), int(said[b"k"])
     return Event(
         kind=EventKind(kind) if kind in _EVENT_KINDS else EventKind.UNSPECIFIED,
-        position=Position(int(name.partition("-")[0]), tree.incarnation),
+        position=Position(int(name.partition("-")[0]), incarnation),
         branch=said[b"b"].decode(),
         node_ids=tuple(NodeId(int(n)) for n in said[b"n"].split()),
-        resume_token=f"{tree.incarnation}.{name}",
+        resume_token=f"{incarnation}.{name}",
+        tree_id=tree_id,
     )

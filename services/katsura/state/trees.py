@@ -14,7 +14,7 @@ repeated with the same `Request`. Reasons of refusal:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,7 +34,6 @@ from katsura.domain.trees import (
     Branch,
     BranchState,
     Durability,
-    EventKind,
     Hint,
     Judgement,
     Node,
@@ -61,6 +60,9 @@ from katsura.state.merging import TreeMerging
 from katsura.state.queue import TreeQueue
 from katsura.state.references import TreeReferences
 from katsura.state.slots import TreeSlots
+from katsura.state.watching import Event as Event
+from katsura.state.watching import Position as Position
+from katsura.state.watching import TreeWatching
 
 SHORT_TEXT_CHARS = 200
 """Length to which excerpts of steps are shortened."""
@@ -96,14 +98,6 @@ class NewStep:
 
     step: Step
     tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """A point in time of a tree; a revision means nothing in another life of the store."""
-
-    revision: int
-    incarnation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,17 +174,6 @@ class Path:
     branch: Branch
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One commit, or a heartbeat."""
-
-    kind: EventKind
-    position: Position
-    branch: str = ""
-    node_ids: tuple[NodeId, ...] = ()
-    resume_token: str = ""
-
-
 class TreeStore(
     TreeContents,
     TreeSlots,
@@ -203,6 +186,7 @@ class TreeStore(
     TreeCollecting,
     TreeArchive,
     TreeCold,
+    TreeWatching,
     Protocol,
 ):
     """Trees of all tenants. A branch given as "" is the tree's default branch."""
@@ -359,14 +343,6 @@ class TreeStore(
         """Attach rendered token ids (under 0: those of goal and pins); the ids of nodes that had some and kept them."""
         ...
 
-    def watch(self, ref: TreeRef, resume_token: str, after_revision: int, heartbeat_s: float) -> AsyncIterator[Event]:
-        """Every commit after a point, once and in order, and a heartbeat in each silence of `heartbeat_s` seconds.
-
-        Raises:
-            OutOfRangeError: WATCH_COMPACTED, the point is no longer kept, or belongs to another life of the store.
-        """
-        ...
-
 
 def refusal(ref: TreeRef, reason: str, *details: str) -> KatsuraError:
     """The error for a store function's answer `{reason, details...}`."""
@@ -458,14 +434,6 @@ def _not_writable(branch: str, number: int, held_by: str) -> KatsuraError:
 def page_after(tree: Tree) -> str:
     """Where the page of trees goes on that follows `tree`."""
     return f"{tree.create_ms:013}:{tree.tree_id}"
-
-
-def compacted(why: str) -> OutOfRangeError:
-    """The error for a Watch that cannot go on without a gap."""
-    return OutOfRangeError(
-        f"cannot watch from there without a gap: {why}; read the tree again and watch from its revision",
-        reason=Reason.WATCH_COMPACTED,
-    )
 
 
 def standing_of(node: NodeId, step: Step) -> StandingEffect:

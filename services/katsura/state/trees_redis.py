@@ -162,7 +162,7 @@ class RedisTreeStore(
         branch = branch_of(said["branch"])
         now = said["now"]
         self._count(ref.tenant, Usage(trees=1))
-        await self._index(ref, index_name(ref, now))
+        await self._index(ref, index_name(ref, now), made=True)
         tree = Tree(
             ref.tree, new.goal, new.pins, new.policy, dict(new.labels), said["revision"], said["incarnation"],
             branch.name, 0, 1, now, now, 0, new.origin, new.agent_id,
@@ -492,7 +492,7 @@ class RedisTreeStore(
 
     async def _listed(self, tenant: TenantId, name: bytes) -> Tree | None:
         try:
-            return await self._shown(TreeRef(tenant, TreeId(name.decode().partition(":")[2])))
+            return await self.shown(TreeRef(tenant, TreeId(name.decode().partition(":")[2])))
         except NotFoundError:
             return None
 

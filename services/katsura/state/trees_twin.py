@@ -5,8 +5,7 @@ One event loop, no awaits inside an operation: each is atomic. Times count up fr
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from katsura.domain.ids import DEFAULT_BRANCH, BranchName, NodeId, TenantId
@@ -34,7 +33,6 @@ from katsura.state.tree_records import stored_size
 from katsura.state.trees import (
     TOKENIZERS_MAX,
     Cover,
-    Event,
     Grown,
     NewStep,
     NewTree,
@@ -44,7 +42,6 @@ from katsura.state.trees import (
     Revised,
     TreeRef,
     Written,
-    compacted,
     excerpt,
     page_after,
     refusal,
@@ -52,7 +49,6 @@ from katsura.state.trees import (
 )
 from katsura.state.twin_archive import TwinArchive
 from katsura.state.twin_branches import TwinBranches
-from katsura.state.twin_cold import TwinCold
 from katsura.state.twin_collecting import TwinCollecting
 from katsura.state.twin_contents import TwinContents
 from katsura.state.twin_doubt import doubt_left, stale_on
@@ -64,10 +60,11 @@ from katsura.state.twin_references import TwinReferences
 from katsura.state.twin_slots import TwinSlots
 from katsura.state.twin_tree import TwinTree
 from katsura.state.twin_usage import TwinUsage
+from katsura.state.twin_watch import TwinWatch
 
 
 class TwinTreeStore(
-    TwinCold,
+    TwinWatch,
     TwinContents,
     TwinSlots,
     TwinLeases,
@@ -109,6 +106,7 @@ class TwinTreeStore(
         state.branches[branch.name] = branch
         state.commit(EventKind.TREE_CREATED, branch.name, ())
         state.made = (state.tree, branch)
+        self._notices.append((ref, 1))
         return state.made
 
     async def read(self, ref: TreeRef) -> tuple[Tree, tuple[Branch, ...]]:
@@ -129,7 +127,7 @@ class TwinTreeStore(
         for held_by in (branch.held_by for branch in state.branches.values() if branch.held_by):
             raise refusal(ref, "TREE_HELD", held_by)
         state.commit(EventKind.TREE_DELETED, "", ())
-        del self._trees[ref]
+        self._dropped[ref] = self._trees.pop(ref)
 
     async def grow(
         self,
@@ -445,41 +443,3 @@ class TwinTreeStore(
         for node_id, ids in tokens.items():
             attached.setdefault(node_id, tuple(ids))
         return kept
-
-    async def watch(
-        self, ref: TreeRef, resume_token: str, after_revision: int, heartbeat_s: float
-    ) -> AsyncIterator[Event]:
-        """Every commit after a point, once and in order."""
-        state = self._state(ref)
-        at = self._watch_start(state, resume_token, after_revision)
-        while True:
-            oldest = state.events[0].position.revision
-            if at + 1 < oldest:
-                raise compacted(f"revisions {at + 1} to {oldest - 1} are no longer kept")
-            for event in [e for e in state.events if e.position.revision > at]:
-                yield event
-                at = event.position.revision
-                if event.kind is EventKind.TREE_DELETED:
-                    return
-            if state.tree.revision > at:
-                continue
-            try:
-                async with asyncio.timeout(heartbeat_s):
-                    await state.changed.wait()
-            except TimeoutError:
-                yield Event(EventKind.HEARTBEAT, Position(state.tree.revision, self._incarnation))
-
-    def _watch_start(self, state: TwinTree, token: str, after: int) -> int:
-        oldest, newest = state.events[0].position.revision, state.tree.revision
-        if token:
-            found = [e.position.revision for e in state.events if e.resume_token == token]
-            if not found:
-                raise compacted("the event of the resume token is no longer kept, or of another life of the store")
-            return found[0]
-        if after == -1:
-            return newest
-        if after == 0:
-            return oldest - 1
-        if after > newest or oldest > after + 1:
-            raise compacted(f"revisions {oldest} to {newest} are kept")
-        return after

@@ -87,6 +87,7 @@ class TwinArchive(TwinForest):
             raise InvalidArgumentError("lines: the archive has no head; send the whole file", field="lines")
         self._trees[ref] = state
         state.commit(EventKind.TREE_CREATED, state.tree.default_branch, ())
+        self._notices.append((ref, 1))
         return state.tree
 
 

@@ -82,7 +82,9 @@ class TwinContents(TwinForest):
                 ),
                 default_branch=BranchName(change.default_branch or tree.default_branch),
             )
-            state.commit(EventKind.TREE_UPDATED, "", ())
+            position = state.commit(EventKind.TREE_UPDATED, "", ())
+            if change.set_labels or change.remove_labels:
+                self._notices.append((ref, position.revision))
             return state.shown_tree
 
         return state.once(request, write)

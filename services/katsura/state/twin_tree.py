@@ -85,7 +85,6 @@ class TwinTree:
     """Revision from which one more pass over all nodes finds what was too new before."""
     collector: tuple[int, int, str] = (0, 0, "")
     """The newest claim to collect: token, when it ends, worker."""
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def shown_tree(self) -> Tree:
@@ -442,10 +441,8 @@ class TwinTree:
         self.tree = replace(self.tree, revision=self.tree.revision + 1, update_ms=now)
         position = Position(self.tree.revision, self.incarnation)
         token = f"{self.incarnation}.{position.revision}-{now}"
-        self.events.append(Event(kind, position, branch, ids, token))
+        self.events.append(Event(kind, position, branch, ids, token, self.ref.tree))
         del self.events[: -self.limits.events]
-        self.changed.set()
-        self.changed = asyncio.Event()
         return position
 
 
@@ -478,9 +475,15 @@ class TwinForest:
         self._trees: dict[TreeRef, TwinTree] = {}
         self._frozen: dict[TreeRef, TwinTree] = {}
         self._now = 0
+        self._dropped: dict[TreeRef, TwinTree] = {}
+        self._notices: list[tuple[TreeRef, int]] = []
+        self._changed = asyncio.Event()
 
     def _tick(self) -> int:
+        """The time. It passes only where something is written, so that whoever waits for a commit waits for it."""
         self._now += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
         return self._now
 
     def _state(self, ref: TreeRef) -> TwinTree:

@@ -19,6 +19,7 @@ OF_STORE = (
     keys.usage("a"),
     keys.requests("a", 7),
     keys.work_index("a"),
+    keys.tree_notices("a"),
     keys.blocks("a", "user", "ann", "values"),
     keys.block_owners("a"),
     keys.responses("a", "t").encode(),
@@ -60,7 +61,8 @@ def test_every_key_is_on_one_of_the_two_sides() -> None:
     builders = {n for n, f in vars(keys).items() if inspect.isfunction(f) and f.__module__ == keys.__name__}
     constants = {n for n, v in vars(keys).items() if n.isupper() and not n.startswith("_")}
     decided = {
-        *("tree", "tree_index", "usage", "requests", "work_index", "blocks", "block_owners", "responses"),
+        *("tree", "tree_index", "tree_notices", "usage", "requests", "work_index", "blocks", "block_owners"),
+        "responses",
         *("lease_records", "lease_lives", "lease_expiry", "kv_events", "kv_snapshot", "expert_tables", "endpoints"),
         *("program_affinity", "tenant", "api_key", "quoted", "is_of_store"),
         *("STORE_INCARNATION", "BARRIER", "FLEET", "DECISIONS", "COORDINATOR", "COORDINATOR_TOKENS"),

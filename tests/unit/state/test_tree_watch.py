@@ -35,24 +35,26 @@ async def trees(server: EmbeddedStore) -> AsyncIterator[RedisTreeStore]:
 
 
 async def test_all_who_watch_share_one_reader_which_ends_with_the_last(trees: RedisTreeStore) -> None:
-    watches = [trees.watch(REF, "", 0, 30.0) for _ in range(3)]
+    other = TreeRef(REF.tenant, TreeId("other"))
+    await trees.create(other, NewTree("", (), TreePolicy(), {}), Request("", ""))
+    watches = [trees.watch(ref, "", 0, 30.0) for ref in (REF, REF, other)]
     for events in watches:
         await anext(events)
-    (tail,) = trees._tails.values()
-    assert tail.watchers == 3
+    assert [len(tail.watchers) for tail in trees._tails.values()] == [2, 1]
+    reading = trees._reader._reading
     for events in watches:
-        assert tail.reading is not None
-        assert not tail.reading.done()
+        assert reading is not None
+        assert not reading.done()
         await events.aclose()  # type: ignore[attr-defined]
-    assert tail.reading is not None and tail.reading.done()  # noqa: PT018
+    assert reading is not None and reading.done()  # noqa: PT018
     assert not trees._tails
 
 
 async def test_a_store_that_falls_silent_is_told_to_all_who_watch(
     trees: RedisTreeStore, server: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("katsura.state.tree_watch._BLOCK_S", 0.01)
-    monkeypatch.setattr("katsura.state.tree_watch._SILENT_S", 2.0)
+    monkeypatch.setattr("katsura.state.stream_reader._BLOCK_S", 0.01)
+    monkeypatch.setattr("katsura.state.stream_reader._SILENT_S", 2.0)
     watches = [trees.watch(REF, "", 0, 30.0) for _ in range(3)]
     for events in watches:
         await anext(events)
@@ -67,7 +69,7 @@ async def test_a_store_that_falls_silent_is_told_to_all_who_watch(
 
 
 async def test_an_idle_reader_keeps_no_heartbeat_back(trees: RedisTreeStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("katsura.state.tree_watch._BLOCK_S", 0.01)
+    monkeypatch.setattr("katsura.state.stream_reader._BLOCK_S", 0.01)
     events = trees.watch(REF, "", -1, 0.2)
     assert (await anext(events)).kind is EventKind.HEARTBEAT
     await events.aclose()  # type: ignore[attr-defined]

@@ -46,6 +46,8 @@ TEXT_BYTES_MAX: Final = 4 * KIB
 RELATED_MAX: Final = 64
 TREES_LOOKED_AT: Final = 2048
 """Trees that one listing by label looks at."""
+TREES_WATCHED_MAX: Final = 1000
+"""Trees that one Watch follows at a time."""
 EXPAND_MAX: Final = 64
 CRITERIA_MAX: Final = 16
 """Criteria of one subgoal."""

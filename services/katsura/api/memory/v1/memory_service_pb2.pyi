@@ -135,7 +135,7 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     EVENT_KIND_FORKED: _EventKind.ValueType  # 7
     """A branch was made."""
     EVENT_KIND_TREE_DELETED: _EventKind.ValueType  # 8
-    """The tree was dropped; the stream ends."""
+    """The tree was dropped, or expired; a stream of this tree alone ends."""
     EVENT_KIND_TREE_UPDATED: _EventKind.ValueType  # 9
     """Goal, pins, labels or the default branch changed."""
     EVENT_KIND_ATTACHED: _EventKind.ValueType  # 10
@@ -158,6 +158,8 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """Steps are stale by what befell a node of another tree; their marks name it."""
     EVENT_KIND_BRANCH_UPDATED: _EventKind.ValueType  # 19
     """State, label or note of a branch changed."""
+    EVENT_KIND_TREE_LEFT: _EventKind.ValueType  # 20
+    """No commit: the tree has lost the labels, and this stream tells no more of it."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What a commit did."""
@@ -179,7 +181,7 @@ EVENT_KIND_REVISED: EventKind.ValueType  # 6
 EVENT_KIND_FORKED: EventKind.ValueType  # 7
 """A branch was made."""
 EVENT_KIND_TREE_DELETED: EventKind.ValueType  # 8
-"""The tree was dropped; the stream ends."""
+"""The tree was dropped, or expired; a stream of this tree alone ends."""
 EVENT_KIND_TREE_UPDATED: EventKind.ValueType  # 9
 """Goal, pins, labels or the default branch changed."""
 EVENT_KIND_ATTACHED: EventKind.ValueType  # 10
@@ -202,6 +204,8 @@ EVENT_KIND_STALE: EventKind.ValueType  # 18
 """Steps are stale by what befell a node of another tree; their marks name it."""
 EVENT_KIND_BRANCH_UPDATED: EventKind.ValueType  # 19
 """State, label or note of a branch changed."""
+EVENT_KIND_TREE_LEFT: EventKind.ValueType  # 20
+"""No commit: the tree has lost the labels, and this stream tells no more of it."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final
@@ -1747,22 +1751,82 @@ Global___GetNodesResponse: _TypeAlias = GetNodesResponse  # noqa: Y015
 
 @_typing.final
 class WatchRequest(_message.Message):
-    """Watches a tree."""
+    """Watches one tree (tree_id), or many (tree_ids, labels)."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ResumeTokensEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     TREE_ID_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     AFTER_REVISION_FIELD_NUMBER: _builtins.int
     EVENTS_PER_MESSAGE_FIELD_NUMBER: _builtins.int
+    TREE_IDS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    RESUME_TOKENS_FIELD_NUMBER: _builtins.int
     tree_id: _builtins.str
     """The tree."""
     resume_token: _builtins.str
-    """Events after this token; empty starts at after_revision."""
+    """Of one tree: events after this token; empty starts at after_revision."""
     after_revision: _builtins.int
-    """Events after this revision; 0 starts at the first that is kept, -1 at the next one."""
+    """Events after this revision; 0 starts at the first that is kept, -1 at the next one. Of many trees it is 0 or -1."""
     events_per_message: _builtins.int
     """Most events that may travel in one message, for watchers who fall behind; 0 and 1: each travels alone."""
+    @_builtins.property
+    def tree_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Several trees, at most 1,000; with `labels` too, those and these."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Every tree that has all of these labels, at most 1,000 at a time. One that is made or imported while this watches is
+        told from its first revision, one that gets the labels from the commit that gave them; one that loses them is told
+        up to that commit, then EVENT_KIND_TREE_LEFT.
+        """
+
+    @_builtins.property
+    def resume_tokens(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Of many trees, where to go on: tree id to the last resume_token that came with it, "" among them (heartbeats carry
+        it). Forget a tree that was deleted or left. Trees without a token are told from the first revision that is kept.
+        """
+
     def __init__(
         self,
         *,
@@ -1770,10 +1834,13 @@ class WatchRequest(_message.Message):
         resume_token: _builtins.str = ...,
         after_revision: _builtins.int = ...,
         events_per_message: _builtins.int = ...,
+        tree_ids: _abc.Iterable[_builtins.str] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        resume_tokens: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision", "events_per_message", b"events_per_message", "resume_token", b"resume_token", "tree_id", b"tree_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision", "events_per_message", b"events_per_message", "labels", b"labels", "resume_token", b"resume_token", "resume_tokens", b"resume_tokens", "tree_id", b"tree_id", "tree_ids", b"tree_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1791,12 +1858,15 @@ class WatchResponse(_message.Message):
     NODE_IDS_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
+    TREE_ID_FIELD_NUMBER: _builtins.int
     kind: Global___EventKind.ValueType
     """What it did."""
     branch: _builtins.str
     """Branch that it wrote."""
     resume_token: _builtins.str
     """Hand it in to go on after this event."""
+    tree_id: _builtins.str
+    """Whose commit. Empty in a heartbeat of many trees: the first one says that the watch stands."""
     @_builtins.property
     def position(self) -> Global___Position:
         """When."""
@@ -1818,10 +1888,11 @@ class WatchResponse(_message.Message):
         node_ids: _abc.Iterable[_builtins.int] | None = ...,
         resume_token: _builtins.str = ...,
         more: _abc.Iterable[Global___WatchResponse] | None = ...,
+        tree_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "kind", b"kind", "more", b"more", "node_ids", b"node_ids", "position", b"position", "resume_token", b"resume_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "kind", b"kind", "more", b"more", "node_ids", b"node_ids", "position", b"position", "resume_token", b"resume_token", "tree_id", b"tree_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -692,8 +692,10 @@ class MemoryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Streams every commit after a point, once and in order.
-        Errors: OUT_OF_RANGE / WATCH_COMPACTED (it cannot go on without a gap: read the tree, watch from its revision).
+        """Streams every commit after a point, once and in the order of its tree.
+        Errors: OUT_OF_RANGE / WATCH_COMPACTED (it cannot go on without a gap in the tree "tree_id" of the metadata: read
+        that one, and watch it from its revision, or without its token); RESOURCE_EXHAUSTED / QUEUE_FULL (more than 1,000
+        trees have the labels).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -247,8 +247,10 @@ class MemoryServiceStub:
     VerifyTree: _grpc.UnaryUnaryMultiCallable[_memory_archive_pb2.VerifyTreeRequest, _memory_archive_pb2.VerifyTreeResponse]
     """Computes every hash of a tree again."""
     Watch: _grpc.UnaryStreamMultiCallable[_memory_service_pb2.WatchRequest, _memory_service_pb2.WatchResponse]
-    """Streams every commit after a point, once and in order.
-    Errors: OUT_OF_RANGE / WATCH_COMPACTED (it cannot go on without a gap: read the tree, watch from its revision).
+    """Streams every commit after a point, once and in the order of its tree.
+    Errors: OUT_OF_RANGE / WATCH_COMPACTED (it cannot go on without a gap in the tree "tree_id" of the metadata: read
+    that one, and watch it from its revision, or without its token); RESOURCE_EXHAUSTED / QUEUE_FULL (more than 1,000
+    trees have the labels).
     """
 
 @_typing.type_check_only
@@ -460,8 +462,10 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     VerifyTree: _aio.UnaryUnaryMultiCallable[_memory_archive_pb2.VerifyTreeRequest, _memory_archive_pb2.VerifyTreeResponse]  # type: ignore[assignment]
     """Computes every hash of a tree again."""
     Watch: _aio.UnaryStreamMultiCallable[_memory_service_pb2.WatchRequest, _memory_service_pb2.WatchResponse]  # type: ignore[assignment]
-    """Streams every commit after a point, once and in order.
-    Errors: OUT_OF_RANGE / WATCH_COMPACTED (it cannot go on without a gap: read the tree, watch from its revision).
+    """Streams every commit after a point, once and in the order of its tree.
+    Errors: OUT_OF_RANGE / WATCH_COMPACTED (it cannot go on without a gap in the tree "tree_id" of the metadata: read
+    that one, and watch it from its revision, or without its token); RESOURCE_EXHAUSTED / QUEUE_FULL (more than 1,000
+    trees have the labels).
     """
 
 class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -952,8 +956,10 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_memory_service_pb2.WatchResponse], _abc.AsyncIterator[_memory_service_pb2.WatchResponse]]:
-        """Streams every commit after a point, once and in order.
-        Errors: OUT_OF_RANGE / WATCH_COMPACTED (it cannot go on without a gap: read the tree, watch from its revision).
+        """Streams every commit after a point, once and in the order of its tree.
+        Errors: OUT_OF_RANGE / WATCH_COMPACTED (it cannot go on without a gap in the tree "tree_id" of the metadata: read
+        that one, and watch it from its revision, or without its token); RESOURCE_EXHAUSTED / QUEUE_FULL (more than 1,000
+        trees have the labels).
         """
 
 def add_MemoryServiceServicer_to_server(servicer: MemoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
