@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from math import ceil
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,9 @@ from katsura.domain.kv_events import (
 from katsura.domain.leases import MemberLease, ShardLoad
 from katsura.domain.shape import FfnLayout, Numerics
 from katsura.domain.tables import ExpertTable, ExpertTables
+from katsura.experts.core.residency import Key, ranges_of
+from katsura.experts.core.residency import decide as residency
+from katsura.placement.split import COPIES
 from katsura.router.core.assign import Layout, assign, table_of
 from katsura.router.core.coordinate import Watched, decide
 from katsura.router.core.ledger import InFlight
@@ -295,3 +299,104 @@ def test_a_member_that_stays_keeps_what_its_share_allows(
 def _table(layout: Layout) -> ExpertTable:
     cut = FfnLayout(GROUPS, GROUPS)
     return ExpertTable(DEPLOYMENT, REVISION.revision_id, Epoch(1), LAYERS, cut, table_of(layout))
+
+
+PLAYS = st.lists(st.sampled_from(["lose", "return", "load", "load"]), max_size=25)
+
+
+class Fleet:
+    """Members with room for just their part of two copies, each of which loads and frees as a real one decides to."""
+
+    def __init__(self, count: int, units: int) -> None:
+        self.count, self.units, self.lives = count, units, 0
+        self.room = ceil(units * min(COPIES, count) / count)
+        self.live: dict[str, MemberLease] = {}
+        self.held: dict[str, frozenset[Key]] = {}
+        self.tables, self.watched = ExpertTables(DEPLOYMENT, REVISION.revision_id), Watched()
+
+    def join(self) -> None:
+        self.lives += 1
+        name = f"m{self.lives}"
+        cut = FfnLayout(self.units, self.units)
+        bytes_ = self.room * LAYERS * GROUP_BYTES
+        self.live[name] = replace(member_record(name, start_ms=self.lives), layout=cut, capacity_bytes=bytes_)
+        self.held[name] = frozenset()
+
+    def lose(self, which: int) -> None:
+        name = sorted(self.live)[which % len(self.live)]
+        del self.live[name]
+
+    def look(self) -> None:
+        decision = decide(list(self.live.values()), [], self.tables, self.watched, 0.0, patience_s=1e9)
+        self.tables, self.watched = decision.tables or self.tables, decision.watched
+
+    def load(self) -> None:
+        """Every member frees what it may, then loads what it must: never more than it has room for."""
+        for name, lease in self.live.items():
+            room = self.room * LAYERS
+            now = residency(self.tables, lease.instance_id, lease.incarnation, self.held[name], frozenset(), room)
+            held = self.held[name].difference(now.free)
+            if len(held | set(now.load)) <= room:
+                held |= set(now.load)
+            self.held[name] = held
+            now = residency(self.tables, lease.instance_id, lease.incarnation, held, frozenset(), room)
+            self.live[name] = replace(
+                lease,
+                loaded=ranges_of(held),
+                loaded_bytes=len(held) * GROUP_BYTES,
+                prepared_epoch=now.prepared_epoch,
+                serving_epoch=now.serving_epoch,
+            )
+
+    def settle(self) -> None:
+        for _ in range(4 * self.units + 8):
+            self.look()
+            self.load()
+
+
+@law
+@given(st.integers(2, 9), st.integers(1, 8), PLAYS, st.data())
+def test_a_planned_pool_comes_back_to_two_copies_of_everything_whatever_it_lost(
+    count: int, units: int, play: list[str], data: st.DataObject
+) -> None:
+    fleet_ = Fleet(count, units)
+    for _ in range(count):
+        fleet_.join()
+    fleet_.settle()
+    for act in play:
+        if act == "lose" and len(fleet_.live) > 1:
+            fleet_.lose(data.draw(st.integers(0, 99), label="who"))
+        elif act == "return" and len(fleet_.live) < count:
+            fleet_.join()
+        fleet_.look()
+        if act == "load":
+            fleet_.load()
+    while len(fleet_.live) < count:
+        fleet_.join()
+    fleet_.settle()
+    table = fleet_.tables.committed
+    assert fleet_.tables.prepared is None
+    assert table is not None
+    for group in range(units):
+        primary = table.primary(0, group)
+        assert primary is not None
+        names = {primary.member_id, *(a.member_id for a in table.alternates(0, group))}
+        assert len(names) == COPIES
+        assert names <= fleet_.live.keys()
+
+
+@law
+@given(st.integers(2, 9), st.integers(1, 8), st.integers(0, 99))
+def test_a_planned_pool_that_lost_one_member_goes_on_with_what_the_others_have(
+    count: int, units: int, who: int
+) -> None:
+    fleet_ = Fleet(count, units)
+    for _ in range(count):
+        fleet_.join()
+    fleet_.settle()
+    fleet_.lose(who)
+    fleet_.settle()
+    table = fleet_.tables.committed
+    assert fleet_.tables.prepared is None
+    assert table is not None
+    assert {a.member_id for a in table.assignments} == fleet_.live.keys()

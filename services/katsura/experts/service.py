@@ -18,6 +18,7 @@ from katsura.domain.errors import (
     FailedPreconditionError,
     InternalError,
     KatsuraError,
+    ResourceExhaustedError,
     UnavailableError,
 )
 from katsura.domain.ids import Epoch, Incarnation, InstanceId
@@ -136,11 +137,11 @@ class MemberService:
             only = self.hello.fingerprint if self.config.numerics is Numerics.INVARIANT else ""
             if is_placed(self._tables, self.member_id, self.incarnation, only, self.loaded):
                 self.placed.set()
-            if wanted.load:
-                await self._load(wanted.load[:_LOAD_KEYS])
-            elif free := frozenset(wanted.free) - self._freeing:
+            if free := frozenset(wanted.free) - self._freeing:
                 self._freeing |= free
                 self._spawn(self._free(free))
+            if wanted.load:
+                await self._load(wanted.load[:_LOAD_KEYS])
 
     async def heartbeat(self) -> None:
         """Refresh the lease. Raises ConflictError when another life of this member has it."""
@@ -167,7 +168,7 @@ class MemberService:
         """Free these. FailedPreconditionError if the committed table names one."""
         keys = keys_of(groups)
         committed = ExpertTables(self.config.deployment, self.revision_id, committed=self._tables.committed)
-        named = keys.intersection(decide(committed, self.member_id, self.incarnation, frozenset(), frozenset()).load)
+        named = keys.intersection(self._decide(committed, frozenset(), frozenset()).load)
         if named:
             raise FailedPreconditionError(
                 f"the table of epoch {self.serving_epoch} names {len(named)} of these groups, the first is "
@@ -230,13 +231,21 @@ class MemberService:
     # Inside
 
     def _wanted(self) -> Residency:
-        return decide(self._tables, self.member_id, self.incarnation, self.loaded - self._freeing, self._asked)
+        return self._decide(self._tables, self.loaded - self._freeing, self._asked)
+
+    def _decide(self, tables: ExpertTables, loaded: frozenset[Key], asked: frozenset[Key]) -> Residency:
+        room = self.hello.capacity_bytes // self.hello.group_bytes
+        return decide(tables, self.member_id, self.incarnation, loaded, asked, room)
 
     async def _load(self, keys: tuple[Key, ...]) -> None:
         try:
             self._held(await self._ask(lambda call: messages.Load(call, ranges_of(keys))))
         except UnavailableError:
             raise
+        except ResourceExhaustedError as error:
+            if not self._freeing:  # else there is room soon, and `_free` comes back to it
+                _LOG.error("no room for what the table gives this member; it is not acknowledged", why=error.message)
+            return
         except KatsuraError as error:
             _LOG.error("cannot load what the table gives this member; it is not acknowledged", why=error.message)
             return

@@ -2,6 +2,9 @@
 
 PREPARED names us -> load what is missing -> say `prepared_epoch` in the lease
 COMMITTED         -> say `serving_epoch`; free what no table names, once no frame of an older epoch is on its way
+
+The coordinator prepares what fits beside the table in force. Where it cannot (a group has no copy left, so nothing can
+be served until somebody loads it), what is prepared takes the place of what is in force.
 """
 
 from __future__ import annotations
@@ -36,15 +39,20 @@ def decide(
     incarnation: Incarnation,
     loaded: frozenset[Key],
     asked: frozenset[Key],
+    room: int,
 ) -> Residency:
-    """Compare what is `loaded` with what tables and Load calls (`asked`) want of this life of the member."""
+    """Compare what is `loaded` with what tables and Load calls (`asked`) want of this life of the member.
+
+    `room`: keys that it may hold.
+    """
     committed, prepared = (_assigned(table, member_id, incarnation) for table in (tables.committed, tables.prepared))
-    missing = [key for wanted in (committed, prepared, asked) for key in sorted(wanted - loaded)]
+    keep = committed if len(committed | prepared | asked) <= room else committed & prepared
+    missing = [key for wanted in (keep, prepared, asked) for key in sorted(wanted - loaded)]
     serving = tables.committed.epoch if tables.committed and committed <= loaded else NO_EPOCH
     ready = tables.prepared.epoch if tables.prepared and prepared <= loaded else serving
     return Residency(
         load=tuple(dict.fromkeys(missing)),
-        free=tuple(sorted(loaded - committed - prepared - asked)),
+        free=tuple(sorted(loaded - keep - prepared - asked)),
         prepared_epoch=ready,
         serving_epoch=serving,
     )

@@ -97,10 +97,10 @@ def _plan(
     """A new table over the members that are able; where it is `needed`, silent ones are tried before there is none."""
     able = [m for m in members if not m.draining]
     heard = [m for m in able if _life(m) not in watched.silent]
-    layout = assign(heard, tables.committed or tables.prepared)
+    layout = assign(heard, tables.committed, tables.prepared)
     if layout is None and needed:
         watched = replace(watched, silent=frozenset())
-        layout = assign(able, tables.committed or tables.prepared)
+        layout = assign(able, tables.committed, tables.prepared)
     if layout is None:
         return Decision(None, watched, f"{len(able)} members cannot hold every group")
     first = layout.members[0]

@@ -28,8 +28,8 @@ def held(*groups: int) -> frozenset[Key]:
     return frozenset((layer, group) for layer in (0, 1) for group in groups)
 
 
-def decided(t: ExpertTables, loaded: frozenset[Key], asked: frozenset[Key] = NONE) -> Residency:
-    return decide(t, ME, LIFE, loaded, asked)
+def decided(t: ExpertTables, loaded: frozenset[Key], asked: frozenset[Key] = NONE, room: int = 8) -> Residency:
+    return decide(t, ME, LIFE, loaded, asked, room)
 
 
 def test_without_a_table_nothing_is_held() -> None:
@@ -47,6 +47,14 @@ def test_the_committed_table_is_served_while_the_next_one_is_loaded_and_nothing_
     t = tables(table(3, (0,)), table(4, (1,)))
     assert decided(t, held(0)) == Residency(((0, 1), (1, 1)), (), Epoch(3), Epoch(3))
     assert decided(t, held(0, 1)) == Residency((), (), Epoch(4), Epoch(3))
+
+
+def test_a_table_that_does_not_fit_beside_the_one_in_force_takes_its_place() -> None:
+    t = tables(table(3, (0,), alternate=(1,)), table(4, (0,), alternate=(2,)))
+    assert decided(t, held(0, 1), room=6) == Residency(((0, 2), (1, 2)), (), Epoch(3), Epoch(3))
+    assert decided(t, held(0, 1), room=4) == Residency(((0, 2), (1, 2)), ((0, 1), (1, 1)), Epoch(3), Epoch(3))
+    assert decided(t, held(0), room=4).serving_epoch == 0
+    assert decided(t, held(0, 2), room=4).prepared_epoch == 4
 
 
 def test_what_no_table_names_is_freed_after_the_commit() -> None:

@@ -93,6 +93,40 @@ def test_nothing_moves_where_nothing_changed() -> None:
     assert assign(members[::-1], table(first)) == first
 
 
+def in_force(primary: dict[str, str], alternate: dict[str, str]) -> ExpertTable:
+    """A committed table over members of life 1, from their groups."""
+
+    def ranges(groups: str) -> tuple[GroupRange, ...]:
+        return (GroupRange(0, LAYERS, tuple(int(g) for g in groups)),) if groups else ()
+
+    made = tuple(
+        replace(a, primary=ranges(primary[a.member_id]), alternate=ranges(alternate[a.member_id]))
+        for a in table_of(Layout(tuple(fleet(*primary)), (), ()))
+    )
+    return ExpertTable(DEPLOYMENT, "rev-1", Epoch(1), LAYERS, FfnLayout(GROUPS, GROUPS), made)
+
+
+def test_a_full_member_gets_nothing_that_it_has_no_room_to_load_beside_what_it_holds() -> None:
+    before = in_force({"a": "012", "b": "345", "c": "67"}, {"a": "367", "b": "012", "c": "45"})
+    left = fleet("a", "b", room=6)
+    assert shown(assign(left, before)) == ("aaabbbaa", "bbba----")
+
+
+def test_a_group_that_nobody_left_holds_is_given_to_a_full_member_all_the_same() -> None:
+    before = in_force({"a": "01", "b": "23", "c": "45", "d": "67"}, {"a": "23", "b": "01", "c": "67", "d": "45"})
+    assert shown(assign(fleet("a", "b", room=4), before)) == ("aabbaabb", "--------")
+
+
+def test_a_stand_in_moves_where_the_last_room_is_with_the_primary_itself() -> None:
+    before = in_force({"a": "012", "b": "345", "c": "67"}, {"a": "", "b": "067", "c": "1345"})
+    some = fleet("a", "b", "c", room=6)
+    first = assign(some, before)
+    assert shown(first) == ("aaabbbcc", "bc-accbb")
+    second = assign(some, table(first))
+    assert shown(second) == ("aaabbbcc", "bccaccbb")
+    assert assign(some, table(second)) == second
+
+
 def test_an_alternate_computes_the_same_bits_as_its_primary() -> None:
     mixed = [member("a", fingerprint="x"), member("b", 1, fingerprint="x"), member("c", 2, fingerprint="y")]
     fast = [replace(m, numerics=Numerics.FAST) for m in mixed]
