@@ -11,6 +11,7 @@ from katsura.domain.errors import KatsuraError, NotFoundError, OutOfRangeError
 from katsura.domain.ids import NodeId, TenantId, TreeId
 from katsura.domain.trees import (
     REDACTED,
+    BranchState,
     Node,
     Slot,
     StaleMark,
@@ -40,6 +41,7 @@ class Held:
         self.pins = ["a pin"]
         self.model: dict[str, list[str]] = {"main": []}
         """By branch: what its steps said when they were made."""
+        self.states = {"main": BranchState.ACTIVE}
         self.slots: dict[str, list[tuple[int, dict[str, list[str]]]]] = {"main": [(0, {})]}
         """By branch: depth and all values of every key, after each write."""
         self.subgoals: dict[str, list[tuple[int, int]]] = {"main": []}
@@ -65,13 +67,14 @@ class Held:
         if name in self.model:
             return
         self.model[name] = self.model[source][:depth]
+        self.states[name] = BranchState.ACTIVE
         self.slots[name] = [entry for entry in self.slots[source] if entry[0] <= depth]
         self.subgoals[name] = [entry for entry in self.subgoals[source] if entry[0] <= depth]
         self.stated[name] = [entry for entry in self.stated[source] if entry[0] <= depth]
 
     def forget(self, name: str) -> None:
         """A branch is gone."""
-        for kept in (self.model, self.slots, self.subgoals, self.stated):
+        for kept in (self.model, self.states, self.slots, self.subgoals, self.stated):
             del kept[name]
 
     def open_subgoals(self, branch: str) -> list[int]:
@@ -96,7 +99,7 @@ class Held:
     async def check(self) -> None:
         """The invariants that can be seen from outside, over the whole tree."""
         tree, branches = await self.memory.get_tree(self.ref)
-        assert {b.name for b in branches} == set(self.model)
+        assert {b.name: b.state for b in branches} == self.states
         for branch in branches:
             path = await self.path(branch.name)
             assert self.said(path) == self.model[branch.name], "I3: nothing of one branch shows in another"

@@ -10,7 +10,7 @@ from katsura.state.trees import TreeStore
 
 WRITES: Final = frozenset((
     "create", "update", "drop", "grow", "summarise", "judge", "roll_up", "revise", "fork", "release", "merge",
-    "set_slots", "redact", "refer", "unrefer", "invalidate", "look", "set_state",
+    "set_slots", "redact", "refer", "unrefer", "invalidate", "look", "update_branch",
 ))  # fmt: skip
 """Calls of a tree store that commit."""
 

@@ -18,6 +18,7 @@ from katsura.domain.errors import (
 from katsura.domain.ids import NodeId
 from katsura.domain.trees import (
     Attachment,
+    BranchState,
     Effect,
     Judgement,
     Node,
@@ -42,6 +43,7 @@ from katsura.memory.operations import Write
 from katsura.memory.service import Assembled, Memory
 from katsura.memory.subgoals import Closing
 from katsura.memory.summaries import Outside
+from katsura.state.branches import BranchChange
 from katsura.state.contents import Scope, TreeChange
 from katsura.state.trees import Grown, TreeRef, Written
 from katsura.testing.tree_checks import Held, Place, immutable
@@ -54,8 +56,14 @@ KINDS: Final = (
     "grow", "effect", "compress", "lie", "revise", "fork", "assemble", "rest", "unrest", "replace", "collect", "wait",
     "resume", "invalidate", "revalidate", "attach", "redact", "search", "chain", "merge", "slot", "rollback", "verdict",
     "lease", "switch", "late", "begin", "end", "state", "pin", "rollup",
+    "mark",
 )  # fmt: skip
 """What one tree can go through."""
+_APPENDS: Final = frozenset((
+    "grow", "effect", "compress", "lie", "revise", "replace", "wait", "resume", "merge", "slot", "rollback", "lease",
+    "late", "begin", "end", "state", "cross",
+))  # fmt: skip
+"""What only an active branch takes."""
 _ONCE: Final = ("assemble", "attach", "chain", "collect", "lease", "late")
 """What is not asked for again under the same request id: it has none, or asks by itself."""
 _CRITERION: Final = "it holds"
@@ -115,18 +123,21 @@ class Life(Held):
 
     async def do(self, number: int, operation: Operation) -> None:
         """One operation."""
-        await self.attempt(operation.kind, self._act(number, operation), operation.cut)
+        await self.attempt(operation, self._act(number, operation))
 
-    async def attempt(self, kind: str, act: Callable[[], Coroutine[Any, Any, object]], cut: int) -> None:
+    async def attempt(self, operation: Operation, act: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Do something twice under one request id, and once before where it is to be cut off; every error is a typed
         one."""
-        if cut and kind not in _ONCE:
-            await self.cut.during(cut, act)
+        kind = operation.kind
+        refused = kind in _APPENDS and self.states.get(operation.branch) is not BranchState.ACTIVE
+        if operation.cut and kind not in _ONCE:
+            await self.cut.during(operation.cut, act)
         try:
             first = await act()
         except KatsuraError as error:
             self.log.append((kind, type(error).__name__, error.reason))
             return
+        assert not refused, "a branch that is frozen, merged, abandoned or not there takes no write"
         before = (await self.memory.get_tree(self.ref))[0].revision
         if kind not in _ONCE:
             assert await act() == first, "I10: the same request answers the same"
@@ -168,6 +179,7 @@ class Life(Held):
             "verdict": lambda: self._verdict(number, branch, amount, flag),
             "lease": lambda: self._lease(number, branch, amount, flag),
             "late": lambda: self._late(number, branch),
+            "mark": lambda: self._mark(number, branch, amount, flag),
             "pin": lambda: self._pin(number, flag),
             "switch": lambda: self.memory.update_tree(self.ref, f"u{number}", TreeChange(default_branch=branch)),
         }
@@ -435,7 +447,10 @@ class Life(Held):
         assert difference.ours == ours[len(both) :]
         pick = [node.node_id for node in difference.theirs][:2] if flag else []
         write = Write(f"m{number}", self.ref, branch, None, True)
-        merged = await self.memory.merge(write, source, pick, "", ConflictPolicy.THEIRS)
+        closes = amount > 3 and not pick
+        merged = await self.memory.merge(write, source, pick, "", ConflictPolicy.THEIRS, close=closes)
+        if closes:
+            self.states[source] = BranchState.MERGED
         if number not in self.noted:
             self.noted.add(number)
             for step in merged.steps:
@@ -498,8 +513,23 @@ class Life(Held):
         write = Write(f"v{number}", self.ref, branch, None, True)
         revised = await self.memory.revise(write, restore, "wrong", "", True)
         self.left.update(node.node_id for node in path[keep:])
+        self.states[branch] = BranchState.ABANDONED
         self.keep(branch, revised.branch.name, keep)
         return revised
+
+    async def _mark(self, number: int, branch: str, amount: int, flag: bool) -> object:
+        """A branch is frozen, merged or abandoned by its owner; at least as often it is taken up again."""
+        state = (
+            BranchState.ACTIVE if flag else (BranchState.FROZEN, BranchState.MERGED, BranchState.ABANDONED)[amount % 3]
+        )
+        path = await self.path(branch)
+        write, change = Write(f"k{number}", self.ref, branch, None, True), BranchChange(state, note=f"note {number}")
+        found, revision = await self.memory.update_branch(write, change)
+        assert (found.state, found.note) == (state, f"note {number}")
+        self.states[branch] = state
+        if state is BranchState.ABANDONED:
+            self.left.update(node.node_id for node in path)
+        return found, revision
 
     async def _fork(self, number: int, branch: str, amount: int) -> object:
         path = await self.path(branch)

@@ -58,7 +58,7 @@ class Lives:
         match operation.kind:
             case "cross":
                 places = await self._places(number, life, other, operation)
-                await life.attempt("cross", lambda: self._cross(number, life, operation, places), operation.cut)
+                await life.attempt(operation, lambda: self._cross(number, life, operation, places))
             case "look":
                 await self.lookout.turn(life.ref, operation.amount + 1)
                 life.log.append(("look", (await self.memory.get_tree(life.ref))[0].stale_count))
