@@ -151,11 +151,16 @@ def _frontier(
     right, top, low = max(d[1] for d in dots) * 1.05, max(d[2] for d in dots) * 1.1, min(d[2] for d in dots) / 1.1
     yield _text(x, y, f"{service.name}: cost against time between tokens (chosen: filled)")
     yield f'<path d="M{x:.0f} {y + 8:.0f} V{y + height:.0f} H{x + width:.0f}" fill="none" stroke="#888"/>'
+    yield _text(x, y + height + 14, "0")
     yield _text(x + width, y + height + 14, f"{right:.0f} ms", anchor="end")
-    yield _text(x + 4, y + 18, f"${top:.3g} per 1M output tokens, log scale")
-    yield _text(x + 4, y + height - 4, f"${low:.3g}")
+    yield _text(x + 4, y + 18, f"{_usd(top)} per 1M output tokens, log scale")
+    yield _text(x + 4, y + height - 4, _usd(low))
     for taken, itl, usd, key in sorted(dots):
         rise = math.log(usd / low) / math.log(top / low)
         across, down = x + itl / right * width, y + height - rise * (height - 10)
         style = f'fill="{fill}"' if taken else f'fill="white" stroke="{fill}"'
         yield f'<circle cx="{across:.1f}" cy="{down:.1f}" r="4" {style}><title>{escape(key)}</title></circle>'
+
+
+def _usd(value: float) -> str:
+    return f"${value:.3g}" if value < 100 else f"${value:,.0f}"

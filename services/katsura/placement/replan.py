@@ -111,7 +111,8 @@ def _decided(
     saving = kept.hourly_usd - made.hourly_usd
     enough = saving * policy.horizon_s / 3600 > policy.safety * moved and saving > policy.hysteresis * kept.hourly_usd
     if problem.objective is Objective.COST and not enough:
-        why = f"a change would save ${saving:.2f}/h and cost ${moved:.2f}: not enough"
+        change = f"a change would save ${saving:.2f}/h and cost ${moved:.2f}: not enough"
+        why = change if saving >= 0.005 else "no cheaper plan was found"
         gap = max(0.0, 1 - made.bound / kept.value) if kept.value > 0 else 0.0
         stays = replace(kept, refused=made.refused, bound=made.bound, gap=gap)
         return Replan(stays, (), True, why, saving, moved, solution)

@@ -43,7 +43,7 @@ def test_a_plan_against_itself_keeps_what_runs(tmp_path: Path) -> None:
     _, text = said(PlanOptions((LAPTOP,), as_json=True))
     (tmp_path / "current.json").write_text(text)
     _, text = said(PlanOptions((LAPTOP,), against=tmp_path / "current.json", dry_run=True))
-    assert text.startswith("Keep what runs")
+    assert text.startswith("Keep what runs: no cheaper plan was found.")
 
 
 def test_what_if_is_said_beside_the_plan() -> None:
