@@ -36,6 +36,7 @@ from katsura.adapters.messages import encoded
 from katsura.adapters.ropes import Body, Value, plain
 from katsura.adapters.threads import Threads
 from katsura.domain.errors import InvalidArgumentError
+from katsura.sdk.blocking import at_once
 from katsura.sdk.sync import Katsura
 
 T = TypeVar("T")
@@ -56,6 +57,7 @@ class KatsuraSaver(BaseCheckpointSaver[int]):
         self._readable = type(self.serde) is JsonPlusSerializer
         self._katsura = katsura
         self._threads = Threads(katsura.memory)
+        self._here = self._threads.here(katsura.memory_here) if katsura.memory_here else None
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that `config` names, or the newest of its namespace."""
@@ -84,13 +86,18 @@ class KatsuraSaver(BaseCheckpointSaver[int]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Store a checkpoint as the child of the one that `config` names."""
-        return self._katsura.run(self._put(config, checkpoint, metadata, new_versions))
+        if self._here is None:
+            return self._katsura.run(self._put(self._threads, config, checkpoint, metadata, new_versions))
+        return at_once(self._put(self._here, config, checkpoint, metadata, new_versions))
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Keep a task's writes beside its checkpoint."""
-        self._katsura.run(self._put_writes(config, writes, task_id, task_path))
+        if self._here is None or not self._here.knows(_key(config), config["configurable"]["checkpoint_id"]):
+            self._katsura.run(self._put_writes(self._threads, config, writes, task_id, task_path))
+            return
+        at_once(self._put_writes(self._here, config, writes, task_id, task_path))
 
     def delete_thread(self, thread_id: str) -> None:
         """Drop a thread and everything in it."""
@@ -142,13 +149,13 @@ class KatsuraSaver(BaseCheckpointSaver[int]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """`put`, without blocking."""
-        return await self._there(self._put(config, checkpoint, metadata, new_versions))
+        return await self._there(self._put(self._threads, config, checkpoint, metadata, new_versions))
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """`put_writes`, without blocking."""
-        await self._there(self._put_writes(config, writes, task_id, task_path))
+        await self._there(self._put_writes(self._threads, config, writes, task_id, task_path))
 
     async def adelete_thread(self, thread_id: str) -> None:
         """`delete_thread`, without blocking."""
@@ -182,6 +189,7 @@ class KatsuraSaver(BaseCheckpointSaver[int]):
 
     async def _put(
         self,
+        threads: Threads,
         config: RunnableConfig,
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
@@ -190,7 +198,7 @@ class KatsuraSaver(BaseCheckpointSaver[int]):
         key = _key(config)
         body = {name: value for name, value in checkpoint.items() if name != "channel_values"}
         kept = get_serializable_checkpoint_metadata(config, metadata)
-        await self._threads.put(
+        await threads.put(
             key,
             checkpoint["id"],
             get_checkpoint_id(config) or "",
@@ -209,7 +217,12 @@ class KatsuraSaver(BaseCheckpointSaver[int]):
         return encoded(self.serde, value, before) if self._readable else plain(*self.serde.dumps_typed(value), before)
 
     async def _put_writes(
-        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+        self,
+        threads: Threads,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str,
     ) -> None:
         chosen = {
             WRITES_IDX_MAP.get(channel, index): (channel, self.serde.dumps_typed(value))
@@ -217,7 +230,7 @@ class KatsuraSaver(BaseCheckpointSaver[int]):
         }
         checkpoint_id = config["configurable"]["checkpoint_id"]
         items = [(index, *write) for index, write in chosen.items()]
-        await self._threads.put_writes(_key(config), checkpoint_id, task_id, task_path, items)
+        await threads.put_writes(_key(config), checkpoint_id, task_id, task_path, items)
 
     async def _get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         record = await self._threads.get(_key(config), get_checkpoint_id(config) or "")

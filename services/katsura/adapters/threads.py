@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Final
 
 from katsura.adapters import checkpoints as stored
 from katsura.adapters.checkpoints import CHUNK_BYTES, Channel, Key, Record, Typed, Write
+from katsura.adapters.company import HOLD_S, Company, Offer
 from katsura.adapters.ropes import Blob, Body, Rope, Value, extended, placed
+from katsura.api.memory.v1 import memory_contents_pb2 as contents_pb
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
 from katsura.domain.errors import (
@@ -35,7 +40,8 @@ _PAGE: Final = 8
 
 
 class Threads:
-    """Checkpoints by thread, namespace and id. One event loop calls it; it keeps nothing that is not in the trees.
+    """Checkpoints by thread, namespace and id: for one event loop, and for threads (`here`). It keeps nothing that is
+    not in the trees.
 
     Args:
         memory: client of the tenant.
@@ -47,6 +53,23 @@ class Threads:
         self._records: OrderedDict[tuple[Key, str], Record] = OrderedDict()
         self._lines: dict[Key, int] = {}
         self._awaited: dict[tuple[Key, str], asyncio.Future[Record]] = {}
+        self._lock = threading.Lock()
+        self._company = Company()
+        self._settled: Callable[[Future[bool], float | None], Awaitable[bool]] = _settled_on_loop
+
+    def here(self, memory: MemoryClient) -> Threads:
+        """The same threads for callers that block: `put`, and `put_writes` beside what is known, work `at_once`.
+
+        Args:
+            memory: client of the tenant whose calls block.
+        """
+        same = copy.copy(self)
+        same._memory, same._settled = memory, _settled_here
+        return same
+
+    def knows(self, key: Key, checkpoint_id: str) -> bool:
+        """Whether a checkpoint's place is remembered."""
+        return (key, checkpoint_id) in self._records
 
     async def put(
         self,
@@ -91,13 +114,11 @@ class Threads:
         if run_id:
             step.attributes[stored.RUN] = run_id
         step.attachments.extend(stored.values_of(chunk) for chunk in blob.chunks(CHUNK_BYTES))
-        node_id, branch = await self._place(key, step, parent)
+        offers = self._company.take(key, parent_id) if parent else []
+        node_id, branch = await self._place(key, step, parent, offers)
         owned = stored.own_ropes(channels, node_id)
         done = Record(key, checkpoint_id, parent_id, node_id, branch, body, metadata, owned, run_id=run_id)
         self._remember(done, new_bodies)
-        waiting = self._awaited.pop((key, checkpoint_id), None)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(done)
 
     async def put_writes(
         self, key: Key, checkpoint_id: str, task: str, path: str, writes: Sequence[tuple[int, str, Typed]]
@@ -114,10 +135,27 @@ class Threads:
                 continue
             try:
                 found = await self._kept(key, task, path, chosen, stored.WRITE_BYTES)
-                await self._attach(record, found, special)
+                if special or not await self._went_along(record, found):
+                    await self._attach(record, found, special)
             except ResourceExhaustedError:  # the writes of many tasks together: keep only places beside the checkpoint
                 found = await self._kept(key, task, path, chosen, 0)
                 await self._attach(record, found, special)
+
+    async def _went_along(self, record: Record, writes: Sequence[Write]) -> bool:
+        """Whether the checkpoint that came next took the writes with it."""
+        if len(writes) > _BATCH:
+            return False
+        items = [stored.attachment_of(write) for write in writes]
+        offer = self._company.offer(record.key, record.checkpoint_id, items)
+        if offer is None:
+            return False
+        try:
+            return await self._settled(offer.stored, HOLD_S)
+        except TimeoutError:
+            return not self._company.withdraw(offer) and await self._settled(offer.stored, None)
+        except asyncio.CancelledError:
+            self._company.withdraw(offer)
+            raise
 
     async def _attach(self, record: Record, writes: Sequence[Write], replace_old: bool) -> None:
         for at in range(0, len(writes), _BATCH):
@@ -246,15 +284,22 @@ class Threads:
             for start in range(0, len(extras), _BATCH):
                 await self._memory.put_attachments(tree, at[node.node_id], extras[start : start + _BATCH])
 
-    async def _place(self, key: Key, step: tree_pb.Step, parent: Record | None) -> tuple[int, str]:
+    async def _place(
+        self, key: Key, step: tree_pb.Step, parent: Record | None, offers: Sequence[Offer]
+    ) -> tuple[int, str]:
         """Append a checkpoint at the tip of its namespace's newest line, or on a new line; its node and branch."""
-        line = self._lines.get(key) or (await self._newest_line(key))[0]
         head = parent.node_id if parent else 0
-        if line and (parent is None or parent.line == line):
-            try:
-                return await self._append(key, line, step, head)
-            except (ConflictError, FailedPreconditionError, NotFoundError):  # somebody else went on, or deleted it
-                line = (await self._newest_line(key))[0]
+        try:
+            line = self._lines.get(key) or (await self._newest_line(key))[0]
+            if line and (parent is None or parent.line == line):
+                try:
+                    return await self._append(key, line, step, head, offers)
+                except (ConflictError, FailedPreconditionError, NotFoundError):  # somebody else went on, or deleted it
+                    line = (await self._newest_line(key))[0]
+        finally:
+            for offer in offers:
+                if not offer.stored.done():
+                    offer.stored.set_result(False)
         while True:
             line += 1
             try:
@@ -263,11 +308,16 @@ class Threads:
             except (AlreadyExistsError, ConflictError):
                 continue
 
-    async def _append(self, key: Key, line: int, step: tree_pb.Step, head: int) -> tuple[int, str]:
+    async def _append(
+        self, key: Key, line: int, step: tree_pb.Step, head: int, offers: Sequence[Offer] = ()
+    ) -> tuple[int, str]:
         branch = key.branch(line)
+        beside = [contents_pb.PutAttachmentsRequest(node_id=head, attachments=offer.writes) for offer in offers]
         grown = await self._memory.grow(
-            key.tree, [step], branch=branch, expected_head=head, dedupe=pb.DEDUPE_ALWAYS_NEW
+            key.tree, [step], branch=branch, expected_head=head, dedupe=pb.DEDUPE_ALWAYS_NEW, beside=beside
         )
+        for offer, put in zip(offers, grown.put_beside, strict=False):  # a service that knows it not says nothing
+            offer.stored.set_result(put)
         self._lines[key] = line
         return grown.node_ids[0], branch
 
@@ -336,7 +386,7 @@ class Threads:
     async def _newest_line(self, key: Key) -> tuple[int, pb.GetPathResponse | None]:
         """The namespace's newest line (0: none) and its newest steps."""
         line = self._lines.get(key, 1)
-        tip, later = await asyncio.gather(self._path(key, line), self._path(key, line + 1))
+        tip, later = await self._path(key, line), await self._path(key, line + 1)
         if tip is None and line > 1:  # the thread was deleted, and perhaps begun anew
             self._lines.pop(key)
             return await self._newest_line(key)
@@ -382,10 +432,11 @@ class Threads:
         return next((record for record in records if record is not None), None)
 
     async def _arrival(self, key: Key, checkpoint_id: str) -> Record:
-        known = self._records.get((key, checkpoint_id))
-        if known is not None:  # it came while the service was asked for it
-            return known
-        future = self._awaited.setdefault((key, checkpoint_id), asyncio.get_running_loop().create_future())
+        with self._lock:
+            known = self._records.get((key, checkpoint_id))
+            if known is not None:  # it came while the service was asked for it
+                return known
+            future = self._awaited.setdefault((key, checkpoint_id), asyncio.get_running_loop().create_future())
         try:
             return await asyncio.wait_for(asyncio.shield(future), _ARRIVAL_S)
         except TimeoutError:
@@ -412,17 +463,36 @@ class Threads:
 
     def _remember(self, record: Record, bodies: Mapping[str, Body]) -> None:
         record = replace(record, blob=b"", writes=())
-        self._last[record.key] = record, bodies
-        self._last.move_to_end(record.key)
-        if len(self._last) > _LAST_MAX:
-            self._last.popitem(last=False)
-        self._records[record.key, record.checkpoint_id] = record
-        if len(self._records) > _RECORDS_MAX:
-            self._records.popitem(last=False)
+        with self._lock:
+            self._last[record.key] = record, bodies
+            self._last.move_to_end(record.key)
+            if len(self._last) > _LAST_MAX:
+                self._last.popitem(last=False)
+            self._records[record.key, record.checkpoint_id] = record
+            if len(self._records) > _RECORDS_MAX:
+                self._records.popitem(last=False)
+            waiting = self._awaited.pop((record.key, record.checkpoint_id), None)
+        if waiting is not None:
+            waiting.get_loop().call_soon_threadsafe(_arrived, waiting, record)
 
     def _forget(self, thread: str) -> None:
-        for key in [key for key in self._lines.keys() | self._last.keys() if key.thread == thread]:
-            self._lines.pop(key, None)
-            self._last.pop(key, None)
-        for found in [found for found in self._records if found[0].thread == thread]:
-            self._records.pop(found)
+        with self._lock:
+            for key in [key for key in [*self._lines, *self._last] if key.thread == thread]:
+                self._lines.pop(key, None)
+                self._last.pop(key, None)
+            for found in [found for found in self._records if found[0].thread == thread]:
+                self._records.pop(found)
+
+
+def _arrived(waiting: asyncio.Future[Record], record: Record) -> None:
+    if not waiting.done():
+        waiting.set_result(record)
+
+
+async def _settled_on_loop(stored: Future[bool], timeout_s: float | None) -> bool:
+    async with asyncio.timeout(timeout_s):
+        return await asyncio.shield(asyncio.wrap_future(stored))
+
+
+async def _settled_here(stored: Future[bool], timeout_s: float | None) -> bool:
+    return stored.result(timeout_s)

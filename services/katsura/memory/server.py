@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, cast
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from typing import Any, Final, cast
 
 import grpc
 
@@ -12,7 +13,7 @@ from katsura.api.memory.v1 import memory_contents_pb2 as contents_pb
 from katsura.api.memory.v1 import memory_merge_pb2 as merge_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
 from katsura.api.memory.v1 import memory_slots_pb2 as slots_pb
-from katsura.domain.errors import InvalidArgumentError
+from katsura.domain.errors import InvalidArgumentError, KatsuraError
 from katsura.domain.trees import BranchState
 from katsura.domain.work import WorkItem
 from katsura.memory import translate
@@ -24,9 +25,10 @@ from katsura.memory.structure_server import StructureServicer, ref_of
 from katsura.memory.watching import gathered
 from katsura.rpc.context import current_tenant
 from katsura.state.contents import Scope
-from katsura.state.trees import Event
+from katsura.state.trees import Event, Grown
 
 Context = grpc.aio.ServicerContext[Any, Any]
+_BESIDE_MAX: Final = 64
 WriteRequest = pb.GrowRequest | pb.CompressRequest | pb.ReviseRequest | merge_pb.MergeRequest
 
 
@@ -95,14 +97,33 @@ class MemoryServicer(StructureServicer):
         steps = [translate.step_from(step, f"steps[{i}]") for i, step in enumerate(request.steps)]
         if request.dedupe not in pb.Dedupe.values():
             raise InvalidArgumentError(f"dedupe: {request.dedupe} is not a Dedupe", field="dedupe")
-        grown = await self._memory.grow(_write(request), steps, request.dedupe != pb.DEDUPE_ALWAYS_NEW)
+        growing = self._memory.grow(_write(request), steps, request.dedupe != pb.DEDUPE_ALWAYS_NEW)
+        grown, beside = await self._with_beside(growing, request) if request.beside else (await growing, ())
         return pb.GrowResponse(
             node_ids=grown.node_ids,
             merged=grown.merged,
             branch=translate.branch_message(grown.branch),
             compress_due=grown.compress_due,
             position=translate.position_message(grown.position),
+            put_beside=beside,
         )
+
+    async def _with_beside(
+        self, growing: Coroutine[Any, Any, Grown], request: pb.GrowRequest
+    ) -> tuple[Grown, Sequence[bool]]:
+        """What was grown, and which of `beside` were put: sent together, and neither waits for the other."""
+        own = ("", request.tree_id)
+        if len(request.beside) > _BESIDE_MAX or any(put.replace or put.tree_id not in own for put in request.beside):
+            growing.close()
+            raise limits.refuse("beside", f"at most {_BESIDE_MAX} are taken, of this tree, and none that replaces")
+        puts = [self._put(request.tree_id, put) for put in request.beside]
+        *done, grown = await asyncio.gather(*puts, growing, return_exceptions=True)
+        if isinstance(grown, BaseException):
+            raise grown
+        for failure in done:
+            if isinstance(failure, BaseException) and not isinstance(failure, KatsuraError):
+                raise failure
+        return cast(Grown, grown), [not isinstance(answer, BaseException) for answer in done]
 
     async def Compress(self, request: pb.CompressRequest, context: Context) -> pb.CompressResponse:  # noqa: N802
         """Close the raw segment with a summary."""
@@ -269,11 +290,12 @@ class MemoryServicer(StructureServicer):
         self, request: contents_pb.PutAttachmentsRequest, context: Context
     ) -> contents_pb.PutAttachmentsResponse:
         """Put bytes beside a node."""
-        attachments = translate.attachments_from(request.attachments)
-        written, revision = await self._memory.put_attachments(
-            ref_of(request.tree_id), request.node_id, attachments, request.replace
-        )
+        written, revision = await self._put(request.tree_id, request)
         return contents_pb.PutAttachmentsResponse(written=written, revision=revision)
+
+    async def _put(self, tree_id: str, request: contents_pb.PutAttachmentsRequest) -> tuple[tuple[bool, ...], int]:
+        attachments = translate.attachments_from(request.attachments)
+        return await self._memory.put_attachments(ref_of(tree_id), request.node_id, attachments, request.replace)
 
     async def ListNodes(  # noqa: N802
         self, request: contents_pb.ListNodesRequest, context: Context

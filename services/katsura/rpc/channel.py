@@ -47,6 +47,16 @@ def open_channel(address: str, tls: TlsFiles | None = None) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, options=_OPTIONS)
 
 
+def open_blocking_channel(address: str) -> grpc.Channel:
+    """A lazy channel to an `address` on this machine, for threads that wait for their calls themselves.
+
+    Raises:
+        InvalidArgumentError: `address` leaves this machine.
+    """
+    require_local(address)
+    return grpc.insecure_channel(address, options=_OPTIONS)
+
+
 def _secure(address: str, pem: Pem) -> grpc.aio.Channel:
     credentials = grpc.ssl_channel_credentials(pem.authority, pem.key, pem.certificate)
     options = (*_OPTIONS, ("grpc.ssl_target_name_override", TLS_NAME))

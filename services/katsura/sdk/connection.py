@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -84,15 +84,21 @@ class Connection:
                 if left <= 0:
                     raise DeadlineExceededError(f"{name}: the deadline passed before it could be sent")
                 try:
-                    return await method(request, timeout=left, metadata=self.metadata())
-                except grpc.aio.AioRpcError as error:
-                    failure = status.from_rpc_error(error)
+                    return await self._send(method, request, left)
+                except grpc.RpcError as error:
+                    failure = status.from_rpc_error(cast(grpc.Call, error))
                     pause = backoff_s(attempt, failure)
                     out_of_time = time.monotonic() + pause >= deadline
                     if failure.reason not in REPEATED or attempt + 1 == attempts or out_of_time:
                         raise failure from None
-                await asyncio.sleep(pause)
+                await self._pause(pause)
         raise AssertionError("unreachable")
+
+    async def _send(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
+        return await method(request, timeout=timeout_s, metadata=self.metadata())
+
+    async def _pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
     async def stream(
         self, method: Callable[..., Any], request: Q, timeout_s: float | None = None

@@ -98,8 +98,12 @@ class MemoryClient(StructureCalls, WatchCalls):
         dedupe: pb.Dedupe.ValueType = pb.DEDUPE_UNSPECIFIED,
         request_id: str = "",
         lease_token: int = 0,
+        beside: Sequence[contents_pb.PutAttachmentsRequest] = (),
     ) -> pb.GrowResponse:
-        """Append steps. `expected_head` None appends wherever the head is; else a moved head is ABORTED."""
+        """Append steps. `expected_head` None appends wherever the head is; else a moved head is ABORTED.
+
+        `put_beside` of the answer says which of `beside` were put.
+        """
         request = pb.GrowRequest(
             request_id=request_id or new_request_id(),
             tree_id=tree_id,
@@ -109,6 +113,7 @@ class MemoryClient(StructureCalls, WatchCalls):
             steps=steps,
             dedupe=dedupe,
             lease_token=lease_token,
+            beside=beside,
         )
         return cast(pb.GrowResponse, await self._call("Grow", request))
 

@@ -19,6 +19,7 @@ from katsura.api.memory.v1 import memory_pb2 as tree_pb
 from katsura.api.memory.v1 import memory_service_pb2 as pb
 from katsura.rpc.channel import open_channel
 from katsura.rpc.renewal import TlsFiles
+from katsura.sdk.blocking import blocking
 from katsura.sdk.blocks import BlockClient
 from katsura.sdk.connection import Connection
 from katsura.sdk.memory import MemoryClient, step
@@ -44,6 +45,9 @@ class Katsura:
         self._connection = self.run(_open(address, api_key, internal_token, tls))
         self.memory = MemoryClient(self._connection)
         """The asynchronous client; await its calls through `run`."""
+        self._blocking = blocking(address, self._connection) if tls is None or address.startswith("unix:") else None
+        self.memory_here = MemoryClient(self._blocking) if self._blocking else None
+        """Calls that block the thread that makes them: run them `at_once` (`sdk.blocking`). None over TLS."""
         self.blocks = BlockClient(self._connection)
         """The asynchronous client of blocks; await its calls through `run`."""
 
@@ -78,6 +82,8 @@ class Katsura:
         if not self._thread.is_alive():
             return
         self.run(self._connection.close())
+        if self._blocking is not None:
+            self.run(self._blocking.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

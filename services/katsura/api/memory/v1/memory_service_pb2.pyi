@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from katsura.api.memory.v1 import memory_contents_pb2 as _memory_contents_pb2
 from katsura.api.memory.v1 import memory_pb2 as _memory_pb2
 import builtins as _builtins
 import sys
@@ -519,6 +520,7 @@ class GrowRequest(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     DEDUPE_FIELD_NUMBER: _builtins.int
     LEASE_TOKEN_FIELD_NUMBER: _builtins.int
+    BESIDE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repeated call answer the same result."""
     tree_id: _builtins.str
@@ -537,6 +539,12 @@ class GrowRequest(_message.Message):
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[_memory_pb2.Step]:
         """In order; at most 256."""
 
+    @_builtins.property
+    def beside(self) -> _containers.RepeatedCompositeFieldContainer[_memory_contents_pb2.PutAttachmentsRequest]:
+        """Bytes to put beside nodes of the same tree, as PutAttachments does, whatever becomes of the steps: for a checkpointer,
+        whose step ends with its tasks' writes and the next checkpoint. At most 64, without replace; tree_id may be empty.
+        """
+
     def __init__(
         self,
         *,
@@ -548,10 +556,11 @@ class GrowRequest(_message.Message):
         steps: _abc.Iterable[_memory_pb2.Step] | None = ...,
         dedupe: Global___Dedupe.ValueType = ...,
         lease_token: _builtins.int = ...,
+        beside: _abc.Iterable[_memory_contents_pb2.PutAttachmentsRequest] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head", "expected_head", b"expected_head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head", "branch", b"branch", "dedupe", b"dedupe", "expected_head", b"expected_head", "lease_token", b"lease_token", "request_id", b"request_id", "steps", b"steps", "tree_id", b"tree_id", "unconditional", b"unconditional"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head", "beside", b"beside", "branch", b"branch", "dedupe", b"dedupe", "expected_head", b"expected_head", "lease_token", b"lease_token", "request_id", b"request_id", "steps", b"steps", "tree_id", b"tree_id", "unconditional", b"unconditional"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_head: _TypeAlias = _typing.Literal["expected_head"]  # noqa: Y015
     _WhichOneofArgType__expected_head: _TypeAlias = _typing.Literal["_expected_head", b"_expected_head"]  # noqa: Y015
@@ -570,6 +579,7 @@ class GrowResponse(_message.Message):
     BRANCH_FIELD_NUMBER: _builtins.int
     COMPRESS_DUE_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    PUT_BESIDE_FIELD_NUMBER: _builtins.int
     compress_due: _builtins.bool
     """Whether the raw segment passed the policy's limit."""
     @_builtins.property
@@ -588,6 +598,12 @@ class GrowResponse(_message.Message):
     def position(self) -> Global___Position:
         """When."""
 
+    @_builtins.property
+    def put_beside(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """For each of beside, whether it was put. Where it was not, or where nothing is said (an older service), PutAttachments
+        puts it, or says what is wrong with it.
+        """
+
     def __init__(
         self,
         *,
@@ -596,10 +612,11 @@ class GrowResponse(_message.Message):
         branch: _memory_pb2.Branch | None = ...,
         compress_due: _builtins.bool = ...,
         position: Global___Position | None = ...,
+        put_beside: _abc.Iterable[_builtins.bool] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "compress_due", b"compress_due", "merged", b"merged", "node_ids", b"node_ids", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "compress_due", b"compress_due", "merged", b"merged", "node_ids", b"node_ids", "position", b"position", "put_beside", b"put_beside"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
