@@ -47,12 +47,13 @@ MODULES: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What one pod takes."""
+    """What one pod takes; `weights_bytes` of its memory are for weights (0: it finds out itself)."""
 
     cores: float
     ram_bytes: float
     accelerators: int = 0
     resource: str = ""
+    weights_bytes: int = 0
 
     @classmethod
     def of(cls, parts: Sequence[PoolPart]) -> Size:
@@ -62,6 +63,7 @@ class Size:
             max(p.ram_bytes for p in parts),
             max(p.accelerators for p in parts),
             next((p.resource for p in parts if p.resource), ""),
+            max(p.weights_bytes for p in parts),
         )
 
 
@@ -92,7 +94,7 @@ def template(
         "image": image,
         "imagePullPolicy": settings.pull_policy,
         "command": ["python", "-m", MODULES[role]],
-        "env": _with_store(_environment(role, settings, drain_s, spec, deployment), store),
+        "env": _with_store(_environment(role, size, settings, drain_s, spec, deployment), store),
         "ports": _ports(role),
         "resources": _resources(size, settings, pod),
         "securityContext": _container_security(),
@@ -203,7 +205,7 @@ def _pod(
 
 
 def _environment(
-    role: str, settings: Settings, drain_s: int, spec: ModelDeploymentSpec | None, deployment: str
+    role: str, size: Size, settings: Settings, drain_s: int, spec: ModelDeploymentSpec | None, deployment: str
 ) -> list[dict[str, Any]]:
     secret = settings.secret
     entries = [
@@ -229,7 +231,7 @@ def _environment(
     }
     plain |= dict(entry.split("=", 1) for entry in settings.tracing)
     if spec is not None:
-        plain |= _of_model(role, spec, deployment)
+        plain |= _of_model(role, size, spec, deployment)
     return entries + [{"name": name, "value": value} for name, value in plain.items()]
 
 
@@ -257,7 +259,7 @@ def _give_volumes(pod: dict[str, Any], settings: Settings) -> None:
         pod["securityContext"] |= {"fsGroup": settings.fs_group, "fsGroupChangePolicy": "OnRootMismatch"}
 
 
-def _of_model(role: str, spec: ModelDeploymentSpec, deployment: str) -> dict[str, str]:
+def _of_model(role: str, size: Size, spec: ModelDeploymentSpec, deployment: str) -> dict[str, str]:
     made = {
         "KATSURA_DEPLOYMENT": deployment,
         "KATSURA_MODEL_PATH": model_path(spec),
@@ -268,7 +270,8 @@ def _of_model(role: str, spec: ModelDeploymentSpec, deployment: str) -> dict[str
         "KATSURA_FFN_GROUPS": str(spec.ffn.groups),
     }
     if role == "experts":
-        return made | {"KATSURA_DATA_LISTEN": f"$(POD_IP):{DATA}"}
+        planned = {"KATSURA_CAPACITY_BYTES": str(size.weights_bytes)} if size.weights_bytes else {}
+        return made | planned | {"KATSURA_DATA_LISTEN": f"$(POD_IP):{DATA}"}
     made |= {
         "KATSURA_KV_BYTES": str(spec.kv.bytes),
         "KATSURA_PAGE_TOKENS": str(spec.kv.page_tokens),

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 from types import MappingProxyType
 from typing import Any
 
@@ -32,6 +33,7 @@ from katsura.placement.plan import Place
 from katsura.placement.planner import hold_agents
 from katsura.placement.problem import Effort, HelperService, ModelService, Pace, Problem, Service
 from katsura.placement.replan import Policy, Replan, replan, steps
+from katsura.placement.split import member_bytes
 
 _NOTHING = Current(())
 
@@ -68,6 +70,7 @@ class PoolPart:
         instance: the pattern they belong to; of a split, attention and experts of one pattern serve together.
         device: name in the catalogue; resource: what a pod asks for to get it, empty on cores.
         processes: how many. accelerators, cores, ram_bytes: of each. nodes: how many of them on each node.
+        weights_bytes: of an expert member on cores, what its weights may take of its memory; 0: it finds out itself.
     """
 
     owner: str
@@ -83,6 +86,7 @@ class PoolPart:
     cores: float
     ram_bytes: float
     nodes: Mapping[str, int]
+    weights_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,9 @@ def _paced(problem: Problem, service: Service, paces: Sequence[Pace]) -> Service
 def pools(made: Current, problem: Problem) -> tuple[PoolPart, ...]:
     """`made` by role and class of nodes, in a fixed order; `placement.document.running` makes a `Current` of a plan."""
     classes = {c.name: c for c in problem.classes}
-    helpers = {s.name for s in problem.services if isinstance(s, HelperService)}
+    services = {s.name: s for s in problem.services}
+    helpers = {name for name, s in services.items() if isinstance(s, HelperService)}
+    members = {i.key: sum(p.role == "experts" for p in i.places) for i in made.instances}
     grouped: dict[tuple[str, str, str, str], list[Place]] = defaultdict(list)
     for instance in made.instances:
         for place in instance.places:
@@ -186,9 +192,18 @@ def pools(made: Current, problem: Problem) -> tuple[PoolPart, ...]:
                 cores=first.cores,
                 ram_bytes=first.ram_bytes,
                 nodes=MappingProxyType(dict(sorted(Counter(p.node for p in places).items()))),
+                weights_bytes=_weights_bytes(services.get(service), first, members[key], problem),
             )
         )
     return tuple(parts)
+
+
+def _weights_bytes(service: Service | None, place: Place, members: int, problem: Problem) -> int:
+    """What a member's weights may take: its part of two copies, but no more than the plan in force gave it memory."""
+    if place.role != "experts" or place.accelerators or not isinstance(service, ModelService):
+        return 0
+    wanted = ceil(member_bytes(service.card, service.precision, members, 1, service.units))
+    return max(0, min(wanted, int(place.ram_bytes - problem.calibration.helpers["process_ram_bytes"])))
 
 
 def _first(problem: Problem, effort: Effort) -> Replan:

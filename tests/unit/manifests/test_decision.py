@@ -7,8 +7,8 @@ import pytest
 from katsura.domain.errors import FailedPreconditionError
 from katsura.manifests.bundle import read_manifests
 from katsura.manifests.cluster import ROLE_LABEL
-from katsura.manifests.decision import Decision, Situation, decide, state
-from katsura.placement.document import inputs_hash
+from katsura.manifests.decision import Decision, Situation, decide, pools, state
+from katsura.placement.document import Current, inputs_hash, running
 from katsura.placement.problem import Effort
 
 HEAD = "apiVersion: katsura.dev/v1alpha1\n"
@@ -106,3 +106,20 @@ def test_one_deployment_of_unknown_size_never_stops_the_others() -> None:
     assert any("young" in line for line in found.change.plan.unknown)
     with pytest.raises(FailedPreconditionError, match="sizes of file:///odd"):
         decided(Situation(read_manifests([("m", UNKNOWN)]), [node("n1")]))
+
+
+def test_a_members_weights_take_no_more_than_the_plan_in_force_gave_it_memory_for() -> None:
+    split = CHAT.replace("Unified", "Split").replace(
+        "kv:", "roles: {experts: {replicas: 3}}\n  ffn: {groups: 4}\n  kv:"
+    )
+    cores = {"metadata": {"name": "n1"}, "status": {"allocatable": {"cpu": "64", "memory": "256Gi"}}}
+    found = decided(
+        Situation(read_manifests([("m", split.replace("  traffic: {requestsPerSecond: 2}\n", ""))]), [cores])
+    )
+    (member,) = (p for p in found.pools if p.role == "experts")
+    assert member.weights_bytes == 3 * 36 * 3 * 4096 * 12288 * 2 // 4
+    assert {p.weights_bytes for p in found.pools if p.role != "experts"} == {0}
+    made = running(found.change.plan)
+    older = [replace(i, places=tuple(replace(p, ram_bytes=2**30 + 5) for p in i.places)) for i in made.instances]
+    (member,) = (p for p in pools(Current(tuple(older)), found.problem) if p.role == "experts")
+    assert member.weights_bytes == 5
