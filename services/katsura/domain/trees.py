@@ -292,6 +292,9 @@ class Cost:
     micros: int = 0
 
 
+NO_COST: Final = Cost()
+
+
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """Named bytes on a step."""
@@ -356,7 +359,7 @@ class Step:
     effect: Effect = Effect.NONE
     undo_ref: str = ""
     provenance: Provenance = Provenance.UNSPECIFIED
-    cost: Cost = field(default_factory=Cost)
+    cost: Cost = NO_COST
     attributes: Mapping[str, str] = field(default_factory=dict)
     opaque: bytes = b""
     attachments: tuple[Attachment, ...] = ()

@@ -17,6 +17,7 @@ from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.ids import NodeId
 from katsura.domain.retention import KEEP_ABANDONED, KEEP_REVISIONS, Retention
 from katsura.domain.trees import (
+    NO_COST,
     Attachment,
     Branch,
     Cost,
@@ -54,7 +55,6 @@ from katsura.state.contents import TreeChange
 from katsura.state.trees import Event, Position
 
 K = TypeVar("K", bound=IntEnum)
-_NO_COST: Final = Cost()
 _KEPT: Final = 8192
 _KEPT_CHARS: Final = 2048
 
@@ -97,21 +97,18 @@ def retention_from(message: tree_pb.Retention) -> Retention:
 
 def step_from(message: tree_pb.Step, at: str) -> Step:
     """A step as sent; `at` is its place in the request."""
-    call, cost = message.tool_call, message.cost
     return Step(
         content=message.content,
         role=message.role,
         kind=enum_of(StepKind, message.kind, f"{at}.kind"),
         client_step_id=message.client_step_id,
-        tool_call=ToolCall(call.call_id, call.name, call.arguments_json) if message.HasField("tool_call") else None,
+        tool_call=_call_from(message.tool_call) if message.HasField("tool_call") else None,
         relation=enum_of(Relation, message.relation, f"{at}.relation"),
         related_node_ids=tuple(map(NodeId, message.related_node_ids)) if message.related_node_ids else (),
         effect=enum_of(Effect, message.effect, f"{at}.effect"),
         undo_ref=message.undo_ref,
         provenance=enum_of(Provenance, message.provenance, f"{at}.provenance"),
-        cost=Cost(cost.prompt_tokens, cost.cached_tokens, cost.completion_tokens, cost.micros)
-        if message.HasField("cost")
-        else _NO_COST,
+        cost=_cost_from(message.cost) if message.HasField("cost") else NO_COST,
         attributes=dict(message.attributes) if message.attributes else {},
         opaque=message.opaque,
         attachments=attachments_from(message.attachments) if message.attachments else (),
@@ -121,6 +118,14 @@ def step_from(message: tree_pb.Step, at: str) -> Step:
         if message.HasField("wait")
         else None,
     )
+
+
+def _call_from(call: tree_pb.ToolCall) -> ToolCall:
+    return ToolCall(call.call_id, call.name, call.arguments_json)
+
+
+def _cost_from(cost: tree_pb.Cost) -> Cost:
+    return Cost(cost.prompt_tokens, cost.cached_tokens, cost.completion_tokens, cost.micros)
 
 
 def references_from(messages: Iterable[tree_pb.Reference], at: str) -> tuple[Reference, ...]:

@@ -6,6 +6,7 @@ one function touches together share a hash tag `{...}`, so the function is atomi
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 from urllib.parse import quote
@@ -17,6 +18,7 @@ BARRIER: Final = "katsura:store:barrier"
 """STRING, empty: written so that WAITAOF has something to wait for."""
 
 
+@lru_cache(maxsize=4096)
 def quoted(name: str) -> str:
     """`name` with everything but letters, digits and `_.-~` percent-encoded: safe between separators and braces."""
     return quote(name, safe="")
@@ -155,7 +157,8 @@ def tree(tenant: str, tree_id: str, part: str) -> bytes:
     - `looked` HASH `<tree>\\n<to>:<from>` -> JSON marks of a node of another tree as they were last seen.
     - `steps` HASH `<branch> <client step id>` -> `<id> <body digest>`. - `kids` HASH `<parent>:<body digest>` -> id.
     - `verdicts` HASH summary id -> `<status> <version>\\n<JSON>`: the half of a summary that changes.
-    - `replays` HASH request id -> digest and answer; `order` LIST of request ids, oldest first: at most Limits.replays.
+    - `replays` HASH request id -> digest and answer; `order` LIST of request ids, oldest first: at least
+      Limits.replays, at most a sixteenth more.
     - `events` STREAM of about Limits.events, entry id `<revision>-<ms>`: `k` kind, `b` branch, `n` node ids; kept for
       a minute after the tree is deleted.
     - `tokenizers` SET of digests; `tokens:<digest>` HASH id -> u32 token ids, the first ones attached.

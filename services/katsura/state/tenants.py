@@ -217,8 +217,7 @@ class RedisTenantStore:
         digest = digest_of(api_key)
         if digest is None:
             return None
-        with translated(self._store.url):
-            tenant, revoked = await self._store.client.hmget(keys.api_key(digest), "tenant", "revoke_ms")
+        tenant, revoked = await self._store.command("HMGET", keys.api_key(digest), "tenant", "revoke_ms")
         if tenant is None or revoked is not None:
             return None
         known = self._store.incarnation, TenantId(_text(tenant))

@@ -123,7 +123,7 @@ def checked(ref: TreeRef, answer: list[Any]) -> list[Any]:
 
 def said_of(ref: TreeRef, answer: list[Any]) -> dict[str, Any]:
     """The JSON that a commit answers."""
-    said: dict[str, Any] = json.loads(checked(ref, answer)[1])
+    said: dict[str, Any] = json.loads(checked(ref, answer)[1].decode())
     return said
 
 

@@ -18,6 +18,7 @@ from katsura.domain.errors import DataLossError, Reason
 from katsura.domain.ids import BranchName, NodeId
 from katsura.domain.retention import Retention
 from katsura.domain.trees import (
+    NO_COST,
     REDACTED,
     ROOT,
     Attachment,
@@ -52,7 +53,6 @@ from katsura.domain.trees import (
 
 SALT_BYTES: Final = 16
 HASH_BYTES: Final = 32
-_NO_COST: Final = Cost()
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False)
 _TOMBSTONE: Final = b',"x":1}'
 """How the record of a redacted node ends."""
@@ -342,7 +342,7 @@ def _step_fields(step: Step) -> dict[str, Any]:
         fields["l"] = int(step.relation)
     if step.effect > Effect.NONE:
         fields["e"] = int(step.effect)
-    if cost is not _NO_COST and cost != _NO_COST:
+    if cost is not NO_COST and cost != NO_COST:
         fields["o"] = [cost.prompt_tokens, cost.cached_tokens, cost.completion_tokens, cost.micros]
     if blob := blob_of(step):
         fields["b"] = blake2b(blob, digest_size=16).hexdigest()
@@ -399,7 +399,7 @@ def _step_of(fields: Mapping[str, Any], blob: bytes) -> Step:
         effect=Effect(fields.get("e", Effect.NONE)),
         undo_ref=fields.get("u", ""),
         provenance=Provenance(fields.get("p", 0)),
-        cost=Cost(*cost) if cost else _NO_COST,
+        cost=Cost(*cost) if cost else NO_COST,
         attributes=fields.get("a", {}),
         opaque=opaque,
         attachments=attachments,

@@ -74,7 +74,7 @@ TOKENIZERS_MAX = 16
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much of a tree's past the store keeps: events for Watch, answers for repeated requests."""
+    """How much of a tree's past the store keeps, at least: events for Watch, answers for repeated requests."""
 
     events: int = 8192
     replays: int = 1024

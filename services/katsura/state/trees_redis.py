@@ -132,7 +132,7 @@ class RedisTreeStore(
         self, store: Store, limits: Limits, count: Count = uncounted, objects: ObjectStore | None = None
     ) -> None:
         super().__init__(store, limits, count, objects)
-        self._heads: OrderedDict[tuple[TreeRef, str], _Plan] = OrderedDict()
+        self._heads: OrderedDict[tuple[str, str, str], _Plan] = OrderedDict()
 
     @property
     def durability(self) -> Durability:
@@ -210,7 +210,7 @@ class RedisTreeStore(
         written = [digested_record(new.step, secrets.token_bytes(SALT_BYTES), namespace) for new in steps]
         records = [record for _, record in written]
         charges = charges_of([new.step for new in steps])
-        plan = self._heads.get((ref, branch))
+        plan = self._heads.get((ref.tenant, ref.tree, branch))
         if plan is not None and expected_head in (None, plan.base):
             plan = _Plan(plan.base, plan.base_hash, frozenset(range(len(steps))), plan.head)
         else:
@@ -514,8 +514,9 @@ class RedisTreeStore(
         )
         if plan.fresh and not grown.merged[-1]:
             # Wrong where this answer repeats an older one (other salts): the next Grow is then told to plan again.
-            self._heads[ref, branch] = _Plan(grown.node_ids[-1], hashes[-1], plan.fresh, grown.node_ids[-1])
-            self._heads.move_to_end((ref, branch))
+            at = (ref.tenant, ref.tree, branch)
+            self._heads[at] = _Plan(grown.node_ids[-1], hashes[-1], plan.fresh, grown.node_ids[-1])
+            self._heads.move_to_end(at)
             if len(self._heads) > _HEADS_KEPT:
                 self._heads.popitem(last=False)
         return grown

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from katsura.domain.ids import TenantId
-from katsura.domain.trees import Cost, Step
+from katsura.domain.trees import NO_COST, Step
 from katsura.domain.usage import Counted, Quotas, Usage
 from katsura.state import keys
 from katsura.state.connect import Store, translated
@@ -15,7 +15,6 @@ from katsura.state.usage import Settled, charges_from
 
 _PAGE: Final = 200
 _REQUESTS_KEPT_S: Final = 180
-_FREE: Final = Cost()
 _SUMS: Final = ("trees", "nodes", "bytes", "blocks")
 _QUOTAS: Final = ("quota_trees", "quota_nodes", "quota_bytes", "quota_requests_per_minute")
 
@@ -109,6 +108,6 @@ def charges_of(steps: Sequence[Step]) -> str:
 
 def _charge(step: Step) -> tuple[str | int, ...] | None:
     c = step.cost
-    if not step.agent_id and c == _FREE:
+    if not step.agent_id and (c is NO_COST or c == NO_COST):
         return None
     return step.agent_id, c.prompt_tokens, c.cached_tokens, c.completion_tokens, c.micros

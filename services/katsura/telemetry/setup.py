@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from opentelemetry import trace as otel_trace
 
-from katsura.telemetry import log
+from katsura.telemetry import log, trace
 
 
 def configure(process: str, instance_id: str, environ: Mapping[str, str]) -> None:
@@ -24,6 +24,7 @@ def configure(process: str, instance_id: str, environ: Mapping[str, str]) -> Non
     log.configure(process, log_format, environ.get("KATSURA_LOG_LEVEL", "info"))
     endpoint = environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
     if not endpoint:
+        trace.settle()
         return
     # Imported here: the SDK and its exporter take a third of a second that untraced processes need not pay.
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -38,3 +39,4 @@ def configure(process: str, instance_id: str, environ: Mapping[str, str]) -> Non
     exporter = OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https://"))
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
     otel_trace.set_tracer_provider(provider)
+    trace.settle()

@@ -13,6 +13,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 _PROPAGATOR = TraceContextTextMapPropagator()
 _TRACER = trace.get_tracer("katsura")
 _NOTHING: AbstractContextManager[Span] = nullcontext(trace.INVALID_SPAN)
+_settled: bool | None = None
+"""Whether spans are exported, once `settle` was called."""
 
 Attributes = Mapping[str, str | int | float | bool]
 
@@ -28,10 +30,19 @@ def span(
         parent: W3C traceparent of a remote parent; empty takes the current span.
         kind: OpenTelemetry span kind.
     """
-    traced = parent or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
-    if not traced and not trace.get_current_span().get_span_context().is_valid:
+    if not parent and not _exported() and not trace.get_current_span().get_span_context().is_valid:
         return _NOTHING
     return _span(name, attributes, parent, kind)
+
+
+def settle() -> None:
+    """Take it that nobody sets a tracer provider from now on: asking OpenTelemetry costs each span two microseconds."""
+    global _settled  # noqa: PLW0603  one per process, as the provider is
+    _settled = type(trace.get_tracer_provider()) is not trace.ProxyTracerProvider
+
+
+def _exported() -> bool:
+    return _settled if _settled is not None else type(trace.get_tracer_provider()) is not trace.ProxyTracerProvider
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def test_every_key_is_on_one_of_the_two_sides() -> None:
         *("tree", "tree_index", "tree_notices", "usage", "requests", "work_index", "blocks", "block_owners"),
         "responses",
         *("lease_records", "lease_lives", "lease_expiry", "kv_events", "kv_snapshot", "expert_tables", "endpoints"),
-        *("program_affinity", "tenant", "api_key", "quoted", "is_of_store"),
+        *("program_affinity", "tenant", "api_key", "is_of_store"),
         *("STORE_INCARNATION", "BARRIER", "FLEET", "DECISIONS", "COORDINATOR", "COORDINATOR_TOKENS"),
         *("EXPERT_TABLE_NAMES", "ENDPOINT_NAMES", "TENANTS", "API_KEY_DIGESTS"),
     }

@@ -93,12 +93,24 @@ local function link(t, id)
   return at
 end
 
--- Skew-binary jump pointer (Myers 1983): one per node gives every ancestor in O(log n), and forks share it.
+-- How many nodes the jump of a node spans that has `len` nodes up to it: the least digit of `len` in skew binary.
+local function span(len)
+  local digit = 1
+  while 2 * digit < len do digit = 2 * digit + 1 end
+  while len > 0 do
+    while digit > len do digit = (digit - 1) / 2 end
+    len = len - digit
+    if len == 0 then return digit end
+  end
+  return 0
+end
+
+-- Skew-binary jump pointer (Myers 1983): one per node gives every ancestor in O(log n), and forks share it. Of two jumps of
+-- one span a child makes one.
 local function child_of(t, id, parent, place)
-  local jump = link(t, parent.jump)
-  local further = link(t, jump.jump)
+  local first = span(parent.len)
   place.id, place.parent, place.len = id, parent.id, parent.len + 1
-  place.jump = (parent.len - jump.len == jump.len - further.len) and further.id or parent.id
+  place.jump = first == span(parent.len - first) and link(t, parent.jump).jump or parent.id
   place.cum = parent.cum + place.tokens
   t.places[id] = place
   return place
@@ -179,8 +191,10 @@ end
 local function remember(t, args, text)
   if args[3] == '' then return end
   redis.call('HSET', t.replays, args[3], args[4] .. text)
-  if redis.call('RPUSH', t.order, args[3]) > tonumber(args[2]) then
-    redis.call('HDEL', t.replays, redis.call('LPOP', t.order))
+  local kept = tonumber(args[2])
+  local spare = math.floor(kept / 16)  -- they are dropped by as many, not one at each commit
+  if redis.call('RPUSH', t.order, args[3]) > kept + spare then
+    redis.call('HDEL', t.replays, unpack(redis.call('LPOP', t.order, spare + 1)))
   end
 end
 
