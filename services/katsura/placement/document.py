@@ -103,6 +103,7 @@ def document(plan: Plan, problem: Problem, name: str = "plan") -> dict[str, Any]
                 {
                     "service": t.service,
                     "device": t.device,
+                    "engine": t.engine,
                     "rows": t.rows,
                     "judged": t.judged,
                     "medianError": _short(t.median_error),

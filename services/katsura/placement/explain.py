@@ -169,7 +169,8 @@ def _tables(plan: Plan, problem: Problem) -> Iterator[str]:
     for t in plan.tables:
         judged = f"{t.judged} of them, left out, were foretold with a median error of {t.median_error:.1%}"
         told = judged if t.judged else "too few to foretell each other"
-        yield f"{t.service} on {t.device}: {t.rows} row{'s' * (t.rows > 1)}; {told}"
+        rows = f"{t.rows} row{'s' * (t.rows > 1)} of {t.engine}, told for no other version"
+        yield f"{t.service} on {t.device}: {rows}; {told}"
         mine = (i.column for i in plan.instances if i.column.service == t.service)
         for column in dict.fromkeys(c for c in mine if kinds[c.members[0].node_class] == t.device):
             p = column.point

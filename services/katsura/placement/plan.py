@@ -66,11 +66,12 @@ class Marginal:
 
 @dataclass(frozen=True, slots=True)
 class TableUse:
-    """What the table of `service` on `device` says of itself: of its `rows`, `judged` were foretold by the others when
-    they were left out, with this median error."""
+    """What the table of `service` on `device` says of itself: of its `rows`, run by `engine` (with its version),
+    `judged` were foretold by the others when they were left out, with this median error."""
 
     service: str
     device: str
+    engine: str
     rows: int
     judged: int
     median_error: float

@@ -113,7 +113,8 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """A row of a table of measured points: as `Ran`, with the tokens of each prompt and answer."""
+    """A row of a table of measured points: as `Ran`, with the tokens of each prompt and answer, and the engine with its
+    version that ran it."""
 
     device: str
     units: int
@@ -121,6 +122,7 @@ class Timed:
     output: int
     batch: int
     itl_s: float
+    engine: str = ""
 
 
 @dataclass(frozen=True, slots=True)

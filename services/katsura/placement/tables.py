@@ -67,7 +67,7 @@ def read_points(text: str, file: str) -> tuple[tuple[str, Timed], ...]:
                 field="points",
             )
         units, prompt, output, batch = (int(_number(row, name, at)) for name in _WHOLE)
-        made.append((deployment, Timed(device, units, prompt, output, batch, _number(row, "itl_ms", at) / 1e3)))
+        made.append((deployment, Timed(device, units, prompt, output, batch, _number(row, "itl_ms", at) / 1e3, ran_by)))
     return tuple(made)
 
 

@@ -68,8 +68,8 @@ def _tables(problem: Problem) -> Iterator[TableUse]:
             for kind, units in units_by_kind(service, problem).items():
                 campaign = campaign_of(service, kind, units, problem.calibration.of(units[0].device))
                 if campaign.spots:
-                    found = campaign.judged()
-                    yield TableUse(service.name, kind, len(campaign.spots), found.rows, found.median)
+                    found, engine = campaign.judged(), next(t.engine for t in service.timed if t.device == kind)
+                    yield TableUse(service.name, kind, engine, len(campaign.spots), found.rows, found.median)
 
 
 def objective_value(problem: Problem, instances: Sequence[Instance], used: Mapping[str, int]) -> float:

@@ -145,8 +145,8 @@ def test_a_table_of_measured_points_is_planned_with_and_judged(
     asked = ["plan", "-f", str(MIXED), "--points", str(points)]
     assert run(asked, {}) == Exit.OK
     text = capsys.readouterr().out
-    assert "chat on A100-80: 8 rows; " in text
-    assert "chat on L4: 1 row; too few to foretell each other" in text
+    assert "chat on A100-80: 8 rows of vllm 0.12, told for no other version; " in text
+    assert "chat on L4: 1 row of vllm 0.12, told for no other version; too few to foretell each other" in text
     assert "nine of ten below" in text
     assert run([*asked, "--json"], {}) == Exit.OK
     made = json.loads(capsys.readouterr().out)

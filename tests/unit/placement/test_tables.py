@@ -35,12 +35,12 @@ def planned(
 
 
 def rows(*sizes: tuple[int, float], prompt: int = 1000) -> tuple[Timed, ...]:
-    return tuple(Timed("H100", 1, prompt, 200, batch, ms / 1e3) for batch, ms in sizes)
+    return tuple(Timed("H100", 1, prompt, 200, batch, ms / 1e3, "vllm 0.12") for batch, ms in sizes)
 
 
 def test_a_table_is_read_and_further_columns_are_left() -> None:
     assert read_points(HEAD + "chat,H100,vllm,0.12,2,1000,200,16,21.5,fast\n", "t.csv") == (
-        ("chat", Timed("H100", 2, 1000, 200, 16, 0.0215)),
+        ("chat", Timed("H100", 2, 1000, 200, 16, 0.0215, "vllm 0.12")),
     )
 
 
@@ -128,5 +128,5 @@ def test_a_plan_says_what_its_tables_are_worth() -> None:
     assert 8 <= use.judged <= 11
     assert 0 < use.median_error < 0.1
     text = explain(made, asked)
-    assert "chat on H100: 11 rows" in text
+    assert "chat on H100: 11 rows of vllm 0.12" in text
     assert f"{made.services[0].point.itl_s * 1e3:.1f} ms, " in text if made.services[0].point else False
