@@ -342,6 +342,8 @@ async def test_usage_is_told_by_tree_and_agent_and_quotas_refuse_with_their_name
         usage = UsageClient(connection.acting_for(CallContext(Tenant(TenantId("metered"), bytes(32)), internal=True)))
         await memory.create_tree(tree_id="t")
         cost = tree_pb.Cost(prompt_tokens=100, completion_tokens=5)
+        with pytest.raises(ResourceExhaustedError, match="0 of 3 are used, and this adds 4"):
+            await memory.grow("t", [step("user", "too many")] * 4)
         await memory.grow(
             "t", [step("assistant", "a", agent_id="ada", cost=cost), step("user", "b"), step("user", "c")]
         )
@@ -350,7 +352,7 @@ async def test_usage_is_told_by_tree_and_agent_and_quotas_refuse_with_their_name
         with pytest.raises(ResourceExhaustedError) as caught:
             await memory.grow("t", [step("user", "d")])
         assert caught.value.reason is Reason.QUOTA_EXCEEDED
-        assert caught.value.metadata == {"quota": "nodes", "used": "3", "limit": "3"}
+        assert caught.value.metadata == {"quota": "nodes", "used": "3", "limit": "3", "adds": "1"}
         with pytest.raises(ResourceExhaustedError, match="quota trees: 1 of 1"):
             await memory.fork("t", new_tree_id="t2")
         await memory.fork("t")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,6 +11,7 @@ from katsura.domain.errors import DataLossError, InvalidArgumentError, Reason
 from katsura.domain.ids import NodeId, TenantId, TreeId, checked_name
 from katsura.domain.trees import ROOT_HASH, Branch, Summary, Tree, cover_digest
 from katsura.domain.units import MIB
+from katsura.domain.usage import Usage
 from katsura.memory.core import limits
 from katsura.memory.operations import Operations, committing
 from katsura.state.archive import (
@@ -61,8 +62,14 @@ class Archive(Operations):
                 lines, size = [], 0
         yield b"".join((*lines, end_line(ArchivedEnd(nodes, digest.value))))
 
-    async def import_tree(self, tenant: TenantId, tree_id: str, pieces: AsyncIterator[bytes]) -> tuple[Tree, bytes]:
-        """Make a tree of an archive; the tree, and its root digest."""
+    async def import_tree(
+        self,
+        tenant: TenantId,
+        tree_id: str,
+        pieces: AsyncIterator[bytes],
+        fits: Callable[[Usage], Awaitable[None]] | None = None,
+    ) -> tuple[Tree, bytes]:
+        """Make a tree of an archive; the tree, and its root digest. `fits` raises where so much is too much."""
         if tree_id:
             limits.check_tree_id(tree_id)
         parts = _checked(_parts(pieces))
@@ -72,12 +79,17 @@ class Archive(Operations):
         limits.complete_policy(first.tree.policy, self._trees.durability)
         ref = TreeRef(tenant, TreeId(tree_id or limits.check_tree_id(first.tree.tree_id)))
         hashes: list[bytes] = []
+        size = 0
 
         async def all_parts() -> AsyncIterator[Archived]:
+            nonlocal size
             yield first
             async for part in parts:
                 if isinstance(part, ArchivedNode):
                     hashes.append(part.content_hash)
+                    size += len(part.record) + len(part.blob) + sum(map(len, part.extras))
+                    if fits is not None:
+                        await fits(Usage(nodes=len(hashes), bytes=size))
                 yield part
 
         with committing("import"):

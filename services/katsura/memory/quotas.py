@@ -1,8 +1,9 @@
-"""Quotas of tenants: whether a call may begin, by sums that are about a second old.
+"""Quotas of tenants: whether a call may begin, by what it would add to sums that are about a second old.
 
 Every tree counts itself exactly (`state.usage`). What the processes add together is settled once a second, so a tenant
-may pass a quota by what was written since, and by the calls under way. A refusal is never founded on an old sum: before
-it, every tree is counted anew, at most once a minute.
+may pass a quota by what was written since, and by the calls under way. What a call would add is told by its message:
+its nodes, and its size for the bytes that it leaves behind, which are about as many. A refusal is never founded on an
+old sum: before it, every tree is counted anew, at most once a minute.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from katsura.domain.clock import Clock
 from katsura.domain.errors import KatsuraError, Reason, ResourceExhaustedError
@@ -27,15 +28,16 @@ _ADDS: Final[Mapping[str, tuple[str, ...]]] = {
     "CreateTree": ("trees",),
     "ImportTree": ("trees", "nodes", "bytes"),
     "Grow": ("nodes", "bytes"),
-    "GrowStream": ("nodes", "bytes"),
     "Merge": ("nodes", "bytes"),
     "SetSlots": ("nodes", "bytes"),
     "PutAttachments": ("bytes",),
     "PutBlock": ("bytes",),
 }
 """Calls that may be refused for what they add. Going back, compressing and erasing stay possible."""
-_FREE: Final = ("GetUsage", "GetTreeUsage")
-"""Calls that count as no request: who is refused may ask why."""
+_NODES: Final[Mapping[str, str]] = {"Grow": "steps", "Merge": "pick", "SetSlots": "writes"}
+"""Fields of their requests that become a node each."""
+_FREE: Final = ("GetUsage", "GetTreeUsage", "GrowStream")
+"""Calls that count as no request: who is refused may ask why, and each request of a stream is a Grow."""
 
 
 @dataclass(slots=True)
@@ -70,8 +72,8 @@ class Meter:
         account = self._accounts.setdefault(tenant, _Account())
         account.added += added
 
-    async def admit(self, method: str, tenant: TenantId) -> None:
-        """Count a request, and refuse it where a quota that it adds to is used up.
+    async def admit(self, method: str, tenant: TenantId, request: Any = None) -> None:
+        """Count a request, and refuse it where it would pass a quota that it adds to.
 
         Raises:
             ResourceExhaustedError: QUOTA_EXCEEDED, with metadata "quota", "used" and "limit".
@@ -89,10 +91,20 @@ class Meter:
         quotas = settled.quotas or self._defaults
         requests = settled.requests + account.requests
         if 0 < quotas.requests_per_minute <= requests:
-            raise _refusal("requests_per_minute", requests, quotas.requests_per_minute, self._minute_left_s())
+            raise _refusal("requests_per_minute", requests, 1, quotas.requests_per_minute, self._minute_left_s())
         account.requests += 1
         for name in _ADDS.get(method, ()):
-            await self._check(tenant, account, name, quotas)
+            if getattr(quotas, name):
+                await self._check(tenant, account, name, _added(method, name, request), quotas)
+
+    async def fits(self, tenant: TenantId, adds: Usage) -> None:
+        """Refuse what would pass a quota, without counting a request. Raises as `admit` does."""
+        account = self._accounts.setdefault(tenant, _Account())
+        if account.settled is None:
+            await self._settle(tenant, account)
+        quotas = (account.settled.quotas if account.settled else None) or self._defaults
+        for name in ("nodes", "bytes"):
+            await self._check(tenant, account, name, getattr(adds, name), quotas)
 
     async def usage(self, tenant: TenantId, recount: bool) -> tuple[Settled, Quotas, Counted | None]:
         """The sums now, the quotas that hold, and with `recount` what each agent took."""
@@ -109,15 +121,15 @@ class Meter:
             if account.added != Usage() or account.requests:
                 await self._try_to_settle(tenant, account)
 
-    async def _check(self, tenant: TenantId, account: _Account, name: str, quotas: Quotas) -> None:
+    async def _check(self, tenant: TenantId, account: _Account, name: str, adds: int, quotas: Quotas) -> None:
         limit: int = getattr(quotas, name)
-        if not limit or _used(account, name) < limit:
+        if not limit or _used(account, name) + adds <= limit:
             return
         if self._clock.monotonic_s() - account.recounted_s >= _RECOUNT_EVERY_S:
             await self._recount(tenant, account)
             await self._settle(tenant, account)
-        if (used := _used(account, name)) >= limit:
-            raise _refusal(name, used, limit, None)
+        if (used := _used(account, name)) + adds > limit:
+            raise _refusal(name, used, adds, limit, None)
 
     async def _recount(self, tenant: TenantId, account: _Account) -> Counted:
         async with account.lock:
@@ -155,6 +167,13 @@ class Meter:
         return (_MINUTE_MS - self._clock.wall_ms() % _MINUTE_MS) / 1000
 
 
+def _added(method: str, name: str, request: Any) -> int:
+    """What a call would add at least: nodes, or bytes by the size of its message."""
+    if request is None or name == "trees":
+        return 1
+    return int(request.ByteSize()) if name == "bytes" else max(1, len(getattr(request, _NODES[method])))
+
+
 def _used(account: _Account, name: str) -> int:
     settled: int = getattr(account.settled.usage, name) if account.settled else 0
     added: int = getattr(account.added, name)
@@ -165,11 +184,12 @@ def _less(usage: Usage, other: Usage) -> Usage:
     return usage + Usage(-other.trees, -other.nodes, -other.bytes, -other.blocks)
 
 
-def _refusal(quota: str, used: int, limit: int, retry_after_s: float | None) -> ResourceExhaustedError:
+def _refusal(quota: str, used: int, adds: int, limit: int, retry_after_s: float | None) -> ResourceExhaustedError:
     what = "wait" if quota == "requests_per_minute" else "delete trees, or ask for more"
+    more = f", and this adds {adds}" if adds > 1 else ""
     return ResourceExhaustedError(
-        f"quota {quota}: {used} of {limit} are used; {what}",
+        f"quota {quota}: {used} of {limit} are used{more}; {what}",
         reason=Reason.QUOTA_EXCEEDED,
-        metadata={"quota": quota, "used": str(used), "limit": str(limit)},
+        metadata={"quota": quota, "used": str(used), "limit": str(limit), "adds": str(adds)},
         retry_after_s=retry_after_s,
     )

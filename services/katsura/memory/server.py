@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from functools import partial
 from typing import Any, Final, cast
 
 import grpc
@@ -84,11 +85,10 @@ class MemoryServicer(StructureServicer):
             elif (request.tree_id, request.branch) != (first.tree_id, first.branch):
                 field = "branch" if request.tree_id == first.tree_id else "tree_id"
                 raise InvalidArgumentError(f"{field}: a stream grows one branch; open another for this", field=field)
-            else:
-                if self._admission is not None:  # the boundary has admitted the first
-                    await self._admission.admit("Grow", current_tenant().tenant_id)
-                if not (request.unconditional or request.HasField("expected_head")):
-                    request.expected_head = head
+            elif not (request.unconditional or request.HasField("expected_head")):
+                request.expected_head = head
+            if self._admission is not None:
+                await self._admission.admit("Grow", current_tenant().tenant_id, request)
             response = await self._grown(request)
             head = response.branch.head
             yield pb.GrowStreamResponse(grow=response)
@@ -430,7 +430,9 @@ class MemoryServicer(StructureServicer):
             async for request in requests:
                 yield request.lines
 
-        tree, digest = await self._memory.import_tree(current_tenant().tenant_id, first.tree_id, pieces())
+        tenant, admission = current_tenant().tenant_id, self._admission
+        fits = partial(admission.fits, tenant) if admission is not None else None
+        tree, digest = await self._memory.import_tree(tenant, first.tree_id, pieces(), fits)
         return archive_pb.ImportTreeResponse(tree=translate.tree_message(tree), root_digest=digest)
 
     async def FreezeTree(  # noqa: N802

@@ -17,6 +17,7 @@ from opentelemetry.trace import SpanKind
 
 from katsura.domain.errors import InternalError, KatsuraError
 from katsura.domain.ids import TenantId
+from katsura.domain.usage import Usage
 from katsura.rpc import context as calls
 from katsura.rpc import status
 from katsura.telemetry import log, metrics, names, trace
@@ -29,8 +30,13 @@ _IN_FLIGHT = metrics.gauge(names.RPC_IN_FLIGHT, "Calls being served.")
 class Admission(Protocol):
     """Decides whether a call of a tenant may begin."""
 
-    async def admit(self, method: str, tenant: TenantId) -> None:
-        """Return, or raise the KatsuraError that the caller gets. `method` is the call's own name, as in `Grow`."""
+    async def admit(self, method: str, tenant: TenantId, request: object = None) -> None:
+        """Return, or raise the KatsuraError that the caller gets. `method` is the call's own name, as in `Grow`, and
+        `request` its message, None where requests are streamed."""
+        ...
+
+    async def fits(self, tenant: TenantId, adds: Usage) -> None:
+        """Return, or raise where that much more would be too much: what a stream is found to add while it is read."""
         ...
 
 
@@ -74,18 +80,22 @@ class Boundary:
             )
         if handler.stream_unary is not None:  # the request is an iterator of messages
             return grpc.stream_unary_rpc_method_handler(
-                self._unary(method, handler.stream_unary), handler.request_deserializer, handler.response_serializer
+                self._unary(method, handler.stream_unary, streams=True),
+                handler.request_deserializer,
+                handler.response_serializer,
             )
         both: Any = handler.stream_stream
         return grpc.stream_stream_rpc_method_handler(
             self._stream(method, both), handler.request_deserializer, handler.response_serializer
         )
 
-    def _unary(self, method: str, serve: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def _unary(
+        self, method: str, serve: Callable[..., Awaitable[Any]], streams: bool = False
+    ) -> Callable[..., Awaitable[Any]]:
         async def call(request: object, context: grpc.aio.ServicerContext[Any, Any]) -> object:
             with _Measured(self, method) as measured:
                 try:
-                    with await self._enter(method, context):
+                    with await self._enter(method, context, None if streams else request):
                         return await serve(request, context)
                 except KatsuraError as error:
                     await measured.fail(context, error)
@@ -115,12 +125,12 @@ class Boundary:
 
         return call
 
-    async def _enter(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> _Around:
+    async def _enter(self, method: str, context: grpc.aio.ServicerContext[Any, Any], request: object = None) -> _Around:
         metadata = tuple(context.invocation_metadata() or ())
         call = await calls.incoming(metadata, self._internal_token, self._resolver)
         calls.enter(call)
         if self._admission is not None and call.tenant is not None:
-            await self._admission.admit(method.rpartition("/")[2], call.tenant.tenant_id)
+            await self._admission.admit(method.rpartition("/")[2], call.tenant.tenant_id, request)
         parent = next((str(value) for key, value in metadata if key == calls.TRACEPARENT), "")
         return _Around(method, call, parent)
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
+from katsura.api.memory.v1.memory_contents_pb2 import PutAttachmentsRequest
+from katsura.api.memory.v1.memory_merge_pb2 import MergeRequest
+from katsura.api.memory.v1.memory_pb2 import Attachment, Step
+from katsura.api.memory.v1.memory_service_pb2 import GrowRequest
+from katsura.api.memory.v1.memory_slots_pb2 import SetSlotsRequest, SlotWrite
 from katsura.domain.blocks import BlockOwner, BlockScope, Content
-from katsura.domain.errors import Reason, ResourceExhaustedError
-from katsura.domain.ids import TenantId
+from katsura.domain.errors import NotFoundError, Reason, ResourceExhaustedError
+from katsura.domain.ids import TenantId, TreeId
 from katsura.domain.trees import TreePolicy
 from katsura.domain.usage import Quotas, Usage
 from katsura.memory.quotas import Meter
+from katsura.memory.service import Memory
 from katsura.state.blocks_twin import TwinBlockStore
-from katsura.state.trees import Limits, NewTree
+from katsura.state.trees import Limits, NewTree, TreeRef
 from katsura.state.trees_twin import TwinTreeStore
 from katsura.state.twin_usage import TwinUsageStore
 from katsura.state.usage import Settled, UsageStore
@@ -38,9 +46,9 @@ class House:
         self.sums = TwinUsageStore(self.trees, self.blocks)
         self.meter = Meter(self.sums, quotas, self.clock)
 
-    async def refused(self, method: str) -> ResourceExhaustedError:
+    async def refused(self, method: str, request: object = None) -> ResourceExhaustedError:
         with pytest.raises(ResourceExhaustedError) as caught:
-            await self.meter.admit(method, ACME)
+            await self.meter.admit(method, ACME, request)
         assert caught.value.reason is Reason.QUOTA_EXCEEDED
         return caught.value
 
@@ -63,10 +71,53 @@ async def test_a_quota_names_itself_what_is_used_and_its_limit() -> None:
     await grow(house.trees, ref, "a", "b")
     house.meter.count(ACME, Usage(1, 2, 90))
     error = await house.refused("Grow")
-    assert error.metadata == {"quota": "nodes", "used": "2", "limit": "2"}
+    assert error.metadata == {"quota": "nodes", "used": "2", "limit": "2", "adds": "1"}
     assert "quota nodes: 2 of 2 are used" in error.message
     for method in ("Compress", "Revise", "Redact", "DeleteTree", "GetPath", "CreateTree", "PutAttachments"):
         await house.meter.admit(method, ACME)
+
+
+async def test_a_call_that_would_pass_a_quota_is_refused_by_what_it_adds() -> None:
+    house = House(Quotas(nodes=3, bytes=2000))
+    three = GrowRequest(steps=[Step(content="x")] * 3)
+    for fitting in (three, SetSlotsRequest(writes=[SlotWrite(key="k")] * 3), MergeRequest(pick=[1, 2, 3])):
+        await house.meter.admit(type(fitting).__name__.removesuffix("Request"), ACME, fitting)
+    four = GrowRequest(steps=[Step(content="x")] * 4)
+    error = await house.refused("Grow", four)
+    assert error.metadata == {"quota": "nodes", "used": "0", "limit": "3", "adds": "4"}
+    assert "0 of 3 are used, and this adds 4" in error.message
+    for method, large in (
+        ("Grow", GrowRequest(steps=[Step(content="x" * 2000)])),
+        ("PutAttachments", PutAttachmentsRequest(attachments=[Attachment(data=bytes(2000))])),
+    ):
+        assert (await house.refused(method, large)).metadata["quota"] == "bytes"
+    await house.meter.admit("Grow", ACME, three)
+
+
+async def test_the_requests_of_a_stream_are_counted_and_not_its_opening() -> None:
+    house = House(Quotas(requests_per_minute=1))
+    await house.meter.admit("GrowStream", ACME)
+    await house.meter.admit("Grow", ACME, GrowRequest(steps=[Step(content="x")]))
+    await house.refused("Grow")
+
+
+async def test_what_an_import_is_found_to_add_is_refused_where_it_is_too_much() -> None:
+    house = House(Quotas(nodes=3))
+    memory = Memory(house.trees, lambda: "unused", 1.0)
+    ref = TreeRef(TenantId("other"), TreeId("t"))
+    await memory.create_tree(ref.tenant, "", ref.tree, "", (), TreePolicy(), {})
+    await grow(house.trees, ref, "a", "b", "c", "d")
+
+    async def imported(name: str) -> None:
+        await memory.import_tree(ACME, name, memory.export(ref), partial(house.meter.fits, ACME))
+
+    with pytest.raises(ResourceExhaustedError) as caught:
+        await imported("copy")
+    assert caught.value.metadata["quota"] == "nodes"
+    with pytest.raises(NotFoundError):
+        await memory.get_tree(TreeRef(ACME, TreeId("copy")))
+    house = House(Quotas(nodes=4))
+    await imported("copy")
 
 
 async def test_a_refusal_is_never_founded_on_an_old_sum() -> None:
