@@ -116,8 +116,7 @@ class StreamReader:
             while self._reading is not None and self._read_changes != self._changes:
                 self._began.clear()
                 if self._client_id:
-                    with translated(self._store.url):
-                        await self._store.client.client_unblock(self._client_id)
+                    await self._store.command("CLIENT", "UNBLOCK", self._client_id)
                 try:
                     async with asyncio.timeout(_AGAIN_S):
                         await self._began.wait()

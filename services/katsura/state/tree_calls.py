@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from katsura.domain.trees import (
 )
 from katsura.domain.usage import Usage
 from katsura.state import keys
-from katsura.state.connect import Arg, Library, Store, translated
+from katsura.state.connect import Arg, Library, Store
 from katsura.state.tree_records import blob_of, references_json
 from katsura.state.tree_replies import (
     branch_of,
@@ -53,19 +54,17 @@ class TreeCalls:
         """Let the tenant's index have a tree; whoever watches by label hears of one that it did not have."""
         if made:  # told first: one that is only in the index is not told by a repeated request
             await self._notice(ref, 1)
-        with translated(self._store.url):
-            added = await self._store.client.zadd(keys.tree_index(ref.tenant), {name: 0})
+        added = await self._store.command("ZADD", keys.tree_index(ref.tenant), 0, name)
         if added and not made:
             await self._notice(ref, 1)
 
     async def _notice(self, ref: TreeRef, revision: int) -> None:
         """Tell whoever watches by label to look at a tree."""
         stream = keys.tree_notices(ref.tenant)
-        pipeline = self._store.client.pipeline(transaction=False)
-        pipeline.xadd(stream, {"t": ref.tree, "r": revision}, maxlen=NOTICES_MAX)
-        pipeline.pexpire(stream, _NOTICES_KEPT_MS)
-        with translated(self._store.url):
-            await pipeline.execute()
+        await asyncio.gather(
+            self._store.command("XADD", stream, "MAXLEN", "~", NOTICES_MAX, "*", "t", ref.tree, "r", revision),
+            self._store.command("PEXPIRE", stream, _NOTICES_KEPT_MS),
+        )
 
     async def _replayed(self, ref: TreeRef, request: Request) -> dict[str, Any] | None:
         """What a write answered to this request before."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from katsura.domain.errors import NotFoundError, Reason, UnavailableError
 from katsura.domain.ids import TenantId, TreeId
 from katsura.domain.trees import EventKind, Tree
 from katsura.state import keys
-from katsura.state.connect import Store, translated
+from katsura.state.connect import Store
 from katsura.state.contents import TreeRef
 from katsura.state.stream_reader import Entry, Followed, StreamReader
 from katsura.state.tree_calls import NO_LIMIT, TreeCalls
@@ -257,8 +257,7 @@ class TreeWatch(TreeCalls):
         """What is still kept of a tree that is gone."""
         incarnation, revision, ms = told(token)
         stream = keys.tree(ref.tenant, ref.tree, "events")
-        with translated(self._store.url):
-            found: Any = await self._store.client.xrange(stream, f"{revision}-{ms}", f"{NO_LIMIT}-0")
+        found = await self._range(stream, f"{revision}-{ms}", "+")
         if not found or found[0][0] != f"{revision}-{ms}".encode() or int(found[-1][1][b"k"]) != EventKind.TREE_DELETED:
             return ()
         return tuple(event_of(ref.tree, incarnation, *each) for each in found[1:])
@@ -267,17 +266,15 @@ class TreeWatch(TreeCalls):
         """The oldest revision whose event is kept (the next one where none is), and whether a token's event is."""
         stream = keys.tree(ref.tenant, ref.tree, "events")
         entry = "{1}-{2}".format(*told(token)) if token else ""
-        with translated(self._store.url):
-            oldest: Any = await self._store.client.xrange(stream, count=1)
-            found: Any = token and await self._store.client.xrange(stream, entry, entry)
+        oldest = await self._range(stream, "-", "+", 1)
+        found = await self._range(stream, entry, entry) if entry else []
         return int(oldest[0][0].partition(b"-")[0]) if oldest else tree.revision + 1, bool(found)
 
     async def missed(self, tenant: TenantId, tree: Tree, revision: int) -> list[Event]:
         """Events of a tree after a revision, read for one watcher alone."""
         stream = keys.tree(tenant, tree.tree_id, "events")
         after = f"({revision}-{NO_LIMIT}" if revision else "-"
-        with translated(self._store.url):
-            found: Any = await self._store.client.xrange(stream, after, count=_EVENTS_PER_READ)
+        found = await self._range(stream, after, "+", _EVENTS_PER_READ)
         return [event_of(tree.tree_id, tree.incarnation, *each) for each in found]
 
     def tail_of(self, ref: TreeRef, tree: Tree) -> _Tail:
@@ -292,8 +289,7 @@ class TreeWatch(TreeCalls):
     async def notices_of(self, tenant: TenantId) -> _Notices:
         """What tells of a tenant's trees that are made or labelled anew."""
         stream = keys.tree_notices(tenant)
-        with translated(self._store.url):
-            newest: Any = await self._store.client.xrevrange(stream, count=1)
+        newest = await self._store.command("XREVRANGE", stream, "+", "-", "COUNT", 1)
         notices = self._noticing.get(tenant)
         if notices is None or notices.ended:
             notices = self._noticing[tenant] = _Notices(stream, newest[0][0].decode() if newest else "0-0")
@@ -314,6 +310,10 @@ class TreeWatch(TreeCalls):
             if self._noticing.get(tenant) is notices:
                 del self._noticing[tenant]
             await self._reader.leave(notices.followed)
+
+    async def _range(self, stream: bytes, first: str, last: str, most: int = NO_LIMIT) -> list[Entry]:
+        found = await self._store.command("XRANGE", stream, first, last, "COUNT", most)
+        return [(entry, dict(zip(flat[::2], flat[1::2], strict=True))) for entry, flat in found]
 
     async def _heartbeat(self, ref: TreeRef, tree: Tree) -> Event:
         try:
