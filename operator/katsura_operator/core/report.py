@@ -45,7 +45,7 @@ def of_deployment(wanted: Wanted, pools: Sequence[Pool], placement: Placement, *
     planned = _planned(wanted, placement, idle=idle)
     settled = all(_is_settled(p) for p in pools)
     rolling = any(p.step.rolling for p in pools)
-    short = [p for p in pools if ready_count(p.workloads) < p.wanted]
+    short = [p for p in pools if _is_short(p)]
     serves = bool(pools) and all(ready_count(p.workloads) > 0 for p in pools)
     external = wanted.resource.spec.engine.value == "external"  # type: ignore[union-attr]
     said = [_ACCEPTED] if external else [_ACCEPTED, planned]
@@ -102,7 +102,7 @@ def of_pool(seen: Object, pool: Pool, placement: Placement) -> Report:
         "selector": f"{POOL}={pool.name}",
         "draining": draining(pool),
     }
-    holds = ready_count(pool.workloads) >= pool.wanted and (_was_ready(seen) or _has_fresh(pool))
+    holds = not _is_short(pool) and (_was_ready(seen) or _has_fresh(pool))
     why = Why.ALL_ROLES_READY if holds and pool.wanted else Why.IDLE if holds else Why.PODS_NOT_READY
     trouble = trouble_of(pool.pods) or f"{ready_count(pool.workloads)} of {pool.wanted} pods are ready"
     if holds and (pool.step.drain or pool.step.mark):
@@ -206,14 +206,18 @@ def _progress(pools: Sequence[Pool], settled: bool, rolling: bool) -> Said:
 
 
 def _ready(wanted: Wanted, planned: Said, pools: Sequence[Pool], serves: bool, *, external: bool) -> Said:
-    """Ready: every role has a ready pod of today's generation. A plan that cannot be followed leaves what serves."""
+    """Ready once all of its pools are, by pods of today's generation; then for as long as every role has a ready pod.
+
+    A plan that cannot be followed leaves what serves.
+    """
     kind = ConditionType.READY
     if not planned.holds and not external and not serves:
         return Said(kind, False, planned.why, planned.message)
-    if serves and (_was_ready(wanted.obj) or all(_has_fresh(p) for p in pools)):
+    fresh = all(_has_fresh(p) for p in pools)
+    if serves and (_was_ready(wanted.obj) or (fresh and not any(_is_short(p) for p in pools))):
         return Said(kind, True, Why.ALL_ROLES_READY)
     counts = ", ".join(f"{p.role} {ready_count(p.workloads)}/{p.wanted}" for p in pools)
-    why = Why.ROLLOUT_IN_PROGRESS if serves else Why.PODS_NOT_READY
+    why = Why.PODS_NOT_READY if fresh or not serves else Why.ROLLOUT_IN_PROGRESS
     trouble = next((said for p in pools if (said := trouble_of(p.pods))), "")
     return Said(kind, False, why, f"{counts}; {trouble}" if trouble else counts)
 
@@ -222,6 +226,10 @@ def _was_ready(obj: Object) -> bool:
     """Whether it was ready in this generation already: a count that changes makes nothing stale."""
     old = condition_of(obj, ConditionType.READY)
     return old.get("status") == "True" and old.get("observedGeneration") == obj["metadata"].get("generation", 1)
+
+
+def _is_short(pool: Pool) -> bool:
+    return ready_count(pool.workloads) < pool.wanted
 
 
 def _has_fresh(pool: Pool) -> bool:

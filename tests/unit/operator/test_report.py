@@ -43,6 +43,34 @@ async def test_no_room_for_both_revisions_is_said_with_what_to_do() -> None:
     assert world.condition("ModelDeployment", "chat", "Progressing")["reason"] != "InsufficientCapacity"
 
 
+async def test_a_deployment_is_ready_no_sooner_than_its_pools_and_stays_so_while_it_serves() -> None:
+    world = World.in_memory()
+    spec: dict[str, Any] = {"model": MODEL, "topology": "Split"}
+    spec["roles"] = {"attention": {"replicas": 1}, "experts": {"replicas": 2}}
+    world.apply("ModelDeployment", "chat", spec)
+
+    async def ready(*pods: bool) -> tuple[str, str, str]:
+        """With such members: whether the deployment and its pool are Ready, and why the deployment is (not)."""
+        members = sorted(n for p in world.all("Pod") if "-experts-" in (n := p["metadata"]["name"]))
+        for name, holds in zip(members, pods, strict=True):
+            world.set_ready(name, holds)
+        world.run_pods()
+        await world.settle()
+        own, pool = world.condition("ModelDeployment", "chat"), world.condition("RolePool", "chat-experts")
+        return own["status"], pool["status"], own["reason"]
+
+    await world.settle(kubelet=False)
+    world.run_pods()
+    assert await ready(False, False) == ("False", "False", "PodsNotReady")
+    assert await ready(True, False) == ("False", "False", "PodsNotReady")
+    assert await ready(True, True) == ("True", "True", "AllRolesReady")
+    assert await ready(False, True) == ("True", "False", "AllRolesReady")
+    assert world.condition("ModelDeployment", "chat", "Degraded")["status"] == "True"
+    world.apply("ModelDeployment", "chat", spec | {"drainTimeoutSeconds": 77})
+    assert await ready(False, True) == ("False", "False", "PodsNotReady"), "nothing is known of this generation"
+    assert await ready(True, True) == ("True", "True", "AllRolesReady")
+
+
 async def test_a_pod_that_drained_is_told_once() -> None:
     world = World.in_memory()
     spec: dict[str, Any] = {"model": MODEL, "topology": "Unified", "drainTimeoutSeconds": 30}
