@@ -17,20 +17,26 @@ from katsura.domain.trees import (
     EventKind,
     Hint,
     Judgement,
+    Shown,
     Step,
     Summary,
     SummaryStatus,
     request_of,
 )
+from katsura.state.connect import Store
 from katsura.state.contents import EXTRAS_BYTES_MAX, LOOKS_MAX, Scope, TreeChange
 from katsura.state.trees import NewStep, TreeRef, TreeStore
+from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
+from katsura.testing.store import EmbeddedStore
 from katsura.testing.tree_suite import (
     BIG,
+    LIMITS,
     NEW,
     NO_REQUEST,
     compress,
     contents,
     grow,
+    new_ref,
     refused,
     revise,
     step,
@@ -247,3 +253,20 @@ async def test_a_repeated_revise_no_longer_tells_a_redacted_effect(store: TreeSt
     assert again is not None
     assert "4711" not in repr(again)
     assert [e.excerpt for e in again.effects] == [REDACTED]  # type: ignore[union-attr]
+
+
+async def test_what_snapshots_have_shown_is_forgotten_by_a_redaction(server: EmbeddedStore) -> None:
+    connection = await Store.open(server.url, libraries=[MEMORY_FUNCTIONS])
+    store, ref = RedisTreeStore(connection, LIMITS), new_ref()
+    await store.create(ref, NEW, NO_REQUEST)
+    await grow(store, ref, "secret", "other")
+
+    async def shown() -> Shown:
+        return (await store.snapshot(ref, "", 1000, 8, "", False)).steps[1]
+
+    first = await shown()
+    assert await shown() is first
+    await store.redact(ref, [1], NO_REQUEST)
+    again = await shown()
+    assert (again == first, again is first) == (True, False)
+    await connection.close()

@@ -30,7 +30,7 @@ from katsura.memory.archive import Archive
 from katsura.memory.branches import Branches
 from katsura.memory.contents import Contents
 from katsura.memory.core import limits
-from katsura.memory.core.assemble import Assembly, assemble
+from katsura.memory.core.assemble import Assembly, KeptSegments, assemble
 from katsura.memory.core.expand import expanded, not_expanded, not_shown, shown_summary, too_large
 from katsura.memory.core.tokens import estimate, estimate_step, hint_text
 from katsura.memory.descent import Descent
@@ -89,6 +89,7 @@ class Memory(
     def __init__(self, trees: TreeStore, new_name: Callable[[], str], heartbeat_s: float) -> None:
         super().__init__(trees)
         self._new_name = new_name
+        self._segments = KeptSegments()
         self._heartbeat_s = heartbeat_s
 
     async def create_tree(
@@ -203,10 +204,10 @@ class Memory(
             checked_name(tokenizer, "tokenizer_digest")
         elif with_ids:
             raise limits.refuse("tokenizer_digest", "include_token_ids needs to know whose ids")
-        room = budget - reserve
+        room, segments = budget - reserve, self._segments
         with _ASSEMBLE_SECONDS.time():
             snapshot = await self._snapshot(ref, branch, room, tokenizer, with_ids)
-            assembly = assemble(snapshot, room, tokenizer=bool(tokenizer))
+            assembly = assemble(snapshot, room, tokenizer=bool(tokenizer), segment_of=segments.of)
             for summary_id in expand:
                 assembly = await self._expanded(ref, snapshot.branch.name, assembly, summary_id, room)
         moved = assembly.cut != snapshot.branch.cut
@@ -215,6 +216,14 @@ class Memory(
         position = Position(snapshot.tree.revision, snapshot.tree.incarnation)
         branch_now = replace(snapshot.branch, cut=assembly.cut)
         return Assembled(assembly, branch_now, moved, position, snapshot.stale)
+
+    async def redact(self, ref: TreeRef, request_id: str, node_ids: Sequence[int]) -> tuple[tuple[NodeId, ...], int]:
+        """As `Contents.redact`, and forget the texts that contexts have shown. A context that is being assembled
+        keeps its own until it is done."""
+        try:
+            return await super().redact(ref, request_id, node_ids)
+        finally:
+            self._segments = KeptSegments()
 
     async def _expanded(self, ref: TreeRef, branch: str, assembly: Assembly, summary_id: int, room: int) -> Assembly:
         segment = shown_summary(assembly, summary_id)

@@ -118,20 +118,21 @@ def stored_node(found: Sequence[Any]) -> Node:
     return node
 
 
-def shown_node(found: Sequence[Any]) -> Shown:
-    """A node as a snapshot carries it."""
-    if len(found[2]) + len(found[5]) > _KEPT_BYTES:
-        return _shown(*found)
-    return _shown_before(*found)
+class ShownNodes:
+    """Nodes as snapshots carry them. Short ones, which every assembly of a branch reads again, are kept by all that
+    they are made of, so none is ever out of date. Dropping this object drops what it keeps."""
+
+    def __init__(self) -> None:
+        self._before = lru_cache(_KEPT)(_shown)
+
+    def of(self, found: Sequence[Any]) -> Shown:
+        """A node."""
+        return _shown(*found) if len(found[2]) + len(found[5]) > _KEPT_BYTES else self._before(*found)
 
 
 def _shown(node_id: int, link: bytes, stored: bytes, verdict: bytes, count: int, token_ids: bytes) -> Shown:
     node = node_of(node_id, link, stored, _judgement(verdict))
     return Shown(node, None if count < 0 else count, unpack_ids(token_ids))
-
-
-_shown_before: Final = lru_cache(_KEPT)(_shown)
-"""What every assembly of a branch reads again. Its arguments are all that it is made of, so it is never out of date."""
 
 
 def excerpt_of(stored: bytes) -> str:

@@ -66,6 +66,7 @@ from katsura.state.tree_records import (
     unpack_ids,
 )
 from katsura.state.tree_replies import (
+    ShownNodes,
     branch_of,
     effects_of,
     excerpt_of,
@@ -73,7 +74,6 @@ from katsura.state.tree_replies import (
     link_hash,
     origin_json,
     position_of,
-    shown_node,
     stored_node,
     tree_of,
 )
@@ -133,6 +133,7 @@ class RedisTreeStore(
     ) -> None:
         super().__init__(store, limits, count, objects)
         self._heads: OrderedDict[tuple[str, str, str], _Plan] = OrderedDict()
+        self._shown_nodes = ShownNodes()
 
     @property
     def durability(self) -> Durability:
@@ -427,6 +428,7 @@ class RedisTreeStore(
         self, ref: TreeRef, branch: str, token_limit: int, hint_limit: int, tokenizer: str, with_ids: bool
     ) -> Snapshot:
         """The newest part of a branch, in one call."""
+        shown_node = self._shown_nodes.of
         answer = await self._call(
             ref,
             "context",
@@ -459,6 +461,13 @@ class RedisTreeStore(
             waiting=tuple(map(shown_node, waiting)),
             stale=tuple(StaleStep(NodeId(n), mark_of(mark), depth) for n, *mark, depth in stale),
         )
+
+    async def redact(self, ref: TreeRef, node_ids: Sequence[int], request: Request) -> tuple[tuple[NodeId, ...], int]:
+        """Destroy content and salt of nodes, and forget what snapshots have shown."""
+        try:
+            return await super().redact(ref, node_ids, request)
+        finally:
+            self._shown_nodes = ShownNodes()
 
     async def note_cut(self, ref: TreeRef, branch: BranchName, cut: int) -> None:
         """Remember where the last assembly cut. Not a commit."""

@@ -6,7 +6,8 @@ import pytest
 
 from katsura.domain.errors import InvalidArgumentError, KatsuraError
 from katsura.domain.ids import TenantId, TreeId
-from katsura.domain.trees import Attachment, Step, TreePolicy
+from katsura.domain.trees import Attachment, Snapshot, Step, TreePolicy
+from katsura.memory.core.assemble import Segment
 from katsura.memory.operations import Write
 from katsura.memory.service import Memory
 from katsura.state.contents import Scope, TreeChange
@@ -88,3 +89,23 @@ async def test_redacted_steps_are_told_as_such_in_a_context(memory: Memory) -> N
     shown = await memory.assemble_context(REF, "", 1000, 0, "", False)
     assert [s.content for s in shown.assembly.segments][1:] == ["[redacted]", "next"]
     await fails("node_ids", memory.redact(REF, "", ()))
+
+
+async def test_what_contexts_have_shown_is_forgotten_by_a_redaction(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await grow(memory, Step("secret"), Step("other"))
+    snapshot = await memory.trees.snapshot(REF, "", 1000, 8, "", False)
+
+    async def same(*_: object) -> Snapshot:
+        return snapshot
+
+    monkeypatch.setattr(memory.trees, "snapshot", same)
+
+    async def shown() -> Segment:
+        return (await memory.assemble_context(REF, "", 1000, 0, "", False)).assembly.segments[1]
+
+    first = await shown()
+    assert (first.content, await shown() is first) == ("secret", True)
+    await memory.redact(REF, "", [1])
+    assert await shown() is not first

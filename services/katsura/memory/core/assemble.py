@@ -17,7 +17,7 @@ the answer is OUT_OF_RANGE / BUDGET_TOO_SMALL.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from hashlib import blake2b
@@ -76,8 +76,6 @@ class SegmentKind(IntEnum):
     WAITING = 7
 
 
-_segments: Final[dict[int, tuple[Shown, Segment]]] = {}
-"""Of `step_segment`, by the identity of what is shown, which never changes."""
 _KEPT: Final = 8192
 _KEPT_CHARS: Final = 2048
 _AFTER: Final = {SegmentKind.SLOT: 1, SegmentKind.HINT: 2, SegmentKind.STALE: 3, SegmentKind.WAITING: 4}
@@ -144,7 +142,9 @@ class _Chosen:
         return _cost(segment for _, segment in (*self.summaries, *self.hints, *self.stale))
 
 
-def assemble(snapshot: Snapshot, room: int, *, tokenizer: bool) -> Assembly:
+def assemble(
+    snapshot: Snapshot, room: int, *, tokenizer: bool, segment_of: Callable[[Shown], Segment] | None = None
+) -> Assembly:
     """The prompt of a branch in at most `room` rendered tokens.
 
     Args:
@@ -158,7 +158,7 @@ def assemble(snapshot: Snapshot, room: int, *, tokenizer: bool) -> Assembly:
     slots = [(shown, _slot_segment(shown)) for shown in snapshot.slots]
     waiting = [(shown, _waiting_segment(shown)) for shown in snapshot.waiting]
     kept = _cost((*pins, *(segment for _, segment in (*slots, *waiting))))
-    steps = [step_segment(shown) for shown in snapshot.steps]
+    steps = list(map(segment_of or step_segment, snapshot.steps))
     valid = [(shown, summary_segment(shown)) for shown in snapshot.summaries if _is_valid(shown.node.judgement)]
     hints = [(shown, _hint_segment(shown)) for shown in snapshot.hints]
     most_hints = snapshot.tree.policy.hint_limit
@@ -329,20 +329,28 @@ def _pin_segment(snapshot: Snapshot) -> tuple[Segment, ...]:
     return (Segment(SegmentKind.PIN, "system", text, ROOT, tokens, count is None, snapshot.root_ids),)
 
 
+class KeptSegments:
+    """`step_segment`, which every assembly of a branch asks again for nearly the same steps: short ones are kept, by
+    the identity of what is shown, which never changes. Dropping this object drops every text that it keeps."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[Shown, Segment]] = {}
+
+    def of(self, shown: Shown) -> Segment:
+        """A step as a message."""
+        kept = self._kept.get(id(shown))
+        if kept is not None and kept[0] is shown:
+            return kept[1]
+        segment = step_segment(shown)
+        if len(segment.content) <= _KEPT_CHARS and segment.tool_call is None and not segment.token_ids:
+            if len(self._kept) >= _KEPT:
+                self._kept.clear()
+            self._kept[id(shown)] = shown, segment
+        return segment
+
+
 def step_segment(shown: Shown) -> Segment:
-    """A step as a message. Every assembly of a branch asks again for nearly the same ones, so short ones are kept."""
-    kept = _segments.get(id(shown))
-    if kept is not None and kept[0] is shown:
-        return kept[1]
-    segment = _step_segment(shown)
-    if len(segment.content) <= _KEPT_CHARS and segment.tool_call is None and not segment.token_ids:
-        if len(_segments) >= _KEPT:
-            _segments.clear()
-        _segments[id(shown)] = shown, segment
-    return segment
-
-
-def _step_segment(shown: Shown) -> Segment:
+    """A step as a message."""
     step = shown.node.body
     assert isinstance(step, Step), "raw steps are steps"
     tokens = estimate_step(step) if shown.count is None else shown.count

@@ -9,8 +9,17 @@ import pytest
 
 from katsura.domain.errors import OutOfRangeError, Reason
 from katsura.domain.ids import NodeId
-from katsura.domain.trees import REDACTED, Rest, Step, SummaryBody, SummaryStatus
-from katsura.memory.core.assemble import OVER_BUDGET, SUMMARY_SHARE, Assembly, Dropped, SegmentKind, assemble
+from katsura.domain.trees import REDACTED, Rest, Shown, Step, StepKind, SummaryBody, SummaryStatus, ToolCall
+from katsura.memory.core.assemble import (
+    OVER_BUDGET,
+    SUMMARY_SHARE,
+    Assembly,
+    Dropped,
+    KeptSegments,
+    SegmentKind,
+    assemble,
+    step_segment,
+)
 from katsura.memory.translate import segment_message
 from katsura.testing.trees import hint_node, snapshot_of, step_nodes, summary_node
 
@@ -198,3 +207,19 @@ def test_a_step_that_was_shown_before_is_shown_as_it_is_now() -> None:
     for snapshot, said in ((as_it_was, TEXT), (as_it_is, REDACTED), (as_it_was, TEXT), (as_it_is, REDACTED)):
         (shown,) = assemble(snapshot, 400, tokenizer=False).segments
         assert (shown.content, segment_message(shown).content) == (said, said)
+
+
+def test_short_steps_are_kept_by_identity_and_long_ones_and_calls_are_made_anew() -> None:
+    kept = KeptSegments()
+    short, long, call = (
+        Shown(node, None)
+        for node in step_nodes(
+            Step("short"), Step("x" * 3000), Step("calls", kind=StepKind.TOOL_CALL, tool_call=ToolCall("1", "f", "{}"))
+        )
+    )
+    assert kept.of(short) is kept.of(short)
+    assert kept.of(short) == step_segment(short)
+    assert kept.of(replace(short)) is not kept.of(short), "an equal one is another one"
+    for shown in (long, call):
+        assert kept.of(shown) is not kept.of(shown)
+    assert KeptSegments().of(short) is not kept.of(short)
