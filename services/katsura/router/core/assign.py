@@ -108,13 +108,14 @@ def _ranked(members: Sequence[MemberLease], current: ExpertTable | None) -> list
 
 
 def _one_fingerprint(members: list[MemberLease], current: ExpertTable | None) -> list[MemberLease]:
-    """Members that compute the same bits: those that serve now if they can hold everything, else the roomiest."""
+    """Members that compute the same bits: those that can hold everything twice, or at least once; of these those that
+    serve now, else the roomiest."""
     room: Counter[str] = Counter()
     for member in members:
         room[member.fingerprint] += _capacity(member)
     serving = {a.fingerprint for a in current.assignments} if current else set()
     needed = members[0].layout.group_count
-    best = max(sorted(room), key=lambda p: (p in serving and room[p] >= needed, room[p]))
+    best = max(sorted(room), key=lambda p: (min(1 + ALTERNATES, room[p] // needed), p in serving, room[p]))
     return [m for m in members if m.fingerprint == best]
 
 

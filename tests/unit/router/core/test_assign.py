@@ -148,6 +148,14 @@ def test_an_invariant_revision_runs_on_one_fingerprint_and_stays_with_it() -> No
     assert shown(assign([m for m in more if m.fingerprint == "x"], table(first)))[0] == "aaadddee"
 
 
+def test_members_that_can_hold_everything_twice_take_over_from_those_that_cannot_any_more() -> None:
+    mixed = [member("a", fingerprint="x"), member("b", 1, fingerprint="y"), member("c", 2, fingerprint="x")]
+    before = table(assign(mixed, None))
+    left = mixed[:2]
+    assert shown(assign(left, before)) == ("aaaaaaaa", "--------")
+    assert shown(assign([*left, member("d", 3, fingerprint="y")], before)) == ("bbbbdddd", "ddddbbbb")
+
+
 def test_the_groups_of_one_primary_are_spread_over_its_stand_ins() -> None:
     found = assign(fleet("a", "b", "c", "d"), None)
     assert found is not None
