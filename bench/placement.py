@@ -25,6 +25,7 @@ from placing.prediction import (
     TENTH,
     Fits,
     Shots,
+    by_another_version,
     choose,
     choose_by_chance,
     choose_by_running,
@@ -35,6 +36,7 @@ from placing.prediction import (
     few_shot,
     learn,
     leave_out,
+    left_out,
     repeated,
     summed,
     tabled,
@@ -84,11 +86,17 @@ def prediction(rows: Sequence[Row], asked: int, report: Report) -> None:
     for known_workers, what in ((True, "that say how many decode workers"), (False, "that do not say it")):
         mine = [(c.step_s(r), r.point.seconds) for r in apart if r.workers_known is known_workers]
         report.errors(f"TPOT, disaggregated rows {what}", errors(mine))
+    apart_beside_aiconfigurator(aiconfigurator.sample(rows, asked, "disagg"), c, report)
     first = [(fits[r.model].first_s(r), r.ttft_s) for r, _ in by_model]
     report.errors("TTFT, leave one model out, all", errors(first))
     beside_aiconfigurator(aiconfigurator.sample(rows, asked), by_model, known, fits, report)
     choice(by_model, known.median, known.bound, fits, c.every.quantile_90, report)
     choice_by_rows(rows, report)
+    others = by_another_version(train(rows), c)
+    told = errors([(s, r.point.seconds) for r, s in others])
+    report.errors("TPOT, training rows by a table of another version of the engine", told)
+    alone = errors([(fits[r.model].step_s(r), r.point.seconds) for r, _ in others])
+    report.errors("TPOT, the same rows by the cost model, model unseen", alone)
 
 
 def beside_aiconfigurator(
@@ -118,6 +126,21 @@ def beside_aiconfigurator(
         theirs = errors([(answers[r.id]["ttft_s"], r.ttft_s) for r in mine])
         ours = errors([(fits[r.model].first_s(r), r.ttft_s) for r in mine])
         report.errors(f"TTFT where AIConfigurator answers, {what}; ours: model unseen", ours, None, theirs)
+
+
+def apart_beside_aiconfigurator(drawn: Sequence[Row], fits: Fits, report: Report) -> None:
+    """Disaggregated rows: coverage beside error, decoding asked for by itself."""
+    if not (PEER / "bin" / "aiconfigurator").exists():
+        report.missing("TPOT, disaggregated rows", "AIConfigurator", "run with --setup")
+        return
+    answers = aiconfigurator.ask(drawn, PEER)
+    for hows, what in ((("measured",), "its measured mode"), (("measured", "hybrid"), "with its hybrid mode")):
+        mine = [r for r in drawn if answers[r.id].get("how") in hows]
+        label = f"coverage of {len(drawn)} disaggregated rows, {what}"
+        report.add(label, 1.0, "share", 1.0, True, len(mine) / len(drawn), "AIConfigurator")
+        theirs = errors([(answers[r.id]["tpot_s"], r.point.seconds) for r in mine])
+        ours = errors([(fits.step_s(r), r.point.seconds) for r in mine])
+        report.errors(f"TPOT, disaggregated rows where AIConfigurator answers, {what}", ours, None, theirs)
 
 
 def choice(
@@ -184,19 +207,27 @@ def choice_by_rows(rows: Sequence[Row], report: Report) -> None:
     report.add("throughput of the choice against the best: of these, those that picked one", share, "share", 0.95)
 
     for name, mine in parts.items():
-        by_table(known, name, mine, report)
+        by_table([(known, mine)], name, report)
+    by_table(left_out(known), "left-out training", report)
 
 
-def by_table(known: Sequence[Row], name: str, asked: Sequence[Row], report: Report) -> None:
+Split = tuple[Sequence[Row], Sequence[Row]]
+"""Rows that are known, and rows that are asked about."""
+
+
+def by_table(splits: Sequence[Split], name: str, report: Report) -> None:
     """What `katsura plan --points` makes of the same: every decision counts, whatever it answers."""
-    told = tabled(known, asked, learn(known))
+    scores, dry, told = [], 0, {}
+    for known, asked in splits:
+        answers = tabled(known, asked, learn(known))
+        mine, without = choose_by_table(decisions(asked), answers)
+        scores, dry, told = scores + mine, dry + without, told | answers
+    rows = [r for _, asked in splits for r in asked]
     for trust in dict.fromkeys(trust for _, _, trust in told.values()):
-        pairs = [(told[r.id][0], r.point.seconds) for r in asked if r.id in told and told[r.id][2] is trust]
+        pairs = [(told[r.id][0], r.point.seconds) for r in rows if r.id in told and told[r.id][2] is trust]
         report.errors(f"TPOT, {name} rows by plan --points: {trust.value}", errors(pairs))
-    own = decisions(asked)
-    scores, dry = choose_by_table(own, told)
     kept, share = summed(scores)
-    label = f"plan --points, {name} rows ({len(own)} decisions, {len(told)} of {len(asked)} rows answered, {dry} dry)"
+    label = f"plan --points, {name} rows ({len(scores)} decisions, {len(told)} of {len(rows)} rows answered, {dry} dry)"
     report.add(f"SLO kept by the choice: {label}", kept, "share", 0.95)
     report.add(f"throughput of the choice against the best: {label}", share, "share", 0.95)
     capped = summed([min(score, 1.0) for score in scores])[1]

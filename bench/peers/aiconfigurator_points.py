@@ -23,6 +23,7 @@ def main() -> None:
     for line in sys.stdin:
         began = time.perf_counter()
         asked = json.loads(line)
+        mode = asked.pop("mode", "agg")
         inferred = {name: value for name, value in asked.items() if not name.endswith("quant_mode")}
         answer: dict[str, object] = {}
         for how, arguments in (
@@ -32,7 +33,7 @@ def main() -> None:
             ("hybrid", {**inferred, "database_mode": "HYBRID"}),
         ):
             try:
-                found = cli_estimate(mode="agg", **arguments)
+                found = cli_estimate(mode=mode, **arguments)
                 answer = {"how": how, "tpot_s": found.tpot / 1e3, "ttft_s": found.ttft / 1e3}
                 break
             except Exception as error:  # noqa: BLE001 - whatever it cannot answer is a row that it does not cover

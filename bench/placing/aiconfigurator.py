@@ -15,7 +15,7 @@ from placing.points import CONFIGS, Row
 
 VERSION = "0.12.0"
 SAMPLE = 300
-"""Measurements: it takes seconds for each."""
+"""Measurements of each mode: it takes seconds for each."""
 SHIPPED = {model: config.replace("--", "/") for model, config in CONFIGS.items()}
 SCRIPT = Path(__file__).resolve().parents[1] / "peers" / "aiconfigurator_points.py"
 
@@ -25,9 +25,10 @@ def setup(folder: Path) -> None:
     subprocess.run([folder / "bin" / "pip", "install", "-q", f"aiconfigurator=={VERSION}"], check=True)
 
 
-def sample(rows: Sequence[Row], many: int) -> list[Row]:
-    """`many` aggregated measurements, each once, drawn by a hash of the id; those of one engine together."""
-    once = {r.measured: r for r in rows if r.mode == "agg"}
+def sample(rows: Sequence[Row], many: int, mode: str = "agg") -> list[Row]:
+    """`many` measurements of one mode (that say how many workers share their load), each once, drawn by a hash of the
+    id; those of one engine together."""
+    once = {r.measured: r for r in rows if r.mode == mode and (mode == "agg" or r.workers_known)}
     drawn = sorted(once.values(), key=lambda r: hashlib.sha256(f"aic {r.id}".encode()).hexdigest())[:many]
     return sorted(drawn, key=lambda r: (r.system, r.backend, r.model, r.id))
 
@@ -48,6 +49,8 @@ def question(r: Row) -> dict[str, Any]:
         "moe_tp_size": max(1, layout.devices // layout.experts),
     }
     quantised = {"gemm_quant_mode": r.modes[0], "moe_quant_mode": r.modes[1]}
+    if r.mode == "disagg":
+        asked["mode"] = "static_gen"  # decoding by itself, as our terms are for these rows
     return {**asked, **{name: mode for name, mode in quantised.items() if mode}}
 
 

@@ -199,6 +199,37 @@ def tabled(seen: Sequence[Row], asked: Sequence[Row], fits: Fits) -> dict[str, t
     return made
 
 
+def left_out(rows: Sequence[Row]) -> list[tuple[list[Row], list[Row]]]:
+    """Five splits into rows that are known and rows that are not, by a hash of the id."""
+    number = {r.id: int(hashlib.sha256(f"cv{r.id}".encode()).hexdigest(), 16) % 5 for r in rows}
+    made = []
+    for fold in range(5):
+        seen = [r for r in rows if number[r.id] != fold]
+        shown = {r.measured for r in seen}
+        made.append((seen, [r for r in rows if number[r.id] == fold and r.measured not in shown]))
+    return made
+
+
+def by_another_version(rows: Sequence[Row], fits: Fits) -> list[tuple[Row, float]]:
+    """Seconds of the rows of each version by the largest table (ten rows or more) of another one of the same engine,
+    model, system and precisions."""
+    tables: dict[tuple[Any, ...], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for r in rows:
+        tables[*r.group, r.modes][r.version].append(r)
+    made = []
+    for versions in tables.values():
+        for version, mine in versions.items():
+            other = max((o for v, o in versions.items() if v != version), key=len, default=[])
+            if len(other) < 10:
+                continue
+            table = Campaign(tuple(_spot(r) for r in other), tuple(r.point.seconds for r in other), fits.of(other[0]))
+            shown = {r.measured for r in other}
+            near = [r for r in mine if r.measured not in shown and table.too_far(_spot(r)) is None]
+            told = table.foretell([_spot(r) for r in near])
+            made += [(r, t.seconds) for r, t in zip(near, told, strict=True)]
+    return made
+
+
 def _spot(r: Row) -> Spot:
     return Spot(r.layout, r.load, r.batch, r.point.terms)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -56,6 +57,7 @@ def test_what_lies_beyond_the_rows_is_told_with_a_wider_margin(asked: Spot, said
     between, beyond = known.foretell([spot(12), asked])
     assert (between.between, beyond.between) == (True, False)
     assert between.margin < beyond.margin
+    assert beyond.margin == pytest.approx(math.exp(2 * known.tell([asked])[0].spread))
 
 
 @pytest.mark.parametrize("asked", [spot(300), spot(8, 9000), replace(spot(8), layout=Layout(8))])
