@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from katsura.state.connect import Store
+from katsura.state.objects import FolderObjects
 from katsura.state.trees import Limits
 from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
 from katsura.state.trees_twin import TwinTreeStore
@@ -24,14 +25,14 @@ from katsura.testing.tree_lives import ALL_KINDS, life_of, live
 branches = st.sampled_from(["", "", *NAMES])
 small = st.integers(0, 6)
 often = ["grow", "grow", "effect", "compress", "lie", "revise", "fork", "assemble"] * 6
-seldom = ["attach", "redact", "search", "switch", "slot", "rollback", "chain", "chain", "merge", "pin"]
+seldom = ["attach", "redact", "search", "switch", "slot", "rollback", "chain", "chain", "merge", "pin", "named"]
 structural = ["rest", "rest", "unrest", "replace", "invalidate", "revalidate", "wait", "resume", "collect"]
 judging = ["verdict", "verdict", "lease", "late", "rollup", "mark", "mark"]
 subgoals = ["begin", "begin", "end", "end", "state"] * 3
-between = ["cross", "cross", "look", "drop"] * 2
+between = ["cross", "cross", "look", "drop", "freeze", "offshoot", "bring"] * 2
 kinds = often + seldom + structural + judging + subgoals + between
 operations = st.builds(
-    Operation, st.sampled_from(kinds), branches, small, st.booleans(), st.integers(0, 1), st.integers(-3, 3)
+    Operation, st.sampled_from(kinds), branches, small, st.booleans(), st.integers(0, 2), st.integers(-3, 3)
 )
 lives = st.lists(operations, max_size=30)
 
@@ -86,7 +87,9 @@ def test_a_real_store_lives_the_same_life_as_the_twin(server: EmbeddedStore, ope
     async def both() -> None:
         connection = await Store.open(server.url, libraries=[MEMORY_FUNCTIONS])
         try:
-            real = await live(RedisTreeStore(connection, Limits()), operations)
+            real = await live(
+                RedisTreeStore(connection, Limits(), objects=FolderObjects(server.folder / "cold")), operations
+            )
         finally:
             await connection.close()
         assert real == await live(TwinTreeStore(Limits()), operations)
@@ -106,7 +109,9 @@ def interrupted(server: EmbeddedStore, operations: list[Operation], blow: Callab
     async def both() -> None:
         connection = await Store.open(server.url, libraries=[MEMORY_FUNCTIONS])
         try:
-            real = await live(RedisTreeStore(connection, Limits()), operations, blow)
+            real = await live(
+                RedisTreeStore(connection, Limits(), objects=FolderObjects(server.folder / "cold")), operations, blow
+            )
         finally:
             await connection.close()
         assert real == await live(TwinTreeStore(Limits()), operations)

@@ -26,7 +26,7 @@ from katsura.memory.core.assemble import SegmentKind
 from katsura.memory.operations import Write
 from katsura.memory.service import Assembled, Memory
 from katsura.state.references import MARKS_MAX
-from katsura.state.trees import TreeRef
+from katsura.state.trees import Grown, TreeRef
 
 Place = tuple[str, int]
 """A node of a tree of the same tenant."""
@@ -56,9 +56,11 @@ class Held:
         """What steps refer to in other trees."""
         self.led: dict[int, set[int]] = {}
         """What steps referred to until that was taken back."""
-        self.asked_roll_up = False
-        """Whether summaries were rolled up that were not due."""
+        self.meddled = False
+        """Whether summaries were rolled up that were not due, or found right after others had been rolled up."""
         self.watched_from = 1
+        self.forked = False
+        """Whether its contexts begin in another tree."""
         self.noted: set[int] = set()
         """Operations that the model knows of, so that it counts repeated ones once."""
 
@@ -95,6 +97,18 @@ class Held:
         """Every node there is."""
         tree, _ = await self.memory.get_tree(self.ref)
         return {n.node_id: n for n in await self.memory.get_nodes(self.ref, range(1, tree.node_count + 1))}
+
+    async def grow_steps(self, request: str, branch: str, steps: list[Step], merge: bool) -> Grown:
+        """Append steps; the path is then what it was, and these."""
+        grown = await self.memory.grow(Write(request, self.ref, branch, None, True), steps, merge)
+        path = await self.path(branch)
+        for node in path:
+            self.nodes.setdefault(node.node_id, immutable(node))
+        before, after = self.model[branch], self.said(path)
+        if after != before:
+            assert after == before + [s.content for s in steps], "I9: merging never mixes contents"
+        self.model[branch] = after
+        return grown
 
     async def check(self) -> None:
         """The invariants that can be seen from outside, over the whole tree."""
@@ -138,6 +152,8 @@ class Held:
             if isinstance(n.body, Step) and n.body.wait and n.body.wait.kind is WaitKind.SUBGOAL
         ]
         assert begun == self.open_subgoals(branch), "a subgoal is owed on every path that holds it until it ends there"
+        if self.forked:
+            return
         try:
             found = await self.memory.assemble_context(self.ref, branch, 200, 0, "", False)
         except OutOfRangeError:
@@ -234,7 +250,7 @@ class Held:
         ends = [node.depth for node in reversed(shown)]
         assert ends == sorted(set(ends)), "each ends further on than the one before"
         valid = all(n.judgement is not None and n.judgement.status is SummaryStatus.VALID for n in shown)
-        if valid and not self.asked_roll_up:
+        if valid and not self.meddled:
             levels = [(node.body.level, covered) for node, covered in found if isinstance(node.body, Summary)]
             runs = [(covered, len(list(run))) for (_, covered), run in itertools.groupby(levels)]
             assert all(covered or n <= 3 for covered, n in runs), "fewer than twice the fanout of each level in a row"

@@ -6,22 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from katsura.domain.errors import (
     ConflictError,
-    FailedPreconditionError,
     KatsuraError,
-    Reason,
 )
-from katsura.domain.ids import NodeId
+from katsura.domain.ids import NodeId, TreeId
 from katsura.domain.trees import (
     Attachment,
     BranchState,
     Effect,
     Judgement,
-    Node,
     Reference,
     Relation,
     Resolution,
@@ -38,16 +35,16 @@ from katsura.domain.trees import (
 from katsura.memory.core.assemble import SegmentKind
 from katsura.memory.core.merge import ConflictPolicy
 from katsura.memory.core.slots import SlotWrite
-from katsura.memory.core.validate import CRITERION
+from katsura.memory.merging import Brought
 from katsura.memory.operations import Write
 from katsura.memory.service import Assembled, Memory
-from katsura.memory.subgoals import Closing
 from katsura.memory.summaries import Outside
 from katsura.state.branches import BranchChange
 from katsura.state.contents import Scope, TreeChange
-from katsura.state.trees import Grown, TreeRef, Written
-from katsura.testing.tree_checks import Held, Place, immutable
+from katsura.state.trees import TreeRef, Written
+from katsura.testing.tree_checks import Place, immutable
 from katsura.testing.tree_cut import CutStore
+from katsura.testing.tree_subgoals import STATED, SubgoalLife
 from katsura.testing.tree_suite import NO_REQUEST
 
 NAMES: Final = ["main", "b2", "b3", "b4", "b5"]
@@ -56,17 +53,17 @@ KINDS: Final = (
     "grow", "effect", "compress", "lie", "revise", "fork", "assemble", "rest", "unrest", "replace", "collect", "wait",
     "resume", "invalidate", "revalidate", "attach", "redact", "search", "chain", "merge", "slot", "rollback", "verdict",
     "lease", "switch", "late", "begin", "end", "state", "pin", "rollup",
-    "mark",
+    "mark", "named",
 )  # fmt: skip
 """What one tree can go through."""
 _APPENDS: Final = frozenset((
     "grow", "effect", "compress", "lie", "revise", "replace", "wait", "resume", "merge", "slot", "rollback", "lease",
-    "late", "begin", "end", "state", "cross",
+    "late", "begin", "end", "state", "cross", "named",
+    "bring",
 ))  # fmt: skip
 """What only an active branch takes."""
 _ONCE: Final = ("assemble", "attach", "chain", "collect", "lease", "late")
 """What is not asked for again under the same request id: it has none, or asks by itself."""
-_CRITERION: Final = "it holds"
 
 
 class Operation(NamedTuple):
@@ -81,25 +78,7 @@ class Operation(NamedTuple):
     cut: int = 0
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How a subgoal is ended, and what is expected of it.
-
-    Attributes:
-        asked: which one (0: the innermost), with which results.
-        begun: depth at which that began; 0 where none may be ended so.
-        first: depth of the first step that its summary covers.
-        outcome: how it went.
-    """
-
-    asked: int
-    results: dict[str, Verdict]
-    begun: int
-    first: int
-    outcome: Verdict
-
-
-class Life(Held):
+class Life(SubgoalLife):
     """One tree, the operations done to it, and what they should do."""
 
     def __init__(self, memory: Memory, ref: TreeRef, cut: CutStore) -> None:
@@ -107,12 +86,12 @@ class Life(Held):
         self.cut = cut
         self.resumed = dict[int, int]()
         self.rests: dict[int, tuple[Reference, ...]] = {}
-        self.parents: dict[int, tuple[int | None, int]] = {}
         self.pinned: dict[int, TreeChange] = {}
         self.judged: dict[int, int] = {}
+        self.names: dict[tuple[str, int], int] = {}
         self.sources: dict[int, str] = {}
+        self.picks: dict[int, tuple[NodeId, ...]] = {}
         self.rolled: dict[int, tuple[NodeId, ...]] = {}
-        self.ends: dict[int, Ending] = {}
         self.log: list[object] = []
 
     async def begin(self) -> None:
@@ -164,9 +143,9 @@ class Life(Held):
             "collect": lambda: self._collect(amount),
             "wait": lambda: self._wait(number, branch, flag),
             "resume": lambda: self._resume(number, branch, amount),
-            "begin": lambda: self._begin_subgoal(number, branch, amount, flag),
-            "end": lambda: self._end_subgoal(number, branch, amount, flag),
-            "state": lambda: self._state(number, branch, flag),
+            "begin": lambda: self.begin_subgoal(number, branch, amount, flag),
+            "end": lambda: self.end_subgoal(number, branch, amount, flag),
+            "state": lambda: self.state_criterion(number, branch, flag),
             "invalidate": lambda: self._invalidate(number, amount, False),
             "revalidate": lambda: self._invalidate(number, amount, True),
             "attach": lambda: self._attach(number, amount, flag),
@@ -179,6 +158,7 @@ class Life(Held):
             "verdict": lambda: self._verdict(number, branch, amount, flag),
             "lease": lambda: self._lease(number, branch, amount, flag),
             "late": lambda: self._late(number, branch),
+            "named": lambda: self._named(number, branch, amount, flag),
             "mark": lambda: self._mark(number, branch, amount, flag),
             "pin": lambda: self._pin(number, flag),
             "switch": lambda: self.memory.update_tree(self.ref, f"u{number}", TreeChange(default_branch=branch)),
@@ -187,17 +167,15 @@ class Life(Held):
 
     async def _grow(self, number: int, branch: str, amount: int, merge: bool, effect: Effect) -> object:
         steps = [Step(f"does {i}" + " and more" * amount, effect=effect) for i in range(amount % 3 + 1)]
-        return await self._grow_steps(f"g{number}", branch, steps, merge)
+        return await self.grow_steps(f"g{number}", branch, steps, merge)
 
-    async def _grow_steps(self, request: str, branch: str, steps: list[Step], merge: bool) -> Grown:
-        grown = await self.memory.grow(Write(request, self.ref, branch, None, True), steps, merge)
-        path = await self.path(branch)
-        for node in path:
-            self.nodes.setdefault(node.node_id, immutable(node))
-        before, after = self.model[branch], self.said(path)
-        if after != before:
-            assert after == before + [s.content for s in steps], "I9: merging never mixes contents"
-        self.model[branch] = after
+    async def _named(self, number: int, branch: str, amount: int, merge: bool) -> object:
+        """A step with a name of its own: there once on each branch, whoever asks again."""
+        known, before = self.names.get((branch, amount), number) != number, self.model.get(branch)
+        step = Step(f"does what is named {amount}", client_step_id=f"c{amount}")
+        grown = await self.grow_steps(f"g{number}", branch, [step], merge)
+        assert not known or (grown.merged == (True,) and self.model[branch] == before), "I9: it is there once"
+        self.names.setdefault((branch, amount), number)
         return grown
 
     async def _rest(self, number: int, branch: str, amount: int, flag: bool) -> object:
@@ -207,12 +185,12 @@ class Life(Held):
         newest = (await self.memory.get_tree(self.ref))[0].node_count
         on = tuple(Reference(NodeId(n)) for n in range(max(1, newest - amount), newest + 1))
         step = Step(f"does {number}", references=self.rests.setdefault(number, on))
-        return await self._grow_steps(f"g{number}", branch, [step], True)
+        return await self.grow_steps(f"g{number}", branch, [step], True)
 
     async def rest_on(self, number: int, branch: str, places: Sequence[Place]) -> object:
         """A step that rests on nodes of other trees."""
         step = Step(f"does {number}", references=tuple(Reference(NodeId(n), tree_id=tree) for tree, n in places))
-        grown = await self._grow_steps(f"g{number}", branch, [step], True)
+        grown = await self.grow_steps(f"g{number}", branch, [step], True)
         self.away[grown.node_ids[0]] = set(places)
         return grown
 
@@ -225,7 +203,7 @@ class Life(Held):
 
     async def _replace(self, number: int, branch: str, amount: int) -> object:
         step = Step(f"does {number}", relation=Relation.REPLACE, related_node_ids=(NodeId(amount + 1),))
-        return await self._grow_steps(f"g{number}", branch, [step], True)
+        return await self.grow_steps(f"g{number}", branch, [step], True)
 
     async def _collect(self, amount: int) -> object:
         before = (await self.memory.get_tree(self.ref))[0].revision
@@ -243,7 +221,7 @@ class Life(Held):
     async def _wait(self, number: int, branch: str, flag: bool) -> object:
         effect = Effect.IRREVERSIBLE if flag else Effect.NONE
         step = Step(f"does {number}", effect=effect, wait=Wait(WaitKind.APPROVAL, "the boss"))
-        return await self._grow_steps(f"g{number}", branch, [step, Step("does more")], True)
+        return await self.grow_steps(f"g{number}", branch, [step, Step("does more")], True)
 
     async def _resume(self, number: int, branch: str, amount: int) -> object:
         owed = [node for _, node in await self.memory.waiting(self.ref, branch)]
@@ -256,92 +234,6 @@ class Life(Held):
             self.noted.add(number)
             self.model[branch].append(f"does {number}")
         return made
-
-    async def _begin_subgoal(self, number: int, branch: str, amount: int, flag: bool) -> object:
-        """One that says which it is part of, rightly or (amount 0) as if there were none."""
-        path, around = await self.path(branch), self.open_subgoals(branch)
-        inner = path[around[-1] - 1].node_id if around else 0
-        asked, inner = self.parents.setdefault(number, (0 if amount == 0 else inner if flag else None, inner))
-        write = Write(f"B{number}", self.ref, branch, None, True)
-        try:
-            begun = await self.memory.begin_subgoal(write, f"does {number}", [_CRITERION] if flag else [], asked)
-        except FailedPreconditionError as error:
-            if error.reason is Reason.SUBGOAL_OPEN and asked == inner:
-                raise AssertionError("the one it is part of was named") from error
-            raise
-        assert asked in (None, inner), "it is not told under another parent"
-        assert begun.parent == inner
-        if number not in self.noted:
-            self._append(number, branch, begun.node)
-            self.subgoals[branch].append((begun.node.depth, 0))
-        return begun
-
-    async def _end_subgoal(self, number: int, branch: str, amount: int, flag: bool) -> object:
-        """One that is ended is covered by a summary of its own, from its first step (or the last boundary) on."""
-        if number not in self.ends:
-            self.ends[number] = await self._ending(branch, amount, flag)
-        ending = self.ends[number]
-        write = Write(f"E{number}", self.ref, branch, None, True)
-        try:
-            ended = await self.memory.end_subgoal(write, ending.asked, ending.results, Closing())
-        except FailedPreconditionError as error:
-            if error.reason in (Reason.SUBGOAL_OPEN, Reason.NOT_WAITING) and ending.begun:
-                raise AssertionError("the innermost one may be ended") from error
-            raise
-        assert ending.begun, "only the innermost one is ended, once"
-        assert ended.outcome is ending.outcome
-        assert isinstance(ended.closed, Written)
-        summary = ended.closed.node.body
-        assert isinstance(summary, Summary)
-        assert summary.last_covered == ended.node.node_id
-        assert summary.covered_count == ended.node.depth - ending.first + 1, "it stands for its steps, no more, no less"
-        if number not in self.noted:
-            self._append(number, branch, ended.node)
-            self.subgoals[branch].append((ended.node.depth, ending.begun))
-            if ending.outcome is not Verdict.UNKNOWN:
-                self.stated[branch].append((ended.node.depth, ending.outcome is Verdict.PASS))
-        return ended.node, ended.outcome, ended.closed.node.node_id, ended.closed.node.body
-
-    async def _ending(self, branch: str, amount: int, flag: bool) -> Ending:
-        path, around = await self.path(branch), self.open_subgoals(branch)
-        if not around:
-            return Ending(amount, {}, 0, 0, Verdict.UNKNOWN)
-        outer, begun = around[0], around[-1]
-        asked = 0 if amount % 3 == 0 else path[(outer if flag else begun) - 1].node_id
-        first = path[begun - 1]
-        assert isinstance(first.body, Step)
-        outcome, results = Verdict.UNKNOWN, dict[str, Verdict]()
-        if CRITERION + _CRITERION in first.body.attributes:
-            said = [holds for depth, holds in self.stated[branch] if depth > begun and not path[depth - 1].redacted]
-            outcome = (Verdict.PASS if said[-1] else Verdict.FAIL) if said else Verdict.UNKNOWN
-            if amount % 2:
-                outcome = Verdict.PASS if flag else Verdict.FAIL
-                results = {_CRITERION: outcome}
-        closed = await self._closed(branch, path)
-        return Ending(asked, results, begun if asked in (0, first.node_id) else 0, max(begun, closed + 1), outcome)
-
-    async def _closed(self, branch: str, path: Sequence[Node]) -> int:
-        """Depth of the last step that a summary of a branch stands for."""
-        try:
-            base = (await self.memory.trees.cover(self.ref, branch, None, 0)).base
-        except FailedPreconditionError:
-            return len(path)
-        return next((node.depth for node in path if node.node_id == base), 0)
-
-    async def _state(self, number: int, branch: str, flag: bool) -> object:
-        """A step that says whether the criterion holds."""
-        step = Step(f"does {number}", attributes={CRITERION + _CRITERION: "pass" if flag else "fail"})
-        grown = await self._grow_steps(f"g{number}", branch, [step], True)
-        if number not in self.noted:
-            self.noted.add(number)
-            self.stated[branch].append((len(self.model[branch]), flag))
-        return grown
-
-    def _append(self, number: int, branch: str, node: Node) -> None:
-        assert isinstance(node.body, Step)
-        self.noted.add(number)
-        self.nodes.setdefault(node.node_id, immutable(node))
-        self.model[branch].append(node.body.content)
 
     async def _pin(self, number: int, flag: bool) -> object:
         """A constraint more, or (but for one) the newest less."""
@@ -418,7 +310,7 @@ class Life(Held):
         at = amount % max(1, len(shown) - 1)
         ids = self.rolled.setdefault(number, () if flag else tuple(reversed(shown[at : at + 2])))
         made = await self.memory.roll_up(self.ref, f"o{number}", branch, None, ids)
-        self.asked_roll_up |= bool(ids)
+        self.meddled |= bool(ids)
         return made
 
     async def _late(self, number: int, branch: str) -> None:
@@ -453,21 +345,38 @@ class Life(Held):
             self.states[source] = BranchState.MERGED
         if number not in self.noted:
             self.noted.add(number)
-            for step in merged.steps:
-                self._note_merged(branch, step, bool(pick))
-            for node in merged.slots:
-                assert isinstance(node.body, Slot)
-                self._note(branch, node.body.key, [*self._values(branch, node.body.key), node.body.value])
+            self._note_merge(branch, merged)
+            for step in merged.steps if pick else ():
+                assert isinstance(step.body, Step)
+                self.away[step.node_id] = self.away.get(step.body.related_node_ids[0], set())
         return merged
 
-    def _note_merged(self, branch: str, node: Node, copied: bool) -> None:
-        step = node.body
-        assert isinstance(step, Step)
-        self.model[branch].append(step.content)
-        if copied:
-            self.away[node.node_id] = self.away.get(step.related_node_ids[0], set())
-            if said := step.attributes.get(CRITERION + _CRITERION):
+    async def bring(self, number: int, branch: str, child: Life, flag: bool) -> object:
+        """Bring the work of a tree that was forked off this one, as a note or (flag) step by step."""
+        tree, _ = await self.memory.get_tree(child.ref)
+        steps = [node.node_id for node in await child.path(tree.default_branch)]
+        pick = self.picks.setdefault(number, tuple(steps[:2] if flag else ()))
+        write = Write(f"m{number}", self.ref, branch, None, True)
+        merged = await self.memory.merge(write, "", pick, "", ConflictPolicy.THEIRS, child.ref.tree)
+        if number not in self.noted:
+            self.noted.add(number)
+            self._note_merge(branch, merged)
+            for step in merged.steps:
+                found = {(r.tree_id, int(r.node_id)) for r in step.references}
+                told = {n for name, n in found if name == child.ref.tree}
+                assert told & set(pick or steps), "with provenance"
+                self.away[step.node_id] = found
+        return merged
+
+    def _note_merge(self, branch: str, merged: Brought) -> None:
+        for node in merged.steps:
+            assert isinstance(node.body, Step)
+            self.model[branch].append(node.body.content)
+            if said := node.body.attributes.get(STATED):
                 self.stated[branch].append((len(self.model[branch]), said == "pass"))
+        for node in merged.slots:
+            assert isinstance(node.body, Slot)
+            self._note(branch, node.body.key, [*self._values(branch, node.body.key), node.body.value])
 
     async def _verdict(self, number: int, branch: str, amount: int, flag: bool) -> object:
         """Somebody outside finds a summary, or a roll-up, right or wrong."""
@@ -476,7 +385,9 @@ class Life(Held):
         verdict = Verdict.PASS if flag else Verdict.FAIL
         self.judged.setdefault(number, judged)
         outside = Outside("somebody", verdict, Verdict.UNSPECIFIED, "", 0)
-        return await self.memory.maintain(self.ref, f"j{number}", branch, self.judged[number], (), outside)
+        written = await self.memory.maintain(self.ref, f"j{number}", branch, self.judged[number], (), outside)
+        self.meddled |= flag
+        return written
 
     async def _summaries(self) -> list[int]:
         tree, _ = await self.memory.get_tree(self.ref)
@@ -550,7 +461,8 @@ class Life(Held):
         assert kinds.count(SegmentKind.HINT) <= 2, "I3: what was abandoned shows only as hints, within hint_limit"
         for segment in assembly.segments:
             if segment.kind is SegmentKind.SUMMARY:
-                (node,) = await self.memory.get_nodes(self.ref, [segment.node_id])
+                of = replace(self.ref, tree=TreeId(segment.tree_id or self.ref.tree))
+                (node,) = await self.memory.get_nodes(of, [segment.node_id])
                 assert getattr(node.judgement, "status", None) is SummaryStatus.VALID, "I7"
         again = await self.memory.assemble_context(self.ref, branch, room, 0, "", False)
         assert again.assembly == assembly, "I4: the same revision and request give the same bytes"

@@ -11,9 +11,21 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-from katsura.domain.errors import InvalidArgumentError, NotFoundError, UnavailableError
+from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from katsura.domain.ids import NodeId, TenantId, TreeId
-from katsura.domain.trees import ROOT, Node, Reference, StaleMark, StaleReason, Step, SummaryStatus
+from katsura.domain.trees import (
+    ROOT,
+    Branch,
+    BranchState,
+    Node,
+    Reference,
+    StaleMark,
+    StaleReason,
+    Step,
+    SummaryStatus,
+    Tree,
+)
+from katsura.memory.descent import Offshoot
 from katsura.memory.foreign import Lookout, carried
 from katsura.memory.service import Memory
 from katsura.state.references import MARKS_MAX
@@ -22,8 +34,8 @@ from katsura.testing.tree_checks import Place
 from katsura.testing.tree_cut import CutStore
 from katsura.testing.tree_life import KINDS, NAMES, Life, Operation
 
-BETWEEN: Final = ("cross", "look", "drop")
-"""What befalls two trees at once."""
+BETWEEN: Final = ("cross", "look", "drop", "offshoot", "bring", "freeze")
+"""What befalls trees as a whole."""
 ALL_KINDS: Final = (*KINDS, *BETWEEN)
 """Everything that can be done."""
 _ROUNDS: Final = 20
@@ -31,7 +43,8 @@ _counter = itertools.count()
 
 
 class Lives:
-    """Two trees of a tenant. The second one may be dropped; then another one takes its place."""
+    """Two trees of a tenant, and at times a third one that was forked off one of them. The second one may be dropped;
+    then another one takes its place."""
 
     def __init__(self, store: TreeStore) -> None:
         self.cut = CutStore(store)
@@ -41,6 +54,8 @@ class Lives:
         self.trees: list[Life] = []
         self.gone: set[str] = set()
         self.crossed: dict[int, tuple[Place, ...]] = {}
+        self.source: tuple[Life, str] | None = None
+        """What the third one was forked off, and the branch that keeps the place."""
         self.log: list[object] = []
 
     async def begin(self, name: str) -> Life:
@@ -51,7 +66,8 @@ class Lives:
 
     async def do(self, number: int, operation: Operation) -> None:
         """One operation on one tree, or between them."""
-        life, other = self.trees[operation.tree], self.trees[1 - operation.tree]
+        at, count = operation.tree % len(self.trees), len(self.trees)
+        life, other = self.trees[at], self.trees[(at + 1) % count]
         if not operation.branch:
             default = (await self.memory.get_tree(life.ref))[0].default_branch
             operation = operation._replace(branch=default)
@@ -62,8 +78,20 @@ class Lives:
             case "look":
                 await self.lookout.turn(life.ref, operation.amount + 1)
                 life.log.append(("look", (await self.memory.get_tree(life.ref))[0].stale_count))
+            case "drop" if at == 2:
+                await self._drop_offshoot(operation)
             case "drop":
                 await self._drop(operation)
+            case "offshoot" if count == 2:
+                await self._fork(number, life, operation)
+            case "bring" if self.source:
+                child, (into, _) = self.trees[2], self.source
+                act = lambda: into.bring(number, operation.branch, child, operation.flag)  # noqa: E731
+                await into.attempt(operation, act)
+            case "freeze":
+                await self._freeze(life)
+            case "offshoot" | "bring":
+                life.log.append((operation.kind, count))
             case _:
                 await life.do(number, operation)
 
@@ -100,8 +128,60 @@ class Lives:
         assert name not in self.gone, "nor what is gone"
         return grown
 
+    async def _freeze(self, life: Life) -> None:
+        """Move a tree out; whoever touches it next brings it back as it was, but for its past events."""
+        moved = await self.memory.freeze(life.ref)
+        tree, _ = await self.memory.get_tree(life.ref)
+        life.watched_from, life.revision = tree.revision, tree.revision
+        life.log.append(("freeze", moved, tree.revision))
+
+    async def _fork(self, number: int, source: Life, operation: Operation) -> None:
+        """A tree that goes on from somewhere in another one."""
+        branch, name = operation.branch, f"off.{number}"
+        if branch not in source.model:
+            return
+        path = await source.path(branch)
+        depth = len(path) * operation.amount // 6
+        off = Offshoot(branch, path[depth - 1].node_id if depth else -1, "", "scout")
+
+        async def act() -> tuple[Tree, Branch]:
+            return await self.memory.fork_tree(source.ref, f"q{number}", name, off)
+
+        if operation.cut:
+            await self.cut.during(operation.cut, act)
+        tree, made = await act()
+        assert await act() == (tree, made), "I10"
+        assert tree.origin is not None
+        assert tree.origin.depth == depth
+        source.keep(branch, tree.origin.branch, depth)
+        source.states[tree.origin.branch] = BranchState.ABANDONED
+        life = Life(self.memory, TreeRef(self.tenant, TreeId(name)), self.cut)
+        life.forked, life.pins = True, [*source.pins]
+        self.trees.append(life)
+        self.source = source, tree.origin.branch
+
     async def _drop(self, operation: Operation) -> None:
+        """Drop the second tree, unless another one goes on from it."""
         old = self.trees[1]
+        if self.source and self.source[0] is old:
+            try:
+                await self.memory.delete_tree(old.ref)
+            except FailedPreconditionError:
+                return
+            raise AssertionError("I11: what another tree goes on from is not dropped")
+        await self._delete(old, operation)
+        self.trees[1] = await self.begin(f"beside.{len(self.gone)}")
+
+    async def _drop_offshoot(self, operation: Operation) -> None:
+        assert self.source is not None
+        (source, place), self.source = self.source, None
+        await self._delete(self.trees.pop(), operation)
+        kept = any(b.name == place for b in (await self.memory.get_tree(source.ref))[1])
+        assert not kept or operation.cut, "the place is given up"
+        if not kept:
+            source.forget(place)
+
+    async def _delete(self, old: Life, operation: Operation) -> None:
         if operation.cut:
             await self.cut.during(operation.cut, lambda: self.memory.delete_tree(old.ref))
         try:
@@ -110,7 +190,6 @@ class Lives:
             assert operation.cut in (-1, -2, -3, 2, 3), "it went unasked"
         self.log += old.log
         self.gone.add(old.ref.tree)
-        self.trees[1] = await self.begin(f"beside.{len(self.gone)}")
 
     async def check(self) -> None:
         """The invariants of each tree, and of what leads from one to another once upkeep has seen everything."""
@@ -190,7 +269,7 @@ def life_of(seed: int) -> list[Operation]:
     """The operations of one life, of every kind, most of them such that the trees grow."""
     draw = random.Random(seed)  # noqa: S311 - the same life for the same seed
     often = ["grow", "chain", "fork", "revise", "compress", "begin", "begin", "end", "end", "cross"]
-    kinds = [*ALL_KINDS, *often * 3, *["wait", "resume", "merge"] * 2]
+    kinds = [*ALL_KINDS, *often * 3, *["wait", "resume", "merge", "offshoot", "bring"] * 2]
     begun = [Operation("grow", "", draw.randrange(7), False, tree) for tree in (0, 1)]
     return begun + [
         Operation(
@@ -198,7 +277,7 @@ def life_of(seed: int) -> list[Operation]:
             branch=draw.choice(["", *NAMES[: 2 + number // 8]]) if draw.random() < 0.6 else "",
             amount=draw.randrange(7),
             flag=draw.random() < 0.5,
-            tree=int(draw.random() < 0.4),
+            tree=draw.choice((0, 0, 0, 1, 1, 2)),
             cut=draw.choice((0, 0, 0, 0, 1, -1, 2, -2, -3)),
         )
         for number in range(30)
