@@ -63,6 +63,21 @@ def test_explain_tells_of_every_node_why_it_is_in_the_context_or_not(typed: Type
     assert (said["included"], said["branch"], said["node_id"]) == (True, "b2", 7)
 
 
+def test_watch_prints_commits_of_trees_named_and_labelled(typed: Typed, katsura: Katsura) -> None:
+    run_, memory = katsura.run, katsura.memory
+    for name, labels in (("wa", {"team": "w"}), ("wb", {"team": "v"}), ("wc", {})):
+        run_(memory.create_tree(tree_id=name, labels=labels))
+    run_(memory.grow("wc", [step("user", "x"), step("user", "y")]))
+    said = typed("watch", "wc", "--label", "team=w", "--count", "3").splitlines()
+    assert sorted(said) == ["wa 1 tree created on main", "wc 1 tree created on main", "wc 2 grown on main #1 #2"]
+    (line,) = typed("watch", "wa", "--count", "1", "--json").splitlines()
+    assert (json.loads(line)["treeId"], json.loads(line)["kind"]) == ("wa", "EVENT_KIND_TREE_CREATED")
+    run_(memory.delete_tree("wb"))
+    assert "does not exist" in typed("watch", "wb", status=Exit.FAILED)
+    with pytest.raises(SystemExit):
+        typed("watch", "--label", "team")
+
+
 def test_explain_follows_roll_ups_down_to_their_steps(typed: Typed, katsura: Katsura) -> None:
     run_, memory = katsura.run, katsura.memory
     policy = tree_pb.TreePolicy(rollup_fanout=2)

@@ -218,6 +218,7 @@ async def test_another_tenants_tree_answers_exactly_as_an_unknown_one(connection
             thief.get_nodes(name, [1]),
             thief.delete_tree(name),
             anext(thief.watch(name)),
+            anext(aiter(thief.watch_trees([name]))),
         ):
             with pytest.raises(NotFoundError) as caught:
                 await attempt

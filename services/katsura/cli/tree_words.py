@@ -30,6 +30,7 @@ examples:
   katsura tree import trip.jsonl --name copy    the same tree again: same numbers, same hashes
   katsura tree verify trip                      compute every hash again
   katsura tree freeze trip                      out of the store, until somebody touches it
+  katsura tree watch --label team=a             commits of trees with a label, as they come
   katsura tree usage                            nodes, bytes and cost by agent, beside the quotas
 
 list, show, fork and revise ask the gateway (--url); the other words ask the memory service itself
@@ -79,6 +80,13 @@ def add_tree(
     usage.add_argument("tree", nargs="?", default="", help="one tree (default: all of the key's, counted anew)")
     verify = _leaf(tree, "verify", "compute every hash of a tree again", _verify, data, direct, key, as_json)
     _add_name(verify)
+    watch = _leaf(tree, "watch", "print commits of trees as they come", _watch, data, direct, key, as_json)
+    watch.add_argument("tree", nargs="*", help="names of trees")
+    watch.add_argument(
+        "--label", action="append", default=[], type=_label, metavar="KEY=VALUE", help="and all trees that have it"
+    )
+    watch.add_argument("--from-now", action="store_true", help="leave out what was committed before")
+    watch.add_argument("--count", type=int, default=0, metavar="N", help="end after N commits")
 
 
 def _leaf(tree: Any, name: str, help_text: str, command: Command, *parents: argparse.ArgumentParser) -> Any:
@@ -192,6 +200,19 @@ def _verify(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> 
     from katsura.cli.archive import verify
 
     return verify(_door(a, environ), a.tree, a.json, out)
+
+
+def _watch(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
+    from katsura.cli.watch import watch
+
+    return watch(_door(a, environ), a.tree, dict(a.label), a.count, a.from_now, a.json, out)
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
 
 
 def _door(a: argparse.Namespace, environ: Mapping[str, str]) -> MemoryDoor:
