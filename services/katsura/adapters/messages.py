@@ -22,6 +22,7 @@ from katsura.adapters.ropes import Body, Value, common_prefix, plain
 
 _KINDS: Final = frozenset({AIMessage, HumanMessage, SystemMessage, ToolMessage})
 _PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None)})
+_EMPTY: Final[dict[type, Any]] = {dict: {}, list: []}
 _FIELDS: Final = attrgetter("__dict__")
 _EXTRA: Final = attrgetter("__pydantic_extra__")
 
@@ -103,7 +104,12 @@ def encoded(serde: SerializerProtocol, value: Any, before: Body | None) -> Value
 
 
 def _copied(value: Any) -> Any:
-    """A copy of plain data; None where it is not all plain (a None inside stays one)."""
+    """A copy of plain data; None where it is not all plain (a None inside stays one).
+
+    Empty containers share one copy: most of a message's are, and a list of them is compared at the pace of its caches.
+    """
+    if not value and type(value) in _EMPTY:
+        return _EMPTY[type(value)]
     if type(value) is dict:
         copies = {name: _copied(item) for name, item in value.items()}
         whole = all(type(name) is str for name in value)
