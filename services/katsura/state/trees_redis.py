@@ -36,7 +36,7 @@ from katsura.state import keys
 from katsura.state.branches_redis import RedisBranches
 from katsura.state.cold_redis import RedisCold
 from katsura.state.collecting_redis import RedisCollecting
-from katsura.state.connect import Arg, Store, translated
+from katsura.state.connect import Arg, Store
 from katsura.state.contents_redis import RedisContents
 from katsura.state.foreign_redis import RedisForeign
 from katsura.state.leases_redis import RedisLeases
@@ -180,22 +180,18 @@ class RedisTreeStore(
         """Trees of a tenant, newest first; names whose tree is gone are removed from the index on the way."""
         index = keys.tree_index(tenant)
         newest = b"(" + page_token.encode() if page_token else b"+"
-        with translated(self._store.url):
-            found: Any = await self._store.client.zrevrangebylex(index, newest, b"-", start=0, num=page_size)
-        names: list[bytes] = list(found)
+        names: list[bytes] = await self._store.command("ZREVRANGEBYLEX", index, newest, "-", "LIMIT", 0, page_size)
         trees = await asyncio.gather(*(self._listed(tenant, name) for name in names))
         gone = [name for name, tree in zip(names, trees, strict=True) if tree is None]
         if gone:
-            with translated(self._store.url):
-                await self._store.client.zrem(index, *gone)
+            await self._store.command("ZREM", index, *gone)
         return tuple(t for t in trees if t is not None), names[-1].decode() if len(names) == page_size else ""
 
     async def drop(self, ref: TreeRef) -> None:
         """Drop a tree and everything in it."""
         answer = await self._call(ref, "delete", self._limits.events, self._limits.replays)
         self._count(ref.tenant, Usage(-1, -answer[2], -answer[3]))
-        with translated(self._store.url):
-            await self._store.client.zrem(keys.tree_index(ref.tenant), index_name(ref, int(answer[1])))
+        await self._store.command("ZREM", keys.tree_index(ref.tenant), index_name(ref, int(answer[1])))
 
     async def grow(
         self,
