@@ -30,7 +30,7 @@ from katsura_operator.leader import Leader
 from katsura_operator.loop import Loop
 from katsura_operator.reconcile import Reconciler
 from katsura_operator.solver import Solver
-from katsura_operator.survey import GrpcCounter, Survey
+from katsura_operator.survey import GrpcAsker, Survey
 from katsura_operator.watch import Watch
 
 _LOG = log.get(__name__)
@@ -59,8 +59,10 @@ async def operate(config: OperatorConfig) -> None:
             authority = Authority(door, settings.namespace, Path(folder), given=given)
             executor = Executor(door, drainer, GRPC)
             solver = Solver(settings, config.solve_limit_s)
-            survey = Survey(GrpcCounter(config.internal_token, Path(folder), GRPC), config.resync_s)
-            reconciler = Reconciler(door, executor, authority, solver, settings, config.namespaces, sampled=survey.note)
+            survey = Survey(GrpcAsker(config.internal_token, Path(folder), GRPC), config.resync_s)
+            reconciler = Reconciler(
+                *(door, executor, authority, solver, settings, config.namespaces), sampled=survey.note, odd=survey.odd
+            )
             passes = Loop(reconciler.run, config.resync_s)
 
             async def watch() -> None:

@@ -62,10 +62,13 @@ class Reconciler:
         namespaces: tuple[str, ...],
         now: Callable[[], str] = utc_now,
         sampled: Callable[[Iterable[Object]], tuple[Sample, ...]] = lambda pods: (),
+        odd: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
-        """`sampled`: told which pods there are, what shards among them showed (`survey.Survey.note`)."""
+        """`sampled`: told which pods there are, what shards among them showed (`survey.Survey.note`). `odd`: which
+        members among them compute other bits than most of their pool (`survey.Survey.odd`)."""
         self._kube, self._executor, self._authority, self._mind = kube, executor, authority, mind
         self._settings, self._namespaces, self._now, self._sampled = settings, namespaces, now, sampled
+        self._odd = odd
         self._unreadable: set[str] = set()
         self.passes = 0
 
@@ -105,7 +108,7 @@ class Reconciler:
             objects[POD.name] = await self._all(POD, ())
         else:
             objects[POD.name] = await self._all(POD, self._namespaces, "katsura.dev/pool")
-        return Snapshot(objects, now, self._sampled(objects[POD.name]))
+        return Snapshot(objects, now, self._sampled(objects[POD.name]), self._odd())
 
     async def may_read(self, kind: Kind) -> bool:
         """Whether a kind of the whole cluster is there and ours to read; True where nobody answers."""

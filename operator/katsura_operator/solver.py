@@ -91,7 +91,7 @@ class Solver:
         versions = {key: _version(obj) for key, obj in objects.items()}
         fresh = [key for key, version in versions.items() if self._known.get(key) != version]
         gone = tuple(key for key in self._known if key not in versions)
-        question = Question(self._settings, seen.now, trouble, len(fresh), gone, seen.samples)
+        question = Question(self._settings, seen.now, trouble, len(fresh), gone, seen.samples, seen.odd)
         process.stdin.write(question.write().encode() + b"\n")
         for start in range(0, len(fresh), _AT_ONCE):
             lines = [json.dumps(objects[key]) for key in fresh[start : start + _AT_ONCE]]

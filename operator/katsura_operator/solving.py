@@ -34,7 +34,7 @@ def serve(lines: SimpleQueue[bytes], answers: BinaryIO) -> None:
         for _ in range(question.fresh):
             obj = json.loads(lines.get())
             known[key_of(obj)] = obj
-        seen = snapshot_of(known.values(), question.now, question.samples)
+        seen = snapshot_of(known.values(), question.now, question.samples, question.odd)
         desired = decide(seen, question.settings, question.trouble)
         for line in write_answers(desired):
             answers.write(line.encode() + b"\n")

@@ -47,7 +47,7 @@ from katsura_operator.core.placing import Placement, Reading, Wanted, is_idle, p
 from katsura_operator.core.pods import GRPC, HELPER, METRICS, Size, external_template, template
 from katsura_operator.core.policies import external_policy
 from katsura_operator.core.purging import purging
-from katsura_operator.core.rollout import WORKLOAD_LABEL, Pool, Step, Target, advance
+from katsura_operator.core.rollout import WORKLOAD_LABEL, Pool, Step, Target, advance, ready_count
 from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Snapshot
 from katsura_operator.core.status import Said, event, status_of, transitions
@@ -251,14 +251,16 @@ class _Mind:
         recreate = spec is not None and spec.rollout.strategy is RolloutStrategy.RECREATE
         step = advance(role, targets, workloads, pods, now=self._seen.now, drain_s=drain_s, recreate=recreate)
         count = sum(n for _, n in counted)
+        odd = sum(p["metadata"].get("uid") in self._seen.odd for p in pods)
+        alike = ready_count(workloads) - odd if odd else count
         made = self._made
         made.keep += step.keep
         made.mark += step.mark
         made.drain += step.drain
         made.remove += step.remove
         made.delete += step.delete
-        made.keep.append(self._budget(name, owned_by, common, owners, 0 if role == "experts" and count < 2 else 1))
-        return Pool(name, role, count, workloads, tuple(pods), targets, step)
+        made.keep.append(self._budget(name, owned_by, common, owners, 0 if role == "experts" and alike < 2 else 1))
+        return Pool(name, role, count, workloads, tuple(pods), targets, step, odd=odd)
 
     def _target(
         self,
@@ -369,7 +371,7 @@ class _Mind:
     def _budget(
         self, name: str, owned_by: Object, labels: Mapping[str, str], owners: Sequence[Wanted], unavailable: int
     ) -> Mapping[str, Any]:
-        """The pool's PodDisruptionBudget. A member alone has the last copy of everything: none may be evicted."""
+        """The pool's PodDisruptionBudget. Where no member can stand in for another, none may be evicted."""
         body = self._head(BUDGET, owned_by, name, labels, owners)
         limit = {"maxUnavailable": unavailable, "unhealthyPodEvictionPolicy": "AlwaysAllow"}
         body["spec"] = {**limit, "selector": {"matchLabels": {POOL: name}}}

@@ -31,6 +31,7 @@ class Question:
     Attributes:
         now: of the snapshot. trouble: why nothing can be solved now.
         fresh: how many objects follow. gone: keys of objects that are no more. samples: of running shards.
+        odd: members that cannot stand in for others.
     """
 
     settings: Settings
@@ -39,6 +40,7 @@ class Question:
     fresh: int
     gone: tuple[Key, ...]
     samples: tuple[Sample, ...] = ()
+    odd: tuple[str, ...] = ()
 
     def write(self) -> str:
         """One line."""
@@ -52,15 +54,17 @@ class Question:
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said["settings"].items()}
         gone = tuple((kind, namespace, name) for kind, namespace, name in said["gone"])
         samples = tuple(Sample(*sample) for sample in said["samples"])
-        return cls(Settings(**settings), said["now"], said["trouble"], said["fresh"], gone, samples)
+        return cls(Settings(**settings), said["now"], said["trouble"], said["fresh"], gone, samples, tuple(said["odd"]))
 
 
-def snapshot_of(objects: Iterable[Object], now: str, samples: tuple[Sample, ...] = ()) -> Snapshot:
+def snapshot_of(
+    objects: Iterable[Object], now: str, samples: tuple[Sample, ...] = (), odd: tuple[str, ...] = ()
+) -> Snapshot:
     """A snapshot of loose objects."""
     kinds: dict[str, list[Object]] = {}
     for obj in objects:
         kinds.setdefault(str(obj["kind"]), []).append(obj)
-    return Snapshot({kind: tuple(found) for kind, found in kinds.items()}, now, samples)
+    return Snapshot({kind: tuple(found) for kind, found in kinds.items()}, now, samples, odd)
 
 
 def write_answers(desired: Desired) -> Iterator[str]:

@@ -55,7 +55,7 @@ def of_deployment(wanted: Wanted, pools: Sequence[Pool], placement: Placement, *
     else:
         said += [_progress(pools, settled, rolling), _ready(wanted, planned, pools, serves, external=external)]
     degraded = serves and bool(short) and not idle
-    fewer = ", ".join(f"{p.name}: {ready_count(p.workloads)} of {p.wanted}" for p in short)
+    fewer = ", ".join(f"{p.name}: {ready_count(p.workloads)} of {p.wanted}{_apart(p)}" for p in short)
     why = Why.FEWER_THAN_ASKED if degraded else Why.STABLE
     said.append(Said(ConditionType.DEGRADED, degraded, why, fewer if degraded else ""))
     roles = [
@@ -104,7 +104,7 @@ def of_pool(seen: Object, pool: Pool, placement: Placement) -> Report:
     }
     holds = not _is_short(pool) and (_was_ready(seen) or _has_fresh(pool))
     why = Why.ALL_ROLES_READY if holds and pool.wanted else Why.IDLE if holds else Why.PODS_NOT_READY
-    trouble = trouble_of(pool.pods) or f"{ready_count(pool.workloads)} of {pool.wanted} pods are ready"
+    trouble = trouble_of(pool.pods) or f"{ready_count(pool.workloads)} of {pool.wanted} pods are ready{_apart(pool)}"
     if holds and (pool.step.drain or pool.step.mark):
         why = Why.DRAINING
     return body, [Said(ConditionType.READY, holds, why, pool.step.waits if holds else trouble)]
@@ -229,7 +229,12 @@ def _was_ready(obj: Object) -> bool:
 
 
 def _is_short(pool: Pool) -> bool:
-    return ready_count(pool.workloads) < pool.wanted
+    return ready_count(pool.workloads) - pool.odd < pool.wanted
+
+
+def _apart(pool: Pool) -> str:
+    """What is wrong with members that are ready."""
+    return f", {pool.odd} computing other bits than the rest, for which it cannot stand in" if pool.odd else ""
 
 
 def _has_fresh(pool: Pool) -> bool:

@@ -63,7 +63,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """One pool in this pass. `untouched`: no plan says what it should be, so it stays as it is."""
+    """One pool in this pass.
+
+    `untouched`: no plan says what it should be, so it stays as it is. `odd`: ready members that compute other bits than
+    most, and so can never stand in for them.
+    """
 
     name: str
     role: str
@@ -73,6 +77,7 @@ class Pool:
     targets: tuple[Target, ...]
     step: Step
     untouched: bool = False
+    odd: int = 0
 
 
 def advance(

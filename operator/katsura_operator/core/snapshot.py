@@ -30,11 +30,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Objects by kind. `now`: RFC 3339, the operator's clock when the reading began. `samples`: oldest first."""
+    """Objects by kind. `now`: RFC 3339, the operator's clock when the reading began. `samples`: oldest first.
+
+    `odd`: uids of members that compute other bits than most of their pool (`core.copies`).
+    """
 
     objects: Mapping[str, tuple[Object, ...]]
     now: str
     samples: tuple[Sample, ...] = ()
+    odd: tuple[str, ...] = ()
     _index: dict[tuple[str, str, str], Object] = field(default_factory=dict, compare=False, repr=False)
     _labelled: dict[tuple[str, str, str], dict[str, list[Object]]] = field(
         default_factory=dict, compare=False, repr=False

@@ -89,6 +89,8 @@ class World:
         self.now = "2026-11-21T12:00:00Z"
         self.samples: tuple[Sample, ...] = ()
         """What running shards showed."""
+        self.odd: tuple[str, ...] = ()
+        """Uids of members that compute other bits than the rest of their pool."""
         self.job_trouble = ""
         """Why Jobs fail; empty where they succeed."""
 
@@ -111,6 +113,7 @@ class World:
             *(door, executor, authority, self, self.settings, self.namespaces),
             now=lambda: self.now,
             sampled=lambda pods: self.samples,
+            odd=lambda: self.odd,
         )
 
     async def decide(self, seen: Snapshot, trouble: str = "") -> Desired:

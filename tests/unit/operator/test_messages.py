@@ -43,7 +43,7 @@ def test_a_question_reads_as_it_was_written() -> None:
         Sample("n/chat", "r", "node", 2, 1.5, 0.01, 2.5, 300.0),
         Sample("n/b", "r", "other", 0, 8.0, 0.02, 4.0, 9.0),
     )
-    question = Question(settings, "2026-11-21T12:00:00Z", "it\nended", 3, (("Pod", "n", "a"),), samples)
+    question = Question(settings, "2026-11-21T12:00:00Z", "it\nended", 3, (("Pod", "n", "a"),), samples, ("u1", "u2"))
     assert Question.read(question.write()) == question
     assert "\n" not in question.write()
 

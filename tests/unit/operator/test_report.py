@@ -71,6 +71,25 @@ async def test_a_deployment_is_ready_no_sooner_than_its_pools_and_stays_so_while
     assert await ready(True, True) == ("True", "True", "AllRolesReady")
 
 
+async def test_members_that_compute_other_bits_do_not_count_and_what_they_cannot_replace_is_not_evicted() -> None:
+    world = World.in_memory()
+    roles = {"attention": {"replicas": 1}, "experts": {"replicas": 2}}
+    world.apply("ModelDeployment", "chat", {"model": MODEL, "topology": "Split", "roles": roles})
+    await world.settle()
+    assert world.get("PodDisruptionBudget", "chat-experts")["spec"]["maxUnavailable"] == 1
+    world.odd = tuple(p["metadata"]["uid"] for p in world.all("Pod") if "-experts-" in p["metadata"]["name"])[:1]
+    await world.settle()
+    pool, degraded = world.condition("RolePool", "chat-experts"), world.condition("ModelDeployment", "chat", "Degraded")
+    assert (pool["status"], degraded["status"]) == ("False", "True")
+    assert "2 of 2 pods are ready, 1 computing other bits" in pool["message"]
+    assert "chat-experts: 2 of 2, 1 computing other bits" in degraded["message"]
+    assert world.get("PodDisruptionBudget", "chat-experts")["spec"]["maxUnavailable"] == 0
+    world.odd = ()
+    await world.settle()
+    assert world.condition("RolePool", "chat-experts")["status"] == "True"
+    assert world.get("PodDisruptionBudget", "chat-experts")["spec"]["maxUnavailable"] == 1
+
+
 async def test_a_pod_that_drained_is_told_once() -> None:
     world = World.in_memory()
     spec: dict[str, Any] = {"model": MODEL, "topology": "Unified", "drainTimeoutSeconds": 30}

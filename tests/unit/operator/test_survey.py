@@ -13,12 +13,17 @@ from katsura.api.attention.v1.attention_service_pb2_grpc import (
     AttentionServiceServicer,
     add_AttentionServiceServicer_to_server,
 )
+from katsura.api.experts.v1 import experts_service_pb2 as experts
+from katsura.api.experts.v1.experts_service_pb2_grpc import (
+    ExpertServiceServicer,
+    add_ExpertServiceServicer_to_server,
+)
 from katsura.domain.errors import KatsuraError, UnavailableError
 from katsura.rpc.renewal import TlsFiles
 from katsura.rpc.serve import ServeConfig, Server
 from katsura_operator.authority import issue, make_authority
 from katsura_operator.core.pace import Count
-from katsura_operator.survey import GrpcCounter, Survey
+from katsura_operator.survey import GrpcAsker, Survey
 
 
 class Shards:
@@ -28,6 +33,13 @@ class Shards:
         self.asked: list[str] = []
         self.away: set[str] = set()
         self.lives: dict[str, int] = {}
+        self.prints: dict[str, str] = {}
+
+    async def fingerprint(self, host: str) -> str:
+        self.asked.append(host)
+        if host in self.away:
+            raise UnavailableError("away")
+        return self.prints[host]
 
     async def count(self, host: str) -> Count:
         self.asked.append(host)
@@ -47,7 +59,7 @@ def pod(number: int, deployment: str = "chat", role: str = "unified") -> dict[st
 async def test_two_looks_at_one_life_make_a_sample() -> None:
     shards = Shards()
     survey = Survey(shards, 60.0)
-    assert survey.note([pod(1), pod(2, role="experts")]) == ()
+    assert survey.note([pod(1), pod(2, role="router")]) == ()
     await survey.look()
     assert survey.note([pod(1)]) == ()
     await survey.look()
@@ -60,6 +72,30 @@ async def test_two_looks_at_one_life_make_a_sample() -> None:
     assert survey.note([pod(1)]) == (), "another life"
     await survey.look()
     assert len(survey.note([pod(1)])) == 2, "what is known of it, with something new"
+
+
+def member(number: int) -> dict[str, Any]:
+    made = pod(number, role="experts")
+    made["metadata"]["labels"]["katsura.dev/pool"] = "chat-experts"
+    return made
+
+
+async def test_a_member_is_asked_once_for_its_bits_and_the_odd_ones_of_a_pool_are_known() -> None:
+    shards = Shards()
+    shards.prints = {"10.0.0.1": "aa", "10.0.0.2": "bb", "10.0.0.3": "bb"}
+    survey = Survey(shards, 60.0)
+    survey.note([member(n) for n in (1, 2, 3)])
+    assert survey.odd() == ()
+    shards.away = {"10.0.0.1"}
+    await survey.look()
+    assert survey.odd() == ()
+    shards.away = set()
+    await survey.look()
+    await survey.look()
+    assert survey.odd() == ("u0001",)
+    assert sorted(shards.asked) == ["10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    survey.note([member(2), member(3)])
+    assert survey.odd() == ()
 
 
 async def test_samples_are_bounded_and_go_with_their_shards() -> None:
@@ -104,7 +140,14 @@ class Told(AttentionServiceServicer):
         return pb.GetShardResponse(shard=pb.Shard(incarnation=3, decoded=decoded))
 
 
-async def test_a_shard_is_asked_by_the_mutual_tls_of_our_pods(tmp_path: Path) -> None:
+class Known(ExpertServiceServicer):
+    """A member of which the bits are known."""
+
+    async def GetMember(self, request: Any, context: Any) -> Any:
+        return experts.GetMemberResponse(member=experts.Member(fingerprint=b"\xab\x01"))
+
+
+async def test_pods_are_asked_by_the_mutual_tls_that_they_use_among_themselves(tmp_path: Path) -> None:
     now = datetime.now(UTC)
     authority = make_authority(now)
     leaf = issue(authority, now)
@@ -113,12 +156,15 @@ async def test_a_shard_is_asked_by_the_mutual_tls_of_our_pods(tmp_path: Path) ->
     tls = TlsFiles(tmp_path / "tls.crt", tmp_path / "tls.key", tmp_path / "ca.crt")
     server = Server(ServeConfig("attention", "p", "127.0.0.1:0", "token", tls=tls))
     add_AttentionServiceServicer_to_server(Told(), server.grpc)
+    add_ExpertServiceServicer_to_server(Known(), server.grpc)
     await server.start()
     try:
         host, _, port = server.address.rpartition(":")
-        assert await GrpcCounter("token", tmp_path, int(port)).count(host) == Count(3, 7, 0.5, 14, 700)
+        asker = GrpcAsker("token", tmp_path, int(port))
+        assert await asker.count(host) == Count(3, 7, 0.5, 14, 700)
+        assert await asker.fingerprint(host) == "ab01"
     finally:
         server.stop()
         await server.run()
     with pytest.raises(KatsuraError):
-        await GrpcCounter("token", tmp_path, int(port)).count(host)
+        await asker.count(host)
