@@ -153,7 +153,11 @@ class Catalogue:
                 named = self._pci.get("_".join(pci.split("_")[-2:]))
                 if named:
                     return Found(named, count, key)
-        return Found(None, count, f"{count} x {resource or 'DRA device'}, but no label says which product")
+        keys = {key for key, _ in self._labels}
+        strange = [f"{key}={value}" for key, value in labels.items() if key in keys and "gpu" in key]
+        said = f"DRA productName={products[0]}" if products else strange[0] if strange else None
+        why = f"the catalogue has no {said}" if said else "no label says which product"
+        return Found(None, count, f"{count} x {resource or 'DRA device'}, but {why}: an AcceleratorProfile may name it")
 
     def cpu(self, labels: Mapping[str, str]) -> Device:
         """The kind of core that a node's labels name; the plainest where they do not."""

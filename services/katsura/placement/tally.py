@@ -153,7 +153,9 @@ def _scarce(solved: Solved, packed: Packed) -> list[str]:
 
 def _limits(problem: Problem, instances: Sequence[Instance], hourly: float) -> list[str]:
     found: list[str] = []
-    if problem.budget_usd is not None and hourly > 0.95 * problem.budget_usd:
+    used = {p.node for i in instances for p in i.places}
+    next_usd = min((c.hourly_usd for c in problem.classes if not used.issuperset(c.nodes)), default=0.0)
+    if problem.budget_usd is not None and hourly + next_usd > problem.budget_usd:
         found.append(f"the budget of ${problem.budget_usd:.2f}/h")
     classes = {c.name: c for c in problem.classes}
     for device, most in problem.quotas.items():

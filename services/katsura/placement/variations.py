@@ -37,6 +37,7 @@ _NODES_LARGE: Final = 20
 _SECONDS: Final = 1.0
 """Most seconds of the solver's integer programs that explaining one plan may take, where time limits a search."""
 _NAMES_SHOWN: Final = 4
+_AND_NODES: Final = ", and more nodes"
 _PROOF: Final = 1.002
 """How much dearer a bound must be to prove anything."""
 
@@ -290,8 +291,9 @@ class Variations:
         outcome = self._whole(way.problem, columns, extra=way.extra)
         if outcome is None:
             return None if self._small else _by_bound(way)
-        bought = " and ".join(f"{n} more node{'s' * (n > 1)} of {name}" for name, n in outcome.bought.items())
-        return Relaxation(bought if way.extra else way.what, outcome.hourly_usd)
+        bought = [f"{n} more node{'s' * (n > 1)} of {name}" for name, n in outcome.bought.items()]
+        lifted = [way.what.removesuffix(_AND_NODES)] if way.problem is not self._problem else []
+        return Relaxation(" and ".join((*lifted, *bought)), outcome.hourly_usd)
 
 
 def _by_bound(way: _Looser) -> Relaxation | None:
@@ -356,7 +358,7 @@ def _looser_questions(problem: Problem) -> Iterator[tuple[str, Problem, Extra | 
     free = replace(_each(problem, spot_share=1.0, domains_min=1), budget_usd=None, quotas={})
     if free != problem:
         more = Extra(more_nodes=dict.fromkeys((c.name for c in problem.classes), _MORE_NODES_MAX))
-        yield "no budget, quotas, spot or domain limits, and more nodes", free, more
+        yield f"no budget, quotas, spot or domain limits{_AND_NODES}", free, more
 
 
 def _each(problem: Problem, **changes: object) -> Problem:

@@ -78,7 +78,11 @@ def test_a_budget_is_kept_and_named(small: Problem, effort: Effort) -> None:
     bound = plan(replace(small, budget_usd=free.hourly_usd - 1), effort)
     assert bound.hourly_usd <= free.hourly_usd - 1
     assert not bound.feasible
-    assert any(r.what == "no limit on the budget" for r in bound.relaxations)
+    assert any(line.startswith("the budget of $") for line in bound.binding)
+    ways = {r.what: r.hourly_usd for r in bound.relaxations}
+    assert "" not in ways
+    assert "no limit on the budget" in ways
+    assert any(what.startswith("no budget, quotas, spot or domain limits") for what in ways)
 
 
 def test_a_quota_bounds_what_is_used(small: Problem, effort: Effort) -> None:
