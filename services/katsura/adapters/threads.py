@@ -143,8 +143,9 @@ class Threads:
 
     async def _went_along(self, record: Record, writes: Sequence[Write]) -> bool:
         """Whether the checkpoint that came next took the writes with it."""
-        if len(writes) > _BATCH:
-            return False
+        newest, _ = self._last.get(record.key, (None, None))
+        if newest is None or newest.node_id != record.node_id or len(writes) > _BATCH:
+            return False  # the next checkpoint is on its way already
         items = [stored.attachment_of(write) for write in writes]
         offer = self._company.offer(record.key, record.checkpoint_id, items)
         if offer is None:
