@@ -206,6 +206,31 @@ async def test_watch_streams_commits_and_heartbeats_over_grpc(connection: Connec
         await anext(resumed)
 
 
+async def test_watch_tells_only_kinds_asked_for_and_brings_their_content(connection: Connection) -> None:
+    memory = client_of(connection, "kinds")
+    await memory.create_tree(tree_id="t", labels={"team": "a"})
+    large = "x" * (1 << 20)
+    await memory.grow("t", [step("user", "a"), step("user", "b")])
+    await memory.set_slot("t", "city", "Kyoto")
+    for size in range(4):
+        await memory.grow("t", [step("user", f"{size} {large[10:]}")])
+    kinds = (pb.EVENT_KIND_GROWN,)
+    alone = memory.watch("t", kinds=kinds, include_content=True)
+    many = memory.watch_trees(labels={"team": "a"}, kinds=kinds, include_content=True)
+    for events in (alone, many):
+        found: list[pb.WatchResponse] = []
+        async for event in events:
+            if event.kind != pb.EVENT_KIND_HEARTBEAT:
+                found.append(event)
+            if len(found) == 5:
+                break
+        assert {event.kind for event in found} == {pb.EVENT_KIND_GROWN}
+        assert [node.step.content for node in found[0].nodes] == ["a", "b"]
+        assert all(len(event.nodes) <= 1 for event in found[1:]), "what does not fit in one message is left out"
+        assert [list(event.node_ids) for event in found[1:]] == [[4], [5], [6], [7]]
+        await events.aclose()
+
+
 async def test_another_tenants_tree_answers_exactly_as_an_unknown_one(connection: Connection) -> None:
     await client_of(connection, "owner").create_tree(tree_id="secret")
     thief = client_of(connection, "thief")

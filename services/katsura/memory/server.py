@@ -23,7 +23,7 @@ from katsura.memory.core.merge import ConflictPolicy
 from katsura.memory.descent import Offshoot
 from katsura.memory.operations import Write
 from katsura.memory.structure_server import StructureServicer, ref_of
-from katsura.memory.watching import gathered
+from katsura.memory.watching import gathered, of_kinds
 from katsura.rpc.context import current_tenant
 from katsura.state.contents import Scope
 from katsura.state.trees import Event, Grown
@@ -460,10 +460,22 @@ class MemoryServicer(StructureServicer):
         else:
             events = self._memory.watch(ref_of(request.tree_id), request.resume_token, request.after_revision)
         stream = cast(AsyncGenerator[Event, None], events)
-        async for first, *more in gathered(stream, min(request.events_per_message, limits.NODES_MAX)):
-            message = translate.event_message(first)
-            message.more.extend(map(translate.event_message, more))
-            yield message
+        if request.kinds:
+            stream = of_kinds(stream, translate.kinds_from(request))
+        async for batch in gathered(stream, min(request.events_per_message, limits.NODES_MAX)):
+            first, *more = [translate.event_message(event) for event in batch]
+            if request.include_content:
+                await self._fill(first, *more)
+            first.more.extend(more)
+            yield first
+
+    async def _fill(self, *messages: pb.WatchResponse) -> None:
+        """Put the nodes of commits that travel together beside them, as far as one message holds them."""
+        left = limits.ANSWER_BYTES_MAX
+        for message in messages:
+            nodes = await self._memory.nodes_of_event(ref_of(message.tree_id), message.node_ids, left)
+            message.nodes.extend(map(translate.node_message, nodes))
+            left -= sum(node.ByteSize() for node in message.nodes)
 
 
 def _write(request: WriteRequest) -> Write:

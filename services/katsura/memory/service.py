@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Final
 
-from katsura.domain.errors import ConflictError, FailedPreconditionError, NotFoundError
+from katsura.domain.errors import ConflictError, FailedPreconditionError, NotFoundError, OutOfRangeError
 from katsura.domain.ids import NodeId, TenantId, TreeId, checked_name
 from katsura.domain.trees import (
     Branch,
@@ -270,6 +270,15 @@ class Memory(
         for i, node_id in enumerate(node_ids):
             limits.check_range(node_id, f"node_ids[{i}]", 1, ID_MAX)
         return await self._trees.nodes(ref, node_ids, limits.ANSWER_BYTES_MAX)
+
+    async def nodes_of_event(self, ref: TreeRef, node_ids: Sequence[int], bytes_max: int) -> tuple[Node, ...]:
+        """The nodes of a commit as they are now; none where they are larger than `bytes_max`, or gone."""
+        if not node_ids or bytes_max <= 0:
+            return ()
+        try:
+            return await self._trees.nodes(ref, node_ids, bytes_max)
+        except (NotFoundError, OutOfRangeError):
+            return ()
 
     def watch(self, ref: TreeRef, resume_token: str, after_revision: int) -> AsyncIterator[Event]:
         """Every commit after a point, once and in order."""

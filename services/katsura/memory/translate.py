@@ -23,6 +23,7 @@ from katsura.domain.trees import (
     Cost,
     Durability,
     Effect,
+    EventKind,
     Hint,
     Judgement,
     Node,
@@ -365,6 +366,12 @@ def event_message(event: Event) -> pb.WatchResponse:
         resume_token=event.resume_token,
         tree_id=event.tree_id,
     )
+
+
+def kinds_from(request: pb.WatchRequest) -> frozenset[EventKind]:
+    """Kinds of commits that a Watch asks for; those that only a newer version of us knows never come."""
+    asked = set(map(int, request.kinds))
+    return frozenset(kind for kind in EventKind if int(kind) in asked)
 
 
 def followed_from(request: pb.WatchRequest) -> Followed:

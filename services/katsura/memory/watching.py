@@ -1,12 +1,43 @@
-"""Events for a watcher that falls behind: those that came while it was busy, together."""
+"""Events as a watcher asked for them: of some kinds; and those that came while it was busy, together."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Container
+from dataclasses import replace
+from typing import Final, TypeVar
+
+from katsura.domain.trees import EventKind
+from katsura.state.watching import Event
 
 T = TypeVar("T")
+
+_ALWAYS: Final = (EventKind.HEARTBEAT, EventKind.TREE_DELETED, EventKind.TREE_LEFT)
+_LEFT_OUT_MAX: Final = 1024
+"""Commits that are left out before a heartbeat tells how far they are."""
+
+
+async def of_kinds(events: AsyncGenerator[Event, None], kinds: Container[EventKind]) -> AsyncGenerator[Event, None]:
+    """`events` of `kinds`, and those that end a tree. Heartbeats with their tokens tell how far the others are, so that
+    a watch that is resumed does not begin before events that nobody keeps any more."""
+    left_out: dict[str, Event] = {}
+    count = 0
+    try:
+        async for event in events:
+            always = event.kind in _ALWAYS
+            if always or event.kind in kinds:
+                left_out.pop(event.tree_id, None)
+            else:
+                left_out[event.tree_id] = event
+                count += 1
+            if event.kind is EventKind.HEARTBEAT or count == _LEFT_OUT_MAX:
+                for last in left_out.values():
+                    yield replace(last, kind=EventKind.HEARTBEAT, branch="", node_ids=())
+                left_out, count = {}, 0
+            if always or event.kind in kinds:
+                yield event
+    finally:
+        await events.aclose()
 
 
 async def gathered(events: AsyncGenerator[T, None], most: int) -> AsyncIterator[list[T]]:

@@ -97,14 +97,26 @@ class WatchCalls:
     _stub: MemoryServiceStub
 
     async def watch(
-        self, tree_id: str, *, resume_token: str = "", after_revision: int = 0
+        self,
+        tree_id: str,
+        *,
+        resume_token: str = "",
+        after_revision: int = 0,
+        kinds: Sequence[pb.EventKind.ValueType] = (),
+        include_content: bool = False,
     ) -> AsyncGenerator[pb.WatchResponse, None]:
-        """Every commit after a point, once and in order; go on after a failure with the last `resume_token`."""
+        """Every commit after a point, once and in order; go on after a failure with the last `resume_token`.
+
+        Args:
+            kinds: only these, and what ends the tree. include_content: with the nodes that they made or changed.
+        """
         request = pb.WatchRequest(
             tree_id=tree_id,
             resume_token=resume_token,
             after_revision=after_revision,
             events_per_message=_EVENTS_PER_MESSAGE,
+            kinds=kinds,
+            include_content=include_content,
         )
         async with aclosing(self._connection.stream(self._stub.Watch, request)) as messages:
             async for message in messages:
@@ -118,6 +130,8 @@ class WatchCalls:
         labels: Mapping[str, str] | None = None,
         resume_token: str = "",
         from_now: bool = False,
+        kinds: Sequence[pb.EventKind.ValueType] = (),
+        include_content: bool = False,
         patience_s: float = PATIENCE_S,
     ) -> WatchedTrees:
         """Every commit of the trees named and of all that have `labels`; goes on by itself after a failure.
@@ -125,6 +139,7 @@ class WatchCalls:
         Args:
             resume_token: `WatchedTrees.resume_token` of a watch to go on with; without one, `from_now` leaves out what
                 is kept of the trees that are there.
+            kinds, include_content: as in `watch`.
             patience_s: failures in a row that take longer are raised.
         """
         request = pb.WatchRequest(
@@ -132,6 +147,8 @@ class WatchCalls:
             labels=labels or {},
             after_revision=-1 if from_now else 0,
             events_per_message=_EVENTS_PER_MESSAGE,
+            kinds=kinds,
+            include_content=include_content,
         )
         return WatchedTrees(partial(self._connection.stream, self._stub.Watch), request, resume_token, patience_s)
 

@@ -1819,6 +1819,8 @@ class WatchRequest(_message.Message):
     TREE_IDS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     RESUME_TOKENS_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    INCLUDE_CONTENT_FIELD_NUMBER: _builtins.int
     tree_id: _builtins.str
     """The tree."""
     resume_token: _builtins.str
@@ -1827,6 +1829,8 @@ class WatchRequest(_message.Message):
     """Events after this revision; 0 starts at the first that is kept, -1 at the next one. Of many trees it is 0 or -1."""
     events_per_message: _builtins.int
     """Most events that may travel in one message, for watchers who fall behind; 0 and 1: each travels alone."""
+    include_content: _builtins.bool
+    """Send with each commit the nodes that it made or changed."""
     @_builtins.property
     def tree_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Several trees, at most 1,000; with `labels` too, those and these."""
@@ -1844,6 +1848,10 @@ class WatchRequest(_message.Message):
         it). Forget a tree that was deleted or left. Trees without a token are told from the first revision that is kept.
         """
 
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___EventKind.ValueType]:
+        """Only commits of these kinds, and what ends a tree; none: all. Heartbeats carry the tokens of what is left out."""
+
     def __init__(
         self,
         *,
@@ -1854,10 +1862,12 @@ class WatchRequest(_message.Message):
         tree_ids: _abc.Iterable[_builtins.str] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         resume_tokens: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        kinds: _abc.Iterable[Global___EventKind.ValueType] | None = ...,
+        include_content: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision", "events_per_message", b"events_per_message", "labels", b"labels", "resume_token", b"resume_token", "resume_tokens", b"resume_tokens", "tree_id", b"tree_id", "tree_ids", b"tree_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision", "events_per_message", b"events_per_message", "include_content", b"include_content", "kinds", b"kinds", "labels", b"labels", "resume_token", b"resume_token", "resume_tokens", b"resume_tokens", "tree_id", b"tree_id", "tree_ids", b"tree_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1876,6 +1886,7 @@ class WatchResponse(_message.Message):
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     TREE_ID_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
     kind: Global___EventKind.ValueType
     """What it did."""
     branch: _builtins.str
@@ -1896,6 +1907,12 @@ class WatchResponse(_message.Message):
     def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchResponse]:
         """Later events that travel with this one, in order; only where events_per_message is more than 1."""
 
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[_memory_pb2.Node]:
+        """Where include_content asks for them: its nodes as they are now. None where one message cannot hold them, or the tree
+        is gone: GetNodes reads them in parts.
+        """
+
     def __init__(
         self,
         *,
@@ -1906,10 +1923,11 @@ class WatchResponse(_message.Message):
         resume_token: _builtins.str = ...,
         more: _abc.Iterable[Global___WatchResponse] | None = ...,
         tree_id: _builtins.str = ...,
+        nodes: _abc.Iterable[_memory_pb2.Node] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "kind", b"kind", "more", b"more", "node_ids", b"node_ids", "position", b"position", "resume_token", b"resume_token", "tree_id", b"tree_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "kind", b"kind", "more", b"more", "node_ids", b"node_ids", "nodes", b"nodes", "position", b"position", "resume_token", b"resume_token", "tree_id", b"tree_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
