@@ -11,7 +11,9 @@ from typing import Any, Final, NamedTuple
 
 from katsura.domain.errors import (
     ConflictError,
+    FailedPreconditionError,
     KatsuraError,
+    Reason,
 )
 from katsura.domain.ids import NodeId, TreeId
 from katsura.domain.trees import (
@@ -348,7 +350,8 @@ class Life(SubgoalLife):
             self._note_merge(branch, merged)
             for step in merged.steps if pick else ():
                 assert isinstance(step.body, Step)
-                self.away[step.node_id] = self.away.get(step.body.related_node_ids[0], set())
+                original = step.body.related_node_ids[0]
+                self.away[step.node_id] = set() if original in self.redacted else self.away.get(original, set())
         return merged
 
     async def bring(self, number: int, branch: str, child: Life, flag: bool) -> object:
@@ -435,12 +438,35 @@ class Life(SubgoalLife):
         )
         path = await self.path(branch)
         write, change = Write(f"k{number}", self.ref, branch, None, True), BranchChange(state, note=f"note {number}")
-        found, revision = await self.memory.update_branch(write, change)
+        marked = await self.memory.update_branch(write, change)
+        (found,) = [b for b in (await self.memory.get_tree(self.ref))[1] if b.name == branch]
         assert (found.state, found.note) == (state, f"note {number}")
         self.states[branch] = state
         if state is BranchState.ABANDONED:
             self.left.update(node.node_id for node in path)
-        return found, revision
+        if state is not BranchState.ACTIVE:
+            await self._refused(branch)
+        return marked
+
+    async def _refused(self, branch: str) -> None:
+        """A branch that is not active takes nothing, of whatever kind."""
+        write, slot = Write("", self.ref, branch, None, True), SlotWrite("k0", "not taken", Relation.UNSPECIFIED)
+        attempts: tuple[Callable[[], Coroutine[Any, Any, object]], ...] = (
+            lambda: self.memory.grow(write, [Step("not taken")], True),
+            lambda: self.memory.set_slots(self.ref, "", branch, (slot,)),
+            lambda: self.memory.begin_subgoal(write, "not taken", [], None),
+            lambda: self.memory.compress(write, 0, None, "", (), False),
+            lambda: self.memory.revise(write, 0, "not taken", "", True),
+            lambda: self.memory.acquire_lease(self.ref, branch, "nobody", 3600),
+        )
+        for attempt in attempts:
+            try:
+                await attempt()
+            except FailedPreconditionError as error:
+                if error.reason is Reason.BRANCH_NOT_WRITABLE:
+                    continue
+                raise
+            raise AssertionError("a branch that is not active takes no write")
 
     async def _fork(self, number: int, branch: str, amount: int) -> object:
         path = await self.path(branch)
