@@ -30,6 +30,7 @@ from katsura.state.trees import Event, Grown
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _BESIDE_MAX: Final = 64
+_DEDUPES: Final = frozenset(pb.Dedupe.values())
 WriteRequest = pb.GrowRequest | pb.CompressRequest | pb.ReviseRequest | merge_pb.MergeRequest
 
 
@@ -95,7 +96,7 @@ class MemoryServicer(StructureServicer):
 
     async def _grown(self, request: pb.GrowRequest) -> pb.GrowResponse:
         steps = [translate.step_from(step, f"steps[{i}]") for i, step in enumerate(request.steps)]
-        if request.dedupe not in pb.Dedupe.values():
+        if request.dedupe not in _DEDUPES:
             raise InvalidArgumentError(f"dedupe: {request.dedupe} is not a Dedupe", field="dedupe")
         growing = self._memory.grow(_write(request), steps, request.dedupe != pb.DEDUPE_ALWAYS_NEW)
         grown, beside = await self._with_beside(growing, request) if request.beside else (await growing, ())

@@ -58,6 +58,7 @@ class Boundary:
         self._resolver = resolver
         self._admission = admission
         self.active_count = 0
+        _IN_FLIGHT.set_function(lambda: self.active_count)  # asked when metrics are, not told at every call
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Generated code adds each service twice; the other way is the one that is served."""
@@ -171,13 +172,11 @@ class _Measured:
 
     def __enter__(self) -> Self:
         self._boundary.active_count += 1
-        _IN_FLIGHT.inc()
         self._start = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         metrics.child(_SECONDS, self._method, self.code).observe(time.perf_counter() - self._start)
-        _IN_FLIGHT.dec()
         self._boundary.active_count -= 1
 
     async def fail(self, context: grpc.aio.ServicerContext[Any, Any], error: KatsuraError) -> None:

@@ -13,7 +13,7 @@ local function step_of(args, i, before)
   local at = before + (i - 1) * STEP_ARGS
   return {client = args[at + 1], digest = args[at + 2], mergeable = args[at + 3] == '1', tokens = tonumber(args[at + 4]),
           effect = args[at + 5] == '1', related = args[at + 6], record = args[at + 7], hash = args[at + 8],
-          blob = args[at + 9], references = args[at + 10] ~= '' and cjson.decode(args[at + 10]) or {},
+          blob = args[at + 9], references = args[at + 10] ~= '' and cjson.decode(args[at + 10]) or nil,
           replaces = args[at + 11] == '1', waits = args[at + 12] == '1', resolves = tonumber(args[at + 13])}
 end
 
@@ -86,10 +86,12 @@ local function resolve(t, branch, args, count)
       walking = false
       found.fresh[#found.fresh + 1] = i
     end
-    for id in string.gmatch(step.related, '%d+') do
-      if not link(t, tonumber(id)) then return nil, {'NODE_NOT_FOUND', id, i - 1} end
+    if step.related ~= '' then
+      for id in string.gmatch(step.related, '%d+') do
+        if not link(t, tonumber(id)) then return nil, {'NODE_NOT_FOUND', id, i - 1} end
+      end
     end
-    local wrong = check_references(t, 0, step.references)
+    local wrong = step.references and check_references(t, 0, step.references)
     if wrong then return nil, {wrong[1], wrong[2], i - 1} end
   end
   return found
@@ -116,8 +118,10 @@ local function append(t, branch, found, now)
     if step.blob ~= '' then redis.call('HSET', t.blobs, place.id, step.blob) end
     t.bytes = t.bytes + #step.blob
     if step.mergeable then redis.call('HSETNX', t.kids, at.id .. ':' .. step.digest, place.id) end
-    if #step.references > 0 then refer(t, place, step.references) end
-    for id in string.gmatch(step.replaces and step.related or '', '%d+') do doubt(t, tonumber(id), place.id, STALE.REPLACED, true) end
+    if step.references then refer(t, place, step.references) end
+    if step.replaces then
+      for id in string.gmatch(step.related, '%d+') do doubt(t, tonumber(id), place.id, STALE.REPLACED, true) end
+    end
     found.ids[i] = place.id
     at = place
   end
