@@ -86,7 +86,8 @@ def prediction(rows: Sequence[Row], asked: int, report: Report) -> None:
     for known_workers, what in ((True, "that say how many decode workers"), (False, "that do not say it")):
         mine = [(c.step_s(r), r.point.seconds) for r in apart if r.workers_known is known_workers]
         report.errors(f"TPOT, disaggregated rows {what}", errors(mine))
-    apart_beside_aiconfigurator(aiconfigurator.sample(rows, asked, "disagg"), c, report)
+    drawn = aiconfigurator.sample(rows, min(asked, aiconfigurator.SAMPLE_APART), "disagg")
+    apart_beside_aiconfigurator(drawn, c, report)
     first = [(fits[r.model].first_s(r), r.ttft_s) for r, _ in by_model]
     report.errors("TTFT, leave one model out, all", errors(first))
     beside_aiconfigurator(aiconfigurator.sample(rows, asked), by_model, known, fits, report)

@@ -14,8 +14,8 @@ from typing import Any
 from placing.points import CONFIGS, Row
 
 VERSION = "0.12.0"
-SAMPLE = 300
-"""Measurements of each mode: it takes seconds for each."""
+SAMPLE, SAMPLE_APART = 300, 100
+"""Measurements, aggregated and disaggregated: it takes seconds for each."""
 SHIPPED = {model: config.replace("--", "/") for model, config in CONFIGS.items()}
 SCRIPT = Path(__file__).resolve().parents[1] / "peers" / "aiconfigurator_points.py"
 
