@@ -12,11 +12,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
+from katsura.memory.foreign import Lookout
 from katsura.state.connect import Store
 from katsura.state.objects import FolderObjects
-from katsura.state.trees import Limits
+from katsura.state.trees import Limits, TreeRef
 from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
 from katsura.state.trees_twin import TwinTreeStore
+from katsura.testing import tree_repro
 from katsura.testing.power import PowerStore
 from katsura.testing.store import EmbeddedStore
 from katsura.testing.tree_life import NAMES, Operation
@@ -73,6 +75,22 @@ def test_a_seeded_life_keeps_the_invariants(seed: int) -> None:
 
 def test_seeded_lives_do_everything_there_is() -> None:
     assert {kind for seed in range(40) for kind, *_ in life_of(seed)} == set(ALL_KINDS) == set(kinds)
+
+
+def test_a_life_that_breaks_is_told_with_as_little_as_it_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def blind(lookout: Lookout, ref: TreeRef, calls: int) -> int:
+        return 0
+
+    monkeypatch.setattr(Lookout, "turn", blind)
+    seed = next(seed for seed in range(100) if tree_repro.breaks(life_of(seed)))
+    assert tree_repro.main([str(seed)]) == 1
+    how, *left = capsys.readouterr().out.splitlines()
+    assert how.startswith(f"seed {seed}: AssertionError")
+    assert 0 < len(left) < len(life_of(seed)) / 2
+    monkeypatch.undo()
+    assert tree_repro.main([str(seed)]) == 0
 
 
 @pytest.fixture(scope="module")
