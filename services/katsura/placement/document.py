@@ -255,7 +255,7 @@ def _point(p: Point) -> dict[str, Any]:
         "batch": p.batch,
         "itlMs": _short(p.itl_s * 1e3),
         "ttftMs": _short(p.ttft_s * 1e3),
-        "itlMargin": _maybe(p.margin),
+        **({} if p.margin is None else {"itlMargin": _short(p.margin)}),
         "limitedBy": p.limit,
         "linkBytesPerSecond": _short(p.link_bytes_s),
     }
