@@ -10,7 +10,7 @@ import pytest
 from katsura.domain.errors import ConflictError, FailedPreconditionError, Reason
 from katsura.domain.ids import NodeId, TreeId
 from katsura.domain.retention import Retention
-from katsura.domain.trees import Branch, BranchState, EventKind, Reference, Request, Slot
+from katsura.domain.trees import Branch, BranchState, Effect, EventKind, Reference, Request, Slot
 from katsura.state import keys
 from katsura.state.branches import BranchChange
 from katsura.state.connect import Store
@@ -40,7 +40,7 @@ CLOSED = (BranchState.FROZEN, BranchState.MERGED, BranchState.ABANDONED)
 async def become(
     store: TreeStore, ref: TreeRef, state: BranchState, branch: str = "", request: Request = NO_REQUEST
 ) -> Branch:
-    return (await store.update_branch(ref, branch, None, BranchChange(state), request))[0]
+    return (await store.update_branch(ref, branch, None, BranchChange(state), request)).branch
 
 
 @pytest.mark.parametrize("state", CLOSED)
@@ -87,13 +87,14 @@ async def test_verdicts_and_roll_ups_of_a_frozen_branch_go_on_and_move_nothing(s
 async def test_a_state_may_be_said_again_by_the_same_request_and_is_an_event(store: TreeStore, ref: TreeRef) -> None:
     head = (await grow(store, ref, "a")).node_ids[0]
     change, request = BranchChange(BranchState.FROZEN, "nightly", "do not touch"), Request("r", "d")
-    frozen, revision = await store.update_branch(ref, "", head, change, request)
+    marked = await store.update_branch(ref, "", head, change, request)
+    frozen, revision = marked.branch, marked.revision
     assert (frozen.state, frozen.label, frozen.note) == (BranchState.FROZEN, "nightly", "do not touch")
-    assert await store.update_branch(ref, "", head, change, request) == (frozen, revision)
+    assert await store.update_branch(ref, "", head, change, request) == marked
     event = await anext(aiter(store.watch(ref, "", revision - 1, 60.0)))
     assert (event.kind, event.branch, event.node_ids) == (EventKind.BRANCH_UPDATED, "main", ())
     assert event.position.revision == revision
-    kept, _ = await store.update_branch(ref, "", None, BranchChange(note="soon"), NO_REQUEST)
+    kept = (await store.update_branch(ref, "", None, BranchChange(note="soon"), NO_REQUEST)).branch
     assert (kept.state, kept.label, kept.note) == (BranchState.FROZEN, "nightly", "soon")
     assert (await store.read(ref))[1] == (kept,)
 
@@ -102,8 +103,8 @@ async def test_what_would_be_is_told_and_not_written(store: TreeStore, ref: Tree
     await grow(store, ref, "a")
     before = await store.read(ref)
     change = BranchChange(BranchState.ABANDONED, note="gone")
-    told, revision = await store.update_branch(ref, "", None, change, NO_REQUEST, dry_run=True)
-    assert (told.state, told.note, revision) == (BranchState.ABANDONED, "gone", before[0].revision)
+    told = await store.update_branch(ref, "", None, change, NO_REQUEST, dry_run=True)
+    assert (told.branch.state, told.branch.note, told.revision) == (BranchState.ABANDONED, "gone", before[0].revision)
     assert await store.read(ref) == before
     await grow(store, ref, "b")
 
@@ -182,6 +183,33 @@ async def test_an_archive_keeps_states_labels_and_notes(store: TreeStore, ref: T
     copy = TreeRef(new_ref().tenant, TreeId("copy"))
     await store.restore(copy, store.dump(ref))
     assert (await store.read(copy))[1] == (await store.read(ref))[1]
+
+
+async def test_what_a_branch_did_outside_since_its_fork_is_told_newest_first_with_what_its_hints_tell(
+    store: TreeStore, ref: TreeRef
+) -> None:
+    outside = [step(name, effect=Effect.REVERSIBLE, undo_ref=f"undo {name}") for name in ("a", "b", "c")]
+    await store.grow(ref, "", None, outside[:2], False, NO_REQUEST)
+    await revise(store, ref, 1)
+    await store.grow(ref, "", None, outside[2:], False, NO_REQUEST)
+    again = (await store.read(ref))[1][-1].name
+    await store.fork(ref, again, 0, "fork", NO_REQUEST)
+
+    async def undone(branch: str, request: Request = NO_REQUEST) -> list[str]:
+        change = BranchChange(BranchState.ABANDONED)
+        return [e.undo_ref for e in (await store.update_branch(ref, branch, None, change, request)).effects]
+
+    assert await undone("main") == ["undo b", "undo a"]
+    assert await undone("fork") == [], "it did nothing, and the hint stays where it was made"
+    request = Request("r", "d")
+    assert await undone(again, request) == ["undo c", "undo b"], "its hint goes with it"
+    await become(store, ref, BranchState.ACTIVE, again)
+    await store.grow(ref, again, None, outside[:1], False, NO_REQUEST)
+    assert await undone(again, request) == ["undo c", "undo b"], "the answer that it was given"
+    await store.redact(ref, [4], NO_REQUEST)
+    assert await undone(again, request) == ["undo b"], "but for what was redacted since"
+    frozen = await store.update_branch(ref, again, None, BranchChange(BranchState.FROZEN), NO_REQUEST)
+    assert frozen.effects == ()
 
 
 async def test_the_tokens_of_a_path_are_told_for_each_head(store: TreeStore, ref: TreeRef) -> None:

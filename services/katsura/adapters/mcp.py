@@ -7,7 +7,7 @@ may name the head that its writer has seen (`expected_head`), and is then refuse
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from importlib import metadata
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -122,7 +122,7 @@ class TreeTools:
         done = await self._memory.revise(
             tree_id, restore_after=restore_after, reason=reason, branch=branch, expected_head=expected_head
         )
-        effects = [{"node_id": e.node_id, "excerpt": e.excerpt, "undo": e.undo_ref} for e in done.standing_effects]
+        effects = _effects(done.standing_effects)
         return {"branch": done.branch.name, "abandoned": done.abandoned.name, "standing_effects": effects}
 
     async def fork(self, tree_id: str, at_node: int = 0, branch: str = "", new_branch: str = "") -> Json:
@@ -138,7 +138,8 @@ class TreeTools:
         if state not in ("", *_BRANCH_STATES):
             raise ToolError(f"state {state!r}: send one of {', '.join(_BRANCH_STATES)}, or none to keep it")
         meant = _BRANCH_STATES.get(state, tree_pb.BRANCH_STATE_UNSPECIFIED)
-        return _branch(await self._memory.update_branch(tree_id, meant, branch=branch, label=label, note=note))
+        done = await self._memory.update_branch(tree_id, meant, branch=branch, label=label, note=note)
+        return {**_branch(done.branch), "standing_effects": _effects(done.standing_effects)}
 
     async def merge(
         self, tree_id: str, source: str, branch: str = "", text: str = "", close_source: bool = False
@@ -211,6 +212,10 @@ def _branch(branch: tree_pb.Branch) -> Json:
     said = {"label": branch.label, "note": branch.note}
     shown = {"name": branch.name, "state": state, "head": branch.head, "parent_branch": branch.parent_branch}
     return {**shown, **{name: text for name, text in said.items() if text}}
+
+
+def _effects(effects: Iterable[tree_pb.StandingEffect]) -> list[Json]:
+    return [{"node_id": e.node_id, "excerpt": e.excerpt, "undo": e.undo_ref} for e in effects]
 
 
 def _node(node: tree_pb.Node) -> Json:

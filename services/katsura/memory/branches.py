@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
 
 from katsura.domain.trees import Branch, BranchState, Request, request_of
 from katsura.memory.core import limits
 from katsura.memory.operations import ID_MAX, Operations, Write, committing
-from katsura.state.branches import BranchChange
+from katsura.state.branches import BranchChange, Marked
 from katsura.state.trees import TreeRef
 
 _LABEL_BYTES_MAX: Final = 128
@@ -29,9 +30,9 @@ class Listed:
 class Branches(Operations):
     """The operations on branches as a whole."""
 
-    async def update_branch(self, write: Write, change: BranchChange, dry_run: bool = False) -> tuple[Branch, int]:
-        """Say in which state a branch is, what it is called and what is said of it; the branch and the tree's revision
-        afterwards, with `dry_run` as they would be. Any head will do where `write` names none."""
+    async def update_branch(self, write: Write, change: BranchChange, dry_run: bool = False) -> Marked:
+        """Say in which state a branch is, what it is called and what is said of it; with `dry_run` tell what would be.
+        Any head will do where `write` names none."""
         if change == BranchChange():
             raise limits.refuse("state", "nothing is named that should change")
         limits.check_text(write.request_id, "request_id")
@@ -40,10 +41,10 @@ class Branches(Operations):
         write = write.checked()
         said = request_of(write.request_id, "update_branch", write.branch, write.expected_head, change)
         request = write.under(Request("", "") if dry_run else said)
-        if dry_run:
-            return await self._trees.update_branch(write.tree, write.branch, write.expected_head, change, request, True)
-        with committing("update_branch"):
-            return await self._trees.update_branch(write.tree, write.branch, write.expected_head, change, request)
+        with nullcontext() if dry_run else committing("update_branch"):
+            return await self._trees.update_branch(
+                write.tree, write.branch, write.expected_head, change, request, dry_run
+            )
 
     async def list_branches(self, ref: TreeRef, states: Sequence[BranchState], size: int, token: str) -> Listed:
         """Branches, newest first."""

@@ -177,8 +177,12 @@ class StructureServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             request.label if request.HasField("label") else None,
             request.note if request.HasField("note") else None,
         )
-        branch, revision = await self._memory.update_branch(write, change, request.dry_run)
-        return branches_pb.UpdateBranchResponse(branch=translate.branch_message(branch), revision=revision)
+        marked = await self._memory.update_branch(write, change, request.dry_run)
+        return branches_pb.UpdateBranchResponse(
+            branch=translate.branch_message(marked.branch),
+            revision=marked.revision,
+            standing_effects=map(translate.effect_message, marked.effects),
+        )
 
     async def AcquireLease(  # noqa: N802
         self, request: leases_pb.AcquireLeaseRequest, context: Context

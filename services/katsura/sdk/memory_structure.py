@@ -199,9 +199,9 @@ class StructureCalls:
         dry_run: bool = False,
         request_id: str = "",
         lease_token: int = 0,
-    ) -> tree_pb.Branch:
-        """Say in which state a branch is (FROZEN and MERGED ones take no writes), what it is called and what is said of
-        it; with `dry_run` only tell what it would be."""
+    ) -> branches_pb.UpdateBranchResponse:
+        """Say in which state a branch is (only an ACTIVE one takes writes), what it is called and what is said of it;
+        with `dry_run` only tell what would be. An ABANDONED one tells which effects it leaves standing outside."""
         request = branches_pb.UpdateBranchRequest(
             request_id=request_id or new_request_id(),
             tree_id=tree_id,
@@ -213,7 +213,7 @@ class StructureCalls:
             lease_token=lease_token,
             dry_run=dry_run,
         )
-        return cast(branches_pb.UpdateBranchResponse, await self._call("UpdateBranch", request)).branch
+        return cast(branches_pb.UpdateBranchResponse, await self._call("UpdateBranch", request))
 
     async def acquire_lease(
         self, tree_id: str, holder: str, *, branch: str = "", ttl_s: int = 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from katsura.domain.ids import NodeId
-from katsura.domain.trees import Branch, BranchState, Request
+from katsura.domain.trees import Branch, BranchState, Request, StandingEffect
 from katsura.state.contents import TreeRef
 
 
@@ -18,6 +18,16 @@ class BranchChange:
     state: BranchState = BranchState.UNSPECIFIED
     label: str | None = None
     note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A branch and its tree's revision. Of an ABANDONED one, what its steps did outside since it was forked, newest
+    first, and what hints made on it tell of."""
+
+    branch: Branch
+    revision: int
+    effects: tuple[StandingEffect, ...] = ()
 
 
 class TreeBranches(Protocol):
@@ -31,8 +41,8 @@ class TreeBranches(Protocol):
         change: BranchChange,
         request: Request,
         dry_run: bool = False,
-    ) -> tuple[Branch, int]:
-        """Change a branch; it, and the tree's revision, afterwards. Leaving ACTIVE gives a lease on it back. With
+    ) -> Marked:
+        """Change a branch. Leaving ACTIVE gives a lease on it back. With
         `dry_run` nothing is written. Raises BRANCH_NOT_WRITABLE where it keeps the place of another tree."""
         ...
 

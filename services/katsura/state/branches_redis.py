@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from katsura.domain.ids import NodeId
-from katsura.domain.trees import Branch, Request
-from katsura.state.branches import BranchChange
+from katsura.domain.trees import Request, StandingEffect
+from katsura.state.branches import BranchChange, Marked
 from katsura.state.connect import Arg
 from katsura.state.contents import TreeRef
-from katsura.state.tree_calls import TreeCalls
-from katsura.state.tree_replies import branch_of
+from katsura.state.tree_calls import NO_LIMIT, TreeCalls
+from katsura.state.tree_replies import branch_of, effects_of
 
 
 class RedisBranches(TreeCalls):
@@ -24,12 +25,16 @@ class RedisBranches(TreeCalls):
         change: BranchChange,
         request: Request,
         dry_run: bool = False,
-    ) -> tuple[Branch, int]:
+    ) -> Marked:
         """Change a branch, or with `dry_run` tell what it would be."""
         said: list[Arg] = [branch, -1 if expected_head is None else expected_head, int(change.state)]
         said += [int(change.label is not None), change.label or "", int(change.note is not None), change.note or ""]
         found = await self._write(ref, "update_branch", request, *said, int(dry_run))
-        return branch_of(found["branch"]), found["revision"]
+        effects: list[StandingEffect] = []
+        if ids := list(found["standing"]):
+            _, *units = await self._call(ref, "nodes", NO_LIMIT, *ids, read_only=True)
+            effects += chain.from_iterable(effects_of(unit[0], unit[2]) for unit in units)
+        return Marked(branch_of(found["branch"]), found["revision"], tuple(effects))
 
     async def path_tokens(self, ref: TreeRef, heads: Sequence[NodeId]) -> tuple[int, ...]:
         """Tokens from the root up to each of these steps."""

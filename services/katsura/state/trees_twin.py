@@ -45,7 +45,6 @@ from katsura.state.trees import (
     excerpt,
     page_after,
     refusal,
-    standing_of,
 )
 from katsura.state.twin_archive import TwinArchive
 from katsura.state.twin_branches import TwinBranches
@@ -278,13 +277,8 @@ class TwinTreeStore(
         if end == found.head:
             raise refusal(ref, "BAD_BOUNDARY", str(end))
         depth = state.depth(end)
-        left = [node for node in state.up(found.head) if node.depth > depth]
-        hint = state.climb(found.hint, depth)
-        effects = [standing_of(n.node_id, n.body) for n in left if isinstance(n.body, Step) and not n.body.harmless]
-        for over in state.up(found.hint):
-            if over.depth > depth and isinstance(over.body, Hint):
-                effects += over.body.standing
-        first = left[-1].body
+        first = state.nodes[state.climb(found.head, depth + 1)].body
+        hint, effects = state.climb(found.hint, depth), state.standing_effects(found, depth)
         assert isinstance(first, Step), "paths hold steps"
         return Retreat(found, end, excerpt(first), hint, state.content_hash(hint), tuple(effects))
 

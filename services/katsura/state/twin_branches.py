@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from katsura.domain.ids import NodeId
-from katsura.domain.trees import Branch, EventKind, Request
-from katsura.state.branches import BranchChange
+from katsura.domain.trees import EventKind, Request
+from katsura.state.branches import BranchChange, Marked
 from katsura.state.contents import TreeRef
 from katsura.state.trees import refusal
 from katsura.state.twin_doubt import doubt_left
@@ -25,11 +25,11 @@ class TwinBranches(TwinForest):
         change: BranchChange,
         request: Request,
         dry_run: bool = False,
-    ) -> tuple[Branch, int]:
+    ) -> Marked:
         """Change a branch, or with `dry_run` tell what it would be."""
         state = self._state(ref)
 
-        def write() -> tuple[Branch, int]:
+        def write() -> Marked:
             found = state.branch(branch)
             if found.held_by:
                 raise not_writable(ref, found)
@@ -40,12 +40,14 @@ class TwinBranches(TwinForest):
                 label=found.label if change.label is None else change.label,
                 note=found.note if change.note is None else change.note,
             )
+            depth = state.depth(new.fork_node)
+            effects = tuple(state.standing_effects(new, depth, new.name)) if new.left else ()
             if dry_run:
-                return new, state.tree.revision
+                return Marked(new, state.tree.revision, effects)
             state.branches[new.name] = new
             if new.left and not found.left:
                 doubt_left(state, new.head, 0)
-            return new, state.commit(EventKind.BRANCH_UPDATED, new.name, ()).revision
+            return Marked(new, state.commit(EventKind.BRANCH_UPDATED, new.name, ()).revision, effects)
 
         return state.once(request, write)
 

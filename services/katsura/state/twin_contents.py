@@ -23,6 +23,7 @@ from katsura.domain.trees import (
     Tree,
     Verdict,
 )
+from katsura.state.branches import Marked
 from katsura.state.contents import (
     EXTRAS_BYTES_MAX,
     EXTRAS_MAX,
@@ -267,3 +268,6 @@ def _scrub_replays(state: TwinTree, gone: Sequence[NodeId]) -> None:
             )
             hint = state.nodes[answer.hint.node_id]
             state.replays[request_id] = (digest, replace(answer, effects=effects, hint=hint))
+        elif isinstance(answer, Marked):  # kept as ids, and read again
+            left = tuple(e for e in answer.effects if e.node_id not in gone)
+            state.replays[request_id] = (digest, replace(answer, effects=left))

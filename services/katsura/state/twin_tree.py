@@ -19,12 +19,14 @@ from katsura.domain.trees import (
     Cost,
     Durability,
     EventKind,
+    Hint,
     Judgement,
     Node,
     Relation,
     Request,
     Slot,
     StaleReason,
+    StandingEffect,
     Step,
     Summary,
     SummaryStatus,
@@ -43,6 +45,7 @@ from katsura.state.trees import (
     Position,
     TreeRef,
     refusal,
+    standing_of,
 )
 from katsura.state.twin_doubt import Doubts, check_references, refer, seen_marks
 
@@ -434,6 +437,16 @@ class TwinTree:
             self.path_tokens(at) - self.path_tokens(boundary), self.climb(source.hint, depth),
             min(source.cut, depth), now, order,
         )  # fmt: skip
+
+    def standing_effects(self, branch: Branch, depth: int, maker: str = "") -> list[StandingEffect]:
+        """What the steps of a branch below `depth` did outside, newest first, and what the hints there, or made on the
+        branch `maker`, tell of."""
+        steps = [(n.node_id, n.body) for n in self.up(branch.head) if n.depth > depth]
+        effects = [standing_of(n, body) for n, body in steps if isinstance(body, Step) and not body.harmless]
+        for over in self.up(branch.hint):
+            if (over.depth > depth or over.birth_branch == maker) and isinstance(over.body, Hint):
+                effects += over.body.standing
+        return effects
 
     def commit(self, kind: EventKind, branch: str, ids: tuple[NodeId, ...]) -> Position:
         """Close a commit: revision, event, and waking whoever watches."""

@@ -6,7 +6,7 @@ import pytest
 
 from katsura.domain.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, Reason
 from katsura.domain.ids import TenantId, TreeId
-from katsura.domain.trees import BranchState, Step, TreePolicy
+from katsura.domain.trees import BranchState, Effect, Step, TreePolicy
 from katsura.memory.core.merge import ConflictPolicy
 from katsura.memory.operations import Write
 from katsura.memory.service import Memory
@@ -71,8 +71,9 @@ async def test_the_same_request_answers_the_same_and_another_body_is_refused(mem
 
 async def test_asking_what_would_be_leaves_the_request_id_unused(memory: Memory) -> None:
     told = await memory.update_branch(write("", "r"), FROZEN, dry_run=True)
-    assert told[0].state is BranchState.FROZEN
-    assert (await memory.update_branch(write("", "r"), BranchChange(BranchState.MERGED)))[1] == told[1] + 1
+    assert told.branch.state is BranchState.FROZEN
+    changed = await memory.update_branch(write("", "r"), BranchChange(BranchState.MERGED))
+    assert changed.revision == told.revision + 1
 
 
 async def test_subgoals_waits_and_merges_onto_a_frozen_branch_are_refused_and_its_context_is_not(
@@ -106,3 +107,20 @@ async def test_a_merge_closes_its_source_where_it_is_asked_to(memory: Memory) ->
     await fails("close_source", memory.merge(write(), "", (), "", ConflictPolicy.FAIL, "child", close=True))
     await memory.merge(write(), "side", (), "", ConflictPolicy.FAIL, close=True)
     assert [b.state.name for b in (await memory.get_tree(REF))[1]] == ["ACTIVE", "MERGED"]
+
+
+async def test_what_an_abandoned_branch_left_standing_is_told_beforehand_and_afterwards(memory: Memory) -> None:
+    await memory.grow(write(), [Step("booked", effect=Effect.IRREVERSIBLE)], True)
+    await memory.fork(REF, "", "main", 0, "side")
+    await memory.grow(write("side"), [Step("paid", effect=Effect.REVERSIBLE, undo_ref="refund"), Step("x")], True)
+    await memory.revise(write("side"), 2, "too dear", "again", False)
+    await memory.grow(write("again"), [Step("held", effect=Effect.REVERSIBLE, undo_ref="release")], True)
+    change = BranchChange(BranchState.ABANDONED)
+    for dry_run in (True, False):
+        marked = await memory.update_branch(write("again"), change, dry_run)
+        assert [effect.excerpt for effect in marked.effects] == ["held", "paid"], (
+            "what stands before the fork is not its own"
+        )
+    assert [e.excerpt for e in (await memory.update_branch(write(), change)).effects] == ["booked"]
+    kept = await memory.update_branch(write(), BranchChange(BranchState.FROZEN))
+    assert kept.effects == ()

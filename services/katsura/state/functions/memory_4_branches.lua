@@ -23,6 +23,26 @@ local function free_name(t, asked)
   return 'b' .. number
 end
 
+-- `answer`, and behind it id and record of each step below `depth` of a branch that has an effect, and of each hint there,
+-- or made on the branch `maker`.
+local function with_standing(t, branch, depth, maker, answer)
+  local effect = link(t, link(t, branch.head).a)
+  while effect.depth > depth do
+    answer[#answer + 1] = effect.id
+    answer[#answer + 1] = redis.call('HGET', t.nodes, effect.id)
+    effect = link(t, link(t, effect.parent).a)
+  end
+  local left = link(t, branch.hint)
+  while left.id ~= 0 do
+    local record = redis.call('HGET', t.nodes, left.id)
+    if left.depth <= depth and string.match(record, '^%d+ %d+ ([^\n]*)\n') ~= maker then break end
+    answer[#answer + 1] = left.id
+    answer[#answer + 1] = record
+    left = link(t, left.parent)
+  end
+  return answer
+end
+
 -- ARGV: branch, expected head (-1: any), restore after.
 -- {'OK', branch JSON, first abandoned step, its record, hint kept, its hash, then id and record of each standing effect, and of
 -- each hint that is left behind: it may tell of more}
@@ -40,19 +60,7 @@ register('retreat', function(keys, args)
   local first = climb(t, branch.head, at.depth + 1)
   local hint = climb(t, branch.hint, at.depth)
   local answer = {'OK', cjson.encode(branch), first.id, redis.call('HGET', t.nodes, first.id), hint.id, hint.hash}
-  local effect = link(t, link(t, branch.head).a)
-  while effect.depth > at.depth do
-    answer[#answer + 1] = effect.id
-    answer[#answer + 1] = redis.call('HGET', t.nodes, effect.id)
-    effect = link(t, link(t, effect.parent).a)
-  end
-  local left = link(t, branch.hint)
-  while left.depth > at.depth do
-    answer[#answer + 1] = left.id
-    answer[#answer + 1] = redis.call('HGET', t.nodes, left.id)
-    left = link(t, left.parent)
-  end
-  return answer
+  return with_standing(t, branch, at.depth, nil, answer)
 end, {'no-writes'})
 
 -- ARGV: 1-4, branch, head seen, restore after, new branch, keep the default branch (1: move it along), hint kept,
@@ -137,10 +145,10 @@ local function enter(branch, state, now)
 end
 
 -- ARGV: 1-4, branch, expected head (-1: any), state (0: as it is), label given (1), label, note given (1), note, only tell
--- what would be (1).
+-- what would be (1). The answer's `standing`: steps with an effect, and hints, that an abandoned branch takes along.
 register_write('update_branch', function(keys, args)
-  local t, branch, answer = begin(keys, args)
-  if answer then return answer end
+  local t, branch, wrong = begin(keys, args)
+  if wrong then return wrong end
   if branch.held_by then return not_writable(branch) end
   local fenced = guard(t, args, branch)
   if fenced then return fenced end
@@ -149,12 +157,19 @@ register_write('update_branch', function(keys, args)
   if state ~= 0 then enter(branch, state, now) end
   if args[8] == '1' then branch.label = args[9] end
   if args[10] == '1' then branch.note = args[11] end
+  local effects, standing = {}, {}
+  if branch.state == ABANDONED then
+    effects = with_standing(t, branch, link(t, branch.fork_node).depth, branch.name, effects)
+  end
+  for i = 1, #effects, 2 do standing[#standing + 1] = effects[i] end
+  local answer = {branch = branch, standing = standing}
   if args[12] == '1' then
-    return {'OK', cjson.encode({branch = branch, revision = t.revision, incarnation = t.incarnation})}
+    answer.revision, answer.incarnation = t.revision, t.incarnation
+    return {'OK', cjson.encode(answer)}
   end
   save_branch(t, branch)
   if branch.state == ABANDONED and was ~= ABANDONED then doubt_left(t, branch.head, 0) end
-  return commit(t, args, now, EVENT.BRANCH_UPDATED, branch.name, {}, {branch = branch})
+  return commit(t, args, now, EVENT.BRANCH_UPDATED, branch.name, {}, answer)
 end)
 
 -- ARGV: steps (0: none). {'OK', tokens of the path up to each}

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from katsura.api.memory.v1 import memory_pb2 as katsura_dot_api_dot_memory_dot_v1_dot_memory__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+katsura/api/memory/v1/memory_branches.proto\x12\x15katsura.api.memory.v1\x1a\"katsura/api/memory/v1/memory.proto\"\x8b\x02\n\x13UpdateBranchRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x03 \x01(\t\x12\x31\n\x05state\x18\x04 \x01(\x0e\x32\".katsura.api.memory.v1.BranchState\x12\x12\n\x05label\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04note\x18\x06 \x01(\tH\x01\x88\x01\x01\x12\x1a\n\rexpected_head\x18\x07 \x01(\x03H\x02\x88\x01\x01\x12\x13\n\x0blease_token\x18\x08 \x01(\x03\x12\x0f\n\x07\x64ry_run\x18\t \x01(\x08\x42\x08\n\x06_labelB\x07\n\x05_noteB\x10\n\x0e_expected_head\"W\n\x14UpdateBranchResponse\x12-\n\x06\x62ranch\x18\x01 \x01(\x0b\x32\x1d.katsura.api.memory.v1.Branch\x12\x10\n\x08revision\x18\x02 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+katsura/api/memory/v1/memory_branches.proto\x12\x15katsura.api.memory.v1\x1a\"katsura/api/memory/v1/memory.proto\"\x8b\x02\n\x13UpdateBranchRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07tree_id\x18\x02 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x03 \x01(\t\x12\x31\n\x05state\x18\x04 \x01(\x0e\x32\".katsura.api.memory.v1.BranchState\x12\x12\n\x05label\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04note\x18\x06 \x01(\tH\x01\x88\x01\x01\x12\x1a\n\rexpected_head\x18\x07 \x01(\x03H\x02\x88\x01\x01\x12\x13\n\x0blease_token\x18\x08 \x01(\x03\x12\x0f\n\x07\x64ry_run\x18\t \x01(\x08\x42\x08\n\x06_labelB\x07\n\x05_noteB\x10\n\x0e_expected_head\"\x98\x01\n\x14UpdateBranchResponse\x12-\n\x06\x62ranch\x18\x01 \x01(\x0b\x32\x1d.katsura.api.memory.v1.Branch\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12?\n\x10standing_effects\x18\x03 \x03(\x0b\x32%.katsura.api.memory.v1.StandingEffectb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,6 +34,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_UPDATEBRANCHREQUEST']._serialized_start=107
   _globals['_UPDATEBRANCHREQUEST']._serialized_end=374
-  _globals['_UPDATEBRANCHRESPONSE']._serialized_start=376
-  _globals['_UPDATEBRANCHRESPONSE']._serialized_end=463
+  _globals['_UPDATEBRANCHRESPONSE']._serialized_start=377
+  _globals['_UPDATEBRANCHRESPONSE']._serialized_end=529
 # @@protoc_insertion_point(module_scope)

@@ -3,8 +3,10 @@
 isort:skip_file
 States of branches that a caller changes."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from katsura.api.memory.v1 import memory_pb2 as _memory_pb2
 import builtins as _builtins
 import sys
@@ -90,21 +92,29 @@ class UpdateBranchResponse(_message.Message):
 
     BRANCH_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    STANDING_EFFECTS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Revision of the tree."""
     @_builtins.property
     def branch(self) -> _memory_pb2.Branch:
         """The branch."""
 
+    @_builtins.property
+    def standing_effects(self) -> _containers.RepeatedCompositeFieldContainer[_memory_pb2.StandingEffect]:
+        """Of a branch that is ABANDONED now: effects of its steps since it was forked that still stand in the outside world, and
+        those that hints on it tell of. Other branches may hold some of these steps.
+        """
+
     def __init__(
         self,
         *,
         branch: _memory_pb2.Branch | None = ...,
         revision: _builtins.int = ...,
+        standing_effects: _abc.Iterable[_memory_pb2.StandingEffect] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "revision", b"revision", "standing_effects", b"standing_effects"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
