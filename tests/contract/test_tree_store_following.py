@@ -88,7 +88,7 @@ async def watching(
     labels: Mapping[str, str] | None = None,
     tokens: Mapping[str, str] | None = None,
     from_now: bool = False,
-    heartbeat_s: float = 30.0,
+    heartbeat_s: float = 600.0,
 ) -> AsyncIterator[Watch]:
     asked = Followed(tree_ids, labels or {}, tokens or {}, from_now)
     events = cast(AsyncGenerator[Event, None], follow(store, tenant, asked, heartbeat_s))

@@ -15,6 +15,7 @@ from katsura.state.connect import Store
 from katsura.state.trees import Limits, NewTree, TreeRef
 from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
 from katsura.testing.store import EmbeddedStore
+from katsura.testing.tree_suite import grow
 
 REF = TreeRef(TenantId("acme"), TreeId("t"))
 
@@ -72,4 +73,16 @@ async def test_an_idle_reader_keeps_no_heartbeat_back(trees: RedisTreeStore, mon
     monkeypatch.setattr("katsura.state.stream_reader._BLOCK_S", 0.01)
     events = trees.watch(REF, "", -1, 0.2)
     assert (await anext(events)).kind is EventKind.HEARTBEAT
+    await events.aclose()  # type: ignore[attr-defined]
+
+
+async def test_what_is_kept_is_told_to_the_end_though_nothing_new_comes(
+    trees: RedisTreeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("katsura.state.tree_watch._EVENTS_PER_READ", 2)
+    for i in range(6):
+        await grow(trees, REF, str(i))
+    events = trees.watch(REF, "", 0, 600.0)
+    async with asyncio.timeout(30):
+        assert [(await anext(events)).position.revision for _ in range(7)] == list(range(1, 8))
     await events.aclose()  # type: ignore[attr-defined]
