@@ -152,7 +152,7 @@ struck = settings(
 )
 
 
-@seeds(few=5, in_full=500)
+@seeds(few=32, in_full=500)
 def test_a_seeded_life_on_a_real_store_goes_as_on_the_twin(server: EmbeddedStore, seed: int) -> None:
     interrupted(server, life_of(seed), lambda: None)
 
