@@ -101,7 +101,7 @@ def server() -> Iterator[EmbeddedStore]:
 
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lives)
-def test_a_real_store_lives_the_same_life_as_the_twin(server: EmbeddedStore, operations: list[Operation]) -> None:
+def test_a_real_store_lives_the_same_life(server: EmbeddedStore, operations: list[Operation]) -> None:
     async def both() -> None:
         connection = await Store.open(server.url, libraries=[MEMORY_FUNCTIONS])
         try:
@@ -153,7 +153,7 @@ struck = settings(
 
 
 @seeds(few=32, in_full=500)
-def test_a_seeded_life_on_a_real_store_goes_as_on_the_twin(server: EmbeddedStore, seed: int) -> None:
+def test_a_seeded_life_goes_the_same_way_on_a_real_store(server: EmbeddedStore, seed: int) -> None:
     interrupted(server, life_of(seed), lambda: None)
 
 
