@@ -12,6 +12,7 @@ from katsura.domain.ids import NodeId, TreeId
 from katsura.domain.retention import Retention
 from katsura.domain.trees import Branch, BranchState, Effect, EventKind, Reference, Request, Slot
 from katsura.state import keys
+from katsura.state.archive import ArchivedHead, line_of, part_of
 from katsura.state.branches import BranchChange
 from katsura.state.connect import Store
 from katsura.state.contents import Scope, TreeChange
@@ -180,6 +181,13 @@ async def test_an_archive_keeps_states_labels_and_notes(store: TreeStore, ref: T
     await store.fork(ref, "", 0, "side", NO_REQUEST)
     await store.update_branch(ref, "", None, BranchChange(BranchState.FROZEN, "l", "n"), NO_REQUEST)
     await become(store, ref, BranchState.MERGED, "side")
+    head = await anext(aiter(store.dump(ref)))
+    written = part_of(line_of(head))
+    assert isinstance(head, ArchivedHead)
+    assert isinstance(written, ArchivedHead)
+    assert written.branches == head.branches == (await store.read(ref))[1]
+    by_heart = json.loads(line_of(head))["branches"][0]
+    assert {"label", "note", "left_ms"}.isdisjoint(by_heart), "older versions know the fields of these"
     copy = TreeRef(new_ref().tenant, TreeId("copy"))
     await store.restore(copy, store.dump(ref))
     assert (await store.read(copy))[1] == (await store.read(ref))[1]
