@@ -13,6 +13,7 @@ from katsura.memory.service import Memory
 from katsura.memory.summaries import Outside
 from katsura.state.trees import Limits, TreeRef
 from katsura.state.trees_twin import TwinTreeStore
+from katsura.testing.tree_cut import CutStore
 
 REF = TreeRef(TenantId("acme"), TreeId("tree"))
 
@@ -54,6 +55,18 @@ async def test_a_context_is_bounded_in_subgoals_that_are_validated_late() -> Non
         await memory.compress(write, 0, None, "", (), True)
         await memory.close()
     assert await levels(memory) == [0, 0, 1, 1, 1]
+
+
+async def test_a_compress_that_is_repeated_finishes_what_it_died_before() -> None:
+    memory = await memory_of(2)
+    await subgoals(memory, 3)
+    await memory.grow(Write("", REF, "", None, True), [Step("Found room H-9.")], True)
+    cut, write = CutStore(memory.trees), Write("again", REF, "", None, True)
+    dying = Memory(cut.store, lambda: "fresh", heartbeat_s=5.0)
+    await cut.during(2, lambda: dying.compress(write, 0, None, "", (), False))
+    assert await levels(memory) == [0, 0, 0, 0]
+    await memory.compress(write, 0, None, "", (), False)
+    assert await levels(memory) == [0, 0, 1]
 
 
 async def test_a_roll_up_tells_which_summaries_it_covers_and_keeps_their_facts() -> None:
