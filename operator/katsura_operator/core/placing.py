@@ -352,8 +352,10 @@ def _named_already(reading: Reading, kept: list[Object], in_force: Object) -> di
 
 
 def _slices(plan: Object) -> dict[str, Any]:
-    """What a plan says of each service: its entry, and its assignments in any order."""
-    made: dict[str, Any] = {s["name"]: [s] for s in plan["status"].get("services", ())}
+    """What a plan says of each service: its entry, without the nulls that stored ones lost, and its assignments in any
+    order."""
+    services = plan["status"].get("services", ())
+    made: dict[str, Any] = {s["name"]: [{k: v for k, v in s.items() if v is not None}] for s in services}
     for entry in sorted(plan["status"]["assignments"], key=json.dumps):
         made.setdefault(entry["service"], []).append(entry)
     return made

@@ -100,6 +100,7 @@ async def test_a_node_that_goes_is_missing_in_a_new_plan() -> None:
 async def test_a_plan_that_gives_a_deployment_what_it_had_is_told_to_it_only_once_the_one_it_names_is_old() -> None:
     world = World.in_memory()
     world.apply("ModelDeployment", "calm", {"model": MODEL, "topology": "Unified"})
+    world.apply("ModelDeployment", "unserved", {"model": MODEL, "topology": "Unified", "slo": {"itlMs": 1}})
     names = []
     for replicas in (1, 2, 1, 2, 1, 2, 1):
         spec = {"model": MODEL, "topology": "Unified", "roles": {"unified": {"replicas": replicas}}}
@@ -109,6 +110,7 @@ async def test_a_plan_that_gives_a_deployment_what_it_had_is_told_to_it_only_onc
         assert world.get("ModelDeployment", "lively")["status"]["plan"]["name"] == stored[-1]
         names.append(world.get("ModelDeployment", "calm")["status"]["plan"]["name"])
         assert world.condition("ModelDeployment", "calm", "Planned")["message"] == names[-1]
+        assert world.get("ModelDeployment", "unserved")["status"]["plan"]["name"] == names[-1]
         assert names[-1] in stored[-world.settings.plans_kept :]
     assert names == ["plan-000001"] * 5 + ["plan-000006"] * 2
 
