@@ -259,8 +259,8 @@ async def test_a_tree_made_anew_under_the_name_is_another_tree(store: TreeStore,
         await watch.stands()
         assert await watch.take(1) == [("a", 1)]
         await store.drop(ref)
-        await make(store, tenant, "a")
-        assert await watch.take(2) == [("a", 2), ("a", 1)]
+        await make(store, tenant, "a")  # maybe before the deletion was read, and then nothing is left to read of it
+        assert [(await watch.next()).kind for _ in range(2)] == [EventKind.TREE_DELETED, EventKind.TREE_CREATED]
 
 
 async def test_a_tree_that_expired_is_told_with_the_next_heartbeat(store: TreeStore, tenant: TenantId) -> None:
