@@ -35,7 +35,7 @@ from katsura.adapters.checkpoints import Key, Record
 from katsura.adapters.messages import encoded
 from katsura.adapters.ropes import Body, Value, plain
 from katsura.adapters.threads import Threads
-from katsura.domain.errors import InvalidArgumentError
+from katsura.domain.errors import InvalidArgumentError, KatsuraError
 from katsura.sdk.blocking import at_once
 from katsura.sdk.sync import Katsura
 
@@ -198,19 +198,23 @@ class KatsuraSaver(BaseCheckpointSaver[int]):
         key = _key(config)
         body = {name: value for name, value in checkpoint.items() if name != "channel_values"}
         kept = get_serializable_checkpoint_metadata(config, metadata)
-        await threads.put(
-            key,
-            checkpoint["id"],
-            get_checkpoint_id(config) or "",
-            str(kept.get("run_id", "")),
-            self.serde.dumps_typed(body),
-            self.serde.dumps_typed(kept),
-            checkpoint["channel_versions"],
-            new_versions,
-            checkpoint["channel_values"],
-            self._encoded,
-            caption(kept, checkpoint["channel_values"], new_versions) if self._readable else "",
-        )
+        try:
+            await threads.put(
+                key,
+                checkpoint["id"],
+                get_checkpoint_id(config) or "",
+                str(kept.get("run_id", "")),
+                self.serde.dumps_typed(body),
+                self.serde.dumps_typed(kept),
+                checkpoint["channel_versions"],
+                new_versions,
+                checkpoint["channel_values"],
+                self._encoded,
+                caption(kept, checkpoint["channel_values"], new_versions) if self._readable else "",
+            )
+        except KatsuraError as error:
+            threads.missed(key, checkpoint["id"], error)
+            raise
         return _config(key, checkpoint["id"])
 
     def _encoded(self, value: Any, before: Body | None) -> Value:

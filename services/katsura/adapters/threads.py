@@ -23,6 +23,7 @@ from katsura.domain.errors import (
     AlreadyExistsError,
     ConflictError,
     FailedPreconditionError,
+    KatsuraError,
     NotFoundError,
     OutOfRangeError,
     ResourceExhaustedError,
@@ -33,6 +34,7 @@ _LAST_MAX: Final = 64
 """Namespaces whose newest values are remembered, so that the next version need not read them back."""
 _RECORDS_MAX: Final = 1024
 _ARRIVAL_S: Final = 30.0
+_BROKEN_S: Final = 1.0
 """Longest that a pending write waits for its checkpoint: LangGraph sends both at once."""
 _CHUNKS_A_GROW: Final = 4
 _BATCH: Final = 256
@@ -53,6 +55,7 @@ class Threads:
         self._records: OrderedDict[tuple[Key, str], Record] = OrderedDict()
         self._lines: dict[Key, int] = {}
         self._awaited: dict[tuple[Key, str], asyncio.Future[Record]] = {}
+        self._broken: OrderedDict[Key, KatsuraError] = OrderedDict()
         self._lock = threading.Lock()
         self._company = Company()
         self._settled: Callable[[Future[bool], float | None], Awaitable[bool]] = _settled_on_loop
@@ -70,6 +73,17 @@ class Threads:
     def knows(self, key: Key, checkpoint_id: str) -> bool:
         """Whether a checkpoint's place is remembered."""
         return (key, checkpoint_id) in self._records
+
+    def missed(self, key: Key, checkpoint_id: str, error: KatsuraError) -> None:
+        """A checkpoint could not be stored. Those after it may never come (LangGraph's `durability="async"` puts none
+        of them, and goes on with the graph): until one does, writes wait for theirs `_BROKEN_S` only."""
+        with self._lock:
+            self._broken[key] = error
+            if len(self._broken) > _LAST_MAX:
+                self._broken.popitem(last=False)
+            waiting = self._awaited.pop((key, checkpoint_id), None)
+        if waiting is not None:
+            waiting.get_loop().call_soon_threadsafe(_arrived, waiting, error)
 
     async def put(
         self,
@@ -90,6 +104,8 @@ class Threads:
         `text` is what people see of it.
         A parent that is not the newest tip of its namespace begins a new line: nothing that others wrote is touched.
         """
+        with self._lock:
+            self._broken.pop(key, None)
         parent = await self._record(key, parent_id) if parent_id else None
         last, bodies = self._last.pop(key, (None, {}))  # taken: serialising the next version uses them up
         if last is None or parent is None or last.node_id != parent.node_id:
@@ -126,7 +142,7 @@ class Threads:
         """Put a task's writes (index, channel, value) beside its checkpoint: the first stay, negative indices replace.
 
         Raises:
-            NotFoundError: there is no such checkpoint, and none came while this waited.
+            NotFoundError: there is no such checkpoint, and none came while this waited, or it could not be stored.
         """
         record = await self._record(key, checkpoint_id) or await self._arrival(key, checkpoint_id)
         for special in (False, True):
@@ -437,15 +453,19 @@ class Threads:
             known = self._records.get((key, checkpoint_id))
             if known is not None:  # it came while the service was asked for it
                 return known
+            broken = self._broken.get(key)
             future = self._awaited.setdefault((key, checkpoint_id), asyncio.get_running_loop().create_future())
         try:
-            return await asyncio.wait_for(asyncio.shield(future), _ARRIVAL_S)
+            async with asyncio.timeout(_ARRIVAL_S if broken is None else _BROKEN_S):
+                return await asyncio.shield(future)
         except TimeoutError:
             self._awaited.pop((key, checkpoint_id), None)
-            raise NotFoundError(
-                f"checkpoint_id: thread {key.thread!r} has no checkpoint {checkpoint_id!r}; put it first",
-                field="checkpoint_id",
-            ) from None
+            if broken is not None and self._broken.get(key) is not broken:  # the thread goes on: wait in earnest
+                return await self._arrival(key, checkpoint_id)
+            why = "put it first" if broken is None else f"the one before it could not be stored: {broken.message}"
+            raise _without(key, checkpoint_id, why) from broken
+        except KatsuraError as error:
+            raise _without(key, checkpoint_id, f"it could not be stored: {error.message}") from error
 
     async def _blobs(self, record: Record) -> dict[int, bytes]:
         wanted = sorted(record.nodes())
@@ -485,9 +505,18 @@ class Threads:
                 self._records.pop(found)
 
 
-def _arrived(waiting: asyncio.Future[Record], record: Record) -> None:
-    if not waiting.done():
+def _arrived(waiting: asyncio.Future[Record], record: Record | KatsuraError) -> None:
+    if waiting.done():
+        return
+    if isinstance(record, KatsuraError):
+        waiting.set_exception(record)
+    else:
         waiting.set_result(record)
+
+
+def _without(key: Key, checkpoint_id: str, why: str) -> NotFoundError:
+    what = f"checkpoint_id: thread {key.thread!r} has no checkpoint {checkpoint_id!r}; {why}"
+    return NotFoundError(what, field="checkpoint_id")
 
 
 async def _settled_on_loop(stored: Future[bool], timeout_s: float | None) -> bool:
