@@ -201,7 +201,10 @@ async def test_writes_reach_their_checkpoint_where_somebody_else_went_on_from_it
 
 
 @pytest.mark.parametrize("durability", ["sync", "async"])
-async def test_a_failed_save_reaches_whoever_invoked_the_graph(memory_key: tuple[str, str], durability: Any) -> None:
+async def test_a_failed_save_reaches_whoever_invoked_the_graph(
+    memory_key: tuple[str, str], durability: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("katsura.adapters.threads._ARRIVAL_S", 3600.0)  # nobody waits that long for what never comes
     thread = f"gone-{durability}"
 
     def use() -> None:

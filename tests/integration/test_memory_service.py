@@ -544,6 +544,30 @@ async def test_a_stream_outlives_kills_of_the_service_and_writes_each_batch_once
     assert [node.step.content for node in await memory.get_whole_path("t")] == words
 
 
+async def test_a_stream_that_has_nothing_to_say_does_not_mind_a_restart(
+    process: ServedProcess, connection: Connection
+) -> None:
+    call = CallContext(Tenant(TenantId("stream-idle"), bytes(32)), internal=True)
+    memory = MemoryClient(connection.acting_for(call))
+    await memory.create_tree(tree_id="t")
+
+    async def batches() -> AsyncIterator[list[tree_pb.Step]]:
+        yield [step("user", "before")]
+        await restarted.wait()
+        yield [step("user", "after")]
+
+    restarted = asyncio.Event()
+    impatient = memory.acting_for(call, timeout_s=0.0)
+    stream = impatient.grow_stream("t", batches(), expected_head=0)
+    assert (await anext(stream)).branch.head == 1
+    following = asyncio.create_task(anext(stream))
+    await process.kill()
+    await process.start()
+    await asyncio.wait_for(connection.channel.channel_ready(), 60)
+    restarted.set()
+    assert (await following).branch.head == 2
+
+
 async def test_what_the_source_of_a_stream_raises_comes_after_its_answers(connection: Connection) -> None:
     memory = client_of(connection, "stream-source")
     await memory.create_tree(tree_id="t")

@@ -39,6 +39,15 @@ class _Unanswered:
                 self._ended = True
                 self._changed.notify_all()
 
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    async def some(self) -> bool:
+        """Wait for one; False where none will come."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._kept or self._ended)
+            return bool(self._kept)
+
     async def messages(self) -> AsyncIterator[pb.GrowStreamRequest]:
         """What is unanswered now, then what comes, until nothing more will."""
         for at in count(self._answered):
@@ -69,30 +78,32 @@ async def grow_stream(
     """Answers to `requests`, in order; each carries a request_id, so that one whose answer was lost is written once.
 
     Raises:
-        KatsuraError: what the peer ended the stream with, or what it failed by once it has answered nothing for the
-            connection's `timeout_s`.
+        KatsuraError: what the peer ended the stream with, or what it failed by for the connection's `timeout_s`, in
+            which something waited for an answer.
     """
     unanswered = _Unanswered(in_flight)
     collecting = asyncio.create_task(unanswered.collect(requests))
-    failures, head, answered_s = 0, None, time.monotonic()
+    failures, failing_since, head = 0, 0.0, None
     try:
-        while True:
+        while unanswered or await unanswered.some():
             unanswered.go_on_from(head)
             running = method(unanswered.messages(), metadata=connection.metadata())
             try:
                 async for answer in running:
-                    failures, head, answered_s = 0, answer.grow.branch.head, time.monotonic()
+                    failures, head = 0, answer.grow.branch.head
                     await unanswered.answer()
                     yield answer.grow
-                break
+                continue
             except grpc.aio.AioRpcError as error:
-                failure = status.from_rpc_error(error)
-                if failure.reason not in REPEATED or time.monotonic() - answered_s > connection.timeout_s:
+                failure, now = status.from_rpc_error(error), time.monotonic()
+                failing_since = failing_since if failures else now
+                if failure.reason not in REPEATED or now - failing_since > connection.timeout_s:
                     raise failure from None
             finally:
                 running.cancel()
-            await asyncio.sleep(backoff_s(failures, failure))
-            failures += 1
+            if unanswered:
+                await asyncio.sleep(backoff_s(failures, failure))
+                failures += 1
         await collecting  # raises what the caller's own iterator raised
     finally:
         collecting.cancel()
