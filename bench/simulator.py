@@ -52,7 +52,7 @@ from katsura.placement.planner import plan
 from katsura.placement.problem import SPLIT, UNIFIED, Effort, ModelService, NodeClass, Problem
 from katsura.placement.replan import replan
 from katsura.placement.simulate import Arrival, Change, Outcome, simulate
-from katsura.placement.split import Pool, Side, step_s
+from katsura.placement.split import Pool, Side, Steps
 from katsura.testing.clusters import agent_trace, synthetic_problem
 from katsura.weights.sources import ModelCache, default_cache_root, parse_source
 
@@ -367,7 +367,7 @@ def fit(runs: Sequence[Run], card: ModelCard) -> Calibration:
         m = r.measurement()
         side = Side(device, 1, 1, made)
         pool = Pool(side, replace(side, members=2), core.inter_bytes_s, 0.0)
-        nothing = step_s(card, F32, pool, m.batch, Load(m.prompt, m.output), 1)
+        nothing = Steps(card, F32, pool, Load(m.prompt, m.output)).step_s(m.batch, 1)
         hops.append((m.itl_s - nothing) / 2 / card.layers)
     hop = max(1e-6, statistics.fmean(hops))
     print(f"  fitted: {made.prefill:.2f} x prefill FLOPs, {fixed * 1e3:.0f} ms per request, {hop * 1e6:.0f} us per way")
@@ -488,7 +488,7 @@ def replay(nodes: int, services: int, sessions: int, seed: int, rows: list[dict[
     plan_s, began = time.perf_counter() - began, time.perf_counter()
     grown = [replace(s, requests_s=1.3 * s.requests_s) if i < 3 else s for i, s in enumerate(problem.services)]
     more = replace(problem, services=tuple(grown))
-    change = replan(more, Effort(gap=0.01, seconds=4), running(made), explain=False, patterns=patterns)
+    change = replan(more, Effort(gap=0.01, seconds=4), running(made), explain=False, memo=patterns.memo)
     replan_s = time.perf_counter() - began
     models = [s for s in problem.services if isinstance(s, ModelService)]
     turns, rate = 3.0, sum(s.requests_s for s in models)

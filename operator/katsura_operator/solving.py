@@ -1,4 +1,4 @@
-"""The solver's process: decides what it is asked, and holds nothing but what it was told.
+"""The solver's process: decides what it is asked, and holds nothing but what it was told and what follows from that.
 
     python -m katsura_operator.solving < questions > answers        (`solver.Solver` starts it)
 
@@ -16,6 +16,7 @@ import threading
 from queue import SimpleQueue
 from typing import BinaryIO, Final
 
+from katsura.placement.patterns import Memo
 from katsura_operator.core.decision import decide
 from katsura_operator.core.messages import Key, Question, snapshot_of, write_answers
 from katsura_operator.core.objects import Object, key_of
@@ -27,6 +28,7 @@ _NICE: Final = 5
 def serve(lines: SimpleQueue[bytes], answers: BinaryIO) -> None:
     """Answer for ever."""
     known: dict[Key, Object] = {}
+    memo = Memo()
     while True:
         question = Question.read(lines.get())
         for key in question.gone:
@@ -35,7 +37,7 @@ def serve(lines: SimpleQueue[bytes], answers: BinaryIO) -> None:
             obj = json.loads(lines.get())
             known[key_of(obj)] = obj
         seen = snapshot_of(known.values(), question.now, question.samples, question.odd)
-        desired = decide(seen, question.settings, question.trouble)
+        desired = decide(seen, question.settings, question.trouble, memo=memo)
         for line in write_answers(desired):
             answers.write(line.encode() + b"\n")
         answers.write(b"\n")

@@ -15,6 +15,7 @@ from katsura.domain.errors import UnavailableError
 from katsura.manifests import decision as planner
 from katsura.manifests.decision import Decision, Situation
 from katsura.placement.calibration import Calibration
+from katsura.placement.patterns import Memo
 from katsura.placement.problem import Effort
 from katsura_operator.core import affinity
 from katsura_operator.core.desire import Desired, desire
@@ -30,13 +31,17 @@ _EFFORT: Final = Effort(gap=0.01, seconds=10.0)
 
 
 def decide(
-    seen: Snapshot, settings: Settings, trouble: str = "", solve: Callable[[Situation], Decision] | None = None
+    seen: Snapshot,
+    settings: Settings,
+    trouble: str = "",
+    solve: Callable[[Situation], Decision] | None = None,
+    memo: Memo | None = None,
 ) -> Desired:
     """What is to be written.
 
     Args:
         trouble: why nothing can be solved now: where that is not needed it changes nothing.
-        solve: the planner, which may take seconds.
+        solve: the planner, which may take seconds; memo: what ours knows from the decisions before.
     """
 
     def in_trouble(_: Situation) -> Decision:
@@ -44,14 +49,14 @@ def decide(
 
     reading = read(seen)
     placement = place(
-        reading, seen, settings, in_trouble if trouble else solve or partial(_solve, known(seen, settings))
+        reading, seen, settings, in_trouble if trouble else solve or partial(_solve, known(seen, settings), memo)
     )
     wanted = desire(seen, reading, placement, settings, _affinities(reading, placement, seen, settings))
     return outstanding(wanted, seen)
 
 
-def _solve(measured: Calibration, situation: Situation) -> Decision:
-    return planner.decide(situation, _EFFORT, known=measured)
+def _solve(measured: Calibration, memo: Memo | None, situation: Situation) -> Decision:
+    return planner.decide(situation, _EFFORT, known=measured, memo=memo)
 
 
 def _affinities(

@@ -29,6 +29,7 @@ from katsura.placement.calibration import Calibration
 from katsura.placement.card import published, read_card
 from katsura.placement.document import Current, current_of, document, running
 from katsura.placement.pace import basis_of
+from katsura.placement.patterns import Memo, enumerate_patterns
 from katsura.placement.plan import Place
 from katsura.placement.planner import hold_agents
 from katsura.placement.problem import Effort, HelperService, ModelService, Pace, Problem, Service
@@ -106,6 +107,7 @@ def decide(
     policy: Policy | None = None,
     options: Options | None = None,
     known: Calibration | None = None,
+    memo: Memo | None = None,
 ) -> Decision:
     """Plan everything of `situation` in one solve, and say how to get there from what stands.
 
@@ -115,6 +117,7 @@ def decide(
     Args:
         effort: how long each solve searches (default: 10 s or a gap of 0.5 %). policy: when a change pays.
         known: measured coefficients; default: those that ship.
+        memo: of the decisions before, for a caller who makes many.
 
     Raises:
         FailedPreconditionError: no deployment can be planned, or there is no node at all.
@@ -123,12 +126,12 @@ def decide(
     problem, left_out = state(situation, options, known)
     current = situation.current
     standing = current if isinstance(current, Current) else _NOTHING if current is None else current_of(current)
-    effort = effort or Effort()
+    effort, memo = effort or Effort(), memo or Memo()
 
     def solve(asked: Problem) -> Replan:
         if not standing.instances:
-            return _first(asked, effort)
-        return replan(asked, effort, standing, policy, explain=False)
+            return _first(asked, effort, memo)
+        return replan(asked, effort, standing, policy, explain=False, memo=memo)
 
     _, change = hold_agents(problem, solve, lambda made: made.plan)
     change = change.explained()
@@ -206,8 +209,8 @@ def _weights_bytes(service: Service | None, place: Place, members: int, problem:
     return max(0, min(wanted, int(place.ram_bytes - problem.calibration.helpers["process_ram_bytes"])))
 
 
-def _first(problem: Problem, effort: Effort) -> Replan:
-    solution = planner.solve(problem, effort)
+def _first(problem: Problem, effort: Effort, memo: Memo) -> Replan:
+    solution = planner.solve(problem, effort, patterns=enumerate_patterns(problem, memo))
     made = solution.plan
     order = steps(problem, [i.column for i in made.instances], _NOTHING, made)
     return Replan(made, order, False, "nothing stands", 0.0, 0.0, solution)

@@ -11,7 +11,7 @@ from katsura.placement.cost import Layout, decode_terms
 from katsura.placement.pairs import decode_s, moved_bytes, prompt_s
 from katsura.placement.patterns import Column, Unit, half_of, link_of, parts_of, pool_of, units_of
 from katsura.placement.problem import PAIR, PIPELINE, UNIFIED, ModelService, Problem
-from katsura.placement.split import prefill_s, step_s
+from katsura.placement.split import Steps, prefill_s
 
 _CHUNK_CPU: Final = 256
 _CHUNK: Final = 2048
@@ -72,7 +72,8 @@ def curve_of(problem: Problem, column: Column, service: ModelService) -> Curve:
         pool = pool_of(problem, units[0], units[1], shards, members, service.units)
         prompt = prefill_s(card, precision, pool, load) / shards
         micro = column.point.micro_batches
-        steps = [step_s(card, precision, pool, b, load, min(micro, b)) for b in batches]
+        paced = Steps(card, precision, pool, load)
+        steps = [paced.step_s(b, min(micro, b)) for b in batches]
     chunk = _CHUNK_CPU if lead.is_cpu else _CHUNK
     return Curve(batches, tuple(steps), prompt / load.new_prompt, c.first[0], places, chunk * shards)
 

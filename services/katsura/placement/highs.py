@@ -15,6 +15,8 @@ from katsura.domain.errors import InternalError
 from katsura.placement.problem import Effort
 
 INFINITY = float("inf")
+TIME_LIMIT = "time limit reached"
+"""How a search ended whose seconds were spent."""
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from katsura.placement.cost import Load, decode_terms
 from katsura.placement.patterns import Unit, layout_of, pool_of, units_of
 from katsura.placement.plan import Place
 from katsura.placement.problem import ModelService, NodeClass, Problem
-from katsura.placement.split import step_s
+from katsura.placement.split import Steps
 
 
 def predicted_step_s(
@@ -39,7 +39,7 @@ def predicted_step_s(
         shards, members = len(by_role["attention"]), len(by_role["experts"])
         pool = pool_of(problem, units["attention"], units["experts"], shards, members, service.units)
         whole = batch * shards
-        return step_s(service.card, service.precision, pool, whole, load, max(1, min(micro, int(whole))))
+        return Steps(service.card, service.precision, pool, load).step_s(whole, max(1, min(micro, int(whole))))
     return None
 
 

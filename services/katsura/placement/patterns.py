@@ -30,9 +30,8 @@ _KEPT_PER_PAIR: Final = 6
 _CPU_BATCH_MAX: Final = 64
 _RATIOS: Final = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 3), (3, 1), (3, 2), (4, 1))
 """Prefill and decode replicas of one pair."""
-_Steps = dict[tuple[int, str, int, str, int, int, int], dict[int, tuple[float, int]]]
-"""Steps by batch of each (model and load, attention, experts, shards, members): services that differ in their
-objectives share them."""
+_MEMO_MOST: Final = 128
+"""Services that a memo holds: those of one cluster, a few times over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +114,28 @@ class _Shape:
         return sum(p.count * p.unit.count * price[p.unit.device.name] for p in self.parts) / self.point.requests_s
 
 
+class Memo:
+    """What the cost model said of services, for problems to come: only services that differ are asked about.
+
+    It holds for one cluster: of other devices, prices or coefficients it knows nothing.
+    Demands and numbers of nodes do not matter.
+    """
+
+    def __init__(self) -> None:
+        self._ground: object = None
+        self.shapes: dict[object, tuple[tuple[_Shape, ...], tuple[Refused, ...]]] = {}
+        self.steps: dict[object, dict[object, dict[int, tuple[float, int]]]] = defaultdict(lambda: defaultdict(dict))
+        """By model and load, then by pool, then by batch: objectives do not change them."""
+
+    def stand_on(self, problem: Problem) -> None:
+        """Forget what does not hold for `problem`."""
+        ground = problem.calibration, problem.confidence, unit_prices(problem), _units(problem)
+        if ground != self._ground or len(self.shapes) > _MEMO_MOST:
+            self._ground = ground
+            self.shapes.clear()
+            self.steps.clear()
+
+
 @dataclass(frozen=True, slots=True)
 class Patterns:
     """What the cost model found for each service of a problem; `columns` lays it over classes of nodes."""
@@ -122,16 +143,8 @@ class Patterns:
     problem: Problem
     shapes: Mapping[str, tuple[_Shape, ...]]
     refused: tuple[Refused, ...]
-    _steps: _Steps = field(default_factory=lambda: defaultdict(dict), repr=False, compare=False)
+    memo: Memo = field(default_factory=Memo, repr=False, compare=False)
     _laid: list[tuple[Sequence[NodeClass], tuple[Column, ...]]] = field(default_factory=list, repr=False, compare=False)
-
-    def of(self, problem: Problem) -> Patterns:
-        """The same shapes for a problem that differs by demands and nodes only."""
-        return replace(self, problem=problem, _laid=[])
-
-    def again(self, problem: Problem) -> Patterns:
-        """The patterns of a problem that differs by objectives, too: the steps that are known are not asked again."""
-        return enumerate_patterns(problem, self._steps)
 
     def columns(self, classes: Sequence[NodeClass]) -> tuple[Column, ...]:
         """Every shape on every class, or pair of classes of one domain, that has its devices; in a fixed order."""
@@ -144,6 +157,7 @@ class Patterns:
     def _lay(self, classes: Sequence[NodeClass]) -> list[Column]:
         made: list[Column] = []
         laid: dict[int, list[Column]] = {}
+        sites = _Sites(classes)
         for service in self.problem.services:
             if isinstance(service, HelperService):
                 made += _helper_columns(service, classes)
@@ -152,24 +166,29 @@ class Patterns:
             if id(shapes) in laid:
                 made += (replace(column, service=service.name) for column in laid[id(shapes)])
                 continue
-            laid[id(shapes)] = [c for shape in shapes for c in _spread(service, shape, self.problem, classes)]
+            laid[id(shapes)] = [c for shape in shapes for c in _spread(service, shape, self.problem, sites)]
             made += laid[id(shapes)]
         return made
 
 
-def enumerate_patterns(problem: Problem, known: _Steps | None = None) -> Patterns:
-    """Ask the cost model about every service on every kind of device; `known`: steps of these models and devices."""
+def enumerate_patterns(problem: Problem, memo: Memo | None = None) -> Patterns:
+    """Ask the cost model about every service on every kind of device; `memo` knows what was asked before."""
     refused: list[Refused] = []
     shapes: dict[str, tuple[_Shape, ...]] = {}
-    asked: dict[object, tuple[tuple[_Shape, ...], list[Refused]]] = {}
-    steps: _Steps = defaultdict(dict) if known is None else known
+    cut: dict[object, tuple[tuple[_Shape, ...], tuple[Refused, ...]]] = {}
+    memo = memo or Memo()
+    memo.stand_on(problem)
     for service in problem.services:
         if isinstance(service, HelperService):
             continue
         # Services that differ by name and demand only have the same shapes.
-        alike = (service.card, service.precision, service.load, service.slo, service.topologies, service.devices)
-        key = (
-            *alike,
+        alike = (
+            service.card,
+            service.precision,
+            service.load,
+            service.slo,
+            service.topologies,
+            service.devices,
             service.last_resort,
             service.ran,
             service.timed,
@@ -178,12 +197,14 @@ def enumerate_patterns(problem: Problem, known: _Steps | None = None) -> Pattern
             service.units,
             service.kv_bytes,
         )
-        if key not in asked:
+        if alike not in memo.shapes:
             found: list[Refused] = []
-            asked[key] = tuple(_shapes(service, problem, found, steps)), found
-        shapes[service.name] = asked[key][0]
-        refused += [replace(r, service=service.name) for r in asked[key][1]]
-    return Patterns(problem, shapes, tuple(refused), steps)
+            memo.shapes[alike] = tuple(_shapes(service, problem, found, memo)), tuple(found)
+        if alike not in cut:
+            cut[alike] = _with_pipelines(service, problem, *memo.shapes[alike])
+        shapes[service.name] = cut[alike][0]
+        refused += [replace(r, service=service.name) for r in cut[alike][1]]
+    return Patterns(problem, shapes, tuple(refused), memo)
 
 
 def _helper_columns(service: HelperService, classes: Iterable[NodeClass]) -> Iterator[Column]:
@@ -200,7 +221,8 @@ def units_of(c: NodeClass) -> list[Unit]:
     return [Unit(cores_of(c.core, n, c.ram_bytes), n, True) for n in _TENSOR if n <= c.cores]
 
 
-def _shapes(service: ModelService, problem: Problem, refused: list[Refused], steps: _Steps) -> list[_Shape]:
+def _shapes(service: ModelService, problem: Problem, refused: list[Refused], memo: Memo) -> list[_Shape]:
+    """All but pipelines: what nobody but the service and the kinds of nodes decides."""
     problem = problem.of(service)
     units, price = units_by_kind(service, problem), unit_prices(problem)
     shapes: list[_Shape] = []
@@ -208,7 +230,7 @@ def _shapes(service: ModelService, problem: Problem, refused: list[Refused], ste
         for name in units:
             shapes += _unified(service, problem, name, units[name], refused)
     for first, second in product(units, units) if SPLIT in service.topologies else ():
-        made = _split(service, problem, units[first], units[second], steps)
+        made = _split(service, problem, units[first], units[second], memo)
         if not made:
             why = "no split of it fits and keeps its times"
             refused.append(Refused(service.name, SPLIT, f"{first} + {second}", "split", why))
@@ -218,22 +240,35 @@ def _shapes(service: ModelService, problem: Problem, refused: list[Refused], ste
         if not paired and last is not None:
             refused.append(Refused(service.name, PAIR, f"{first} + {second}", last.reason, last.detail))
         shapes += _best(paired, price)
-    if PIPELINE in (service.topologies if shapes else (*service.topologies, *service.last_resort)):
-        cut, why_not = _pipelined(service, problem, units, price)
-        if why_not is not None:
-            refused.append(Refused(service.name, PIPELINE, " + ".join(units), why_not.reason, why_not.detail))
-        shapes += cut
     return shapes
+
+
+def _with_pipelines(
+    service: ModelService, problem: Problem, shapes: tuple[_Shape, ...], refused: tuple[Refused, ...]
+) -> tuple[tuple[_Shape, ...], tuple[Refused, ...]]:
+    """Pipelines besides, where they are asked for: how many nodes each domain has decides over them."""
+    if PIPELINE not in (service.topologies if shapes else (*service.topologies, *service.last_resort)):
+        return shapes, refused
+    problem = problem.of(service)
+    units = units_by_kind(service, problem)
+    cut, why_not = _pipelined(service, problem, units, unit_prices(problem))
+    if why_not is not None:
+        refused += (Refused(service.name, PIPELINE, " + ".join(units), why_not.reason, why_not.detail),)
+    return (*shapes, *cut), refused
+
+
+def _units(problem: Problem) -> dict[str, list[Unit]]:
+    """Slices of the largest node of each kind that has room for one, by the name of the device."""
+    largest: dict[str, NodeClass] = {}
+    for c in problem.classes:
+        name = _kind_name(c)
+        largest[name] = max(largest.get(name, c), c, key=lambda k: (k.accelerators, k.cores, k.ram_bytes))
+    return {name: units for name, c in largest.items() if (units := units_of(c))}
 
 
 def units_by_kind(service: ModelService, problem: Problem) -> dict[str, list[Unit]]:
     """Slices that `service` may take, of the largest node of each kind, by the name of the device."""
-    largest: dict[str, NodeClass] = {}
-    for c in problem.classes:
-        name = _kind_name(c)
-        if not service.devices or name in service.devices:
-            largest[name] = max(largest.get(name, c), c, key=lambda k: (k.accelerators, k.cores, k.ram_bytes))
-    return {name: units_of(c) for name, c in largest.items()}
+    return {name: units for name, units in _units(problem).items() if not service.devices or name in service.devices}
 
 
 def unit_prices(problem: Problem) -> dict[str, float]:
@@ -349,7 +384,7 @@ def _split(
     problem: Problem,
     attention: Sequence[Unit],
     experts: Sequence[Unit],
-    steps: _Steps,
+    memo: Memo,
 ) -> list[_Shape]:
     fixed = service.replicas
     shards = (fixed["attention"],) if "attention" in fixed else _SHARDS
@@ -357,7 +392,7 @@ def _split(
     enough = (n for n in _MEMBERS if n <= max(COPIES, service.units) and _holds(service, e, n))
     members = (fixed["experts"],) if "experts" in fixed else tuple(islice(enough, _MEMBER_SIZES))
     shapes: list[_Shape] = []
-    model = hash((service.card, service.precision, service.load, service.paces, service.units))
+    steps = memo.steps[service.card, service.precision, service.load, service.paces, service.units]
     for a, s, m in product(attention, shards, members):
         point = pool_point(
             service.card,
@@ -368,7 +403,7 @@ def _split(
             max(margin_of(problem, u.device, u.count) for u in (a, e)),
             batch_max=s * (_CPU_BATCH_MAX if a.is_cpu else 1024),
             kv_bytes=service.kv_bytes,
-            known=steps[model, a.device.name, a.count, e.device.name, e.count, s, m],
+            known=steps[a.device.name, a.count, e.device.name, e.count, s, m],
         )
         if isinstance(point, Point):
             attend = _Part("attention", a, s, point.memory_bytes)
@@ -507,24 +542,37 @@ def _best(shapes: Sequence[_Shape], price: Mapping[str, float]) -> list[_Shape]:
     return kept + [s for s in smallest[:1] if all(s is not k for k in kept)]
 
 
-def _spread(service: ModelService, shape: _Shape, problem: Problem, classes: Sequence[NodeClass]) -> Iterator[Column]:
+_Kind = tuple[bool, str]
+"""Of slices: whether they are cores, and the device's name."""
+
+
+class _Sites:
+    """Classes of nodes by what their slices are: of a kind anywhere, and of a kind in one domain."""
+
+    def __init__(self, classes: Sequence[NodeClass]) -> None:
+        self.all: dict[_Kind, list[NodeClass]] = defaultdict(list)
+        self.near: dict[tuple[str, _Kind], list[NodeClass]] = defaultdict(list)
+        for c in classes:
+            kind = c.device is None, _kind_name(c)
+            self.all[kind].append(c)
+            self.near[c.domain, kind].append(c)
+
+
+def _spread(service: ModelService, shape: _Shape, problem: Problem, sites: _Sites) -> Iterator[Column]:
     point = shape.point
-    for lead in classes:
-        able = []
-        for part in shape.parts:
-            near = (lead,) if part is shape.parts[0] else (c for c in classes if c.domain == lead.domain)
-            suited = (c for c in near if _right_kind(service, part.unit, c))
-            fits = ((c, m) for c in suited if _fits(m := _member(problem, part, c), c))
-            able.append(tuple(fits))
+    lead_part, *others = shape.parts
+    lead_kind, *kinds = ((p.unit.is_cpu, p.unit.device.name) for p in shape.parts)
+    for lead in sites.all[lead_kind]:
+        able = [_able(problem, lead_part, (lead,))]
+        able += (_able(problem, p, sites.near[lead.domain, k]) for p, k in zip(others, kinds, strict=True))
         for chosen in product(*able):
             members, spot = tuple(m for _, m in chosen), any(c.spot for c, _ in chosen)
             yield Column(service.name, shape.topology, members, point.requests_s, point, lead.domain, spot)
 
 
-def _right_kind(service: ModelService, unit: Unit, c: NodeClass) -> bool:
-    if service.devices and _kind_name(c) not in service.devices:
-        return False
-    return unit.is_cpu == (c.device is None) and _kind_name(c) == unit.device.name
+def _able(problem: Problem, part: _Part, classes: Sequence[NodeClass]) -> list[tuple[NodeClass, Member]]:
+    """The classes whose nodes have room for a process of `part`, with what it takes there."""
+    return [(c, m) for c in classes if _fits(m := _member(problem, part, c), c)]
 
 
 def _fits(member: Member, c: NodeClass) -> bool:

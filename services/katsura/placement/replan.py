@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from katsura.placement.cost import Layout, prefill_floor_s, weights_bytes
 from katsura.placement.document import Current, Running
 from katsura.placement.pack import Packed
-from katsura.placement.patterns import Column, Patterns, enumerate_patterns
+from katsura.placement.patterns import Column, Memo, Patterns, enumerate_patterns
 from katsura.placement.plan import Instance, Place, Plan
 from katsura.placement.planner import Solution, solve
 from katsura.placement.problem import Effort, ModelService, NodeClass, Objective, Problem
@@ -77,16 +77,16 @@ def replan(
     policy: Policy | None = None,
     *,
     explain: bool = True,
-    patterns: Patterns | None = None,
+    memo: Memo | None = None,
 ) -> Replan:
     """Solve with what runs in mind, then decide whether to change anything.
 
     Args:
         explain: as in `planner.plan`; `Replan.explained` does it later.
-        patterns: of a problem that differs by demands and nodes only.
+        memo: of the problems before.
     """
     policy = policy or Policy()
-    patterns = patterns.of(problem) if patterns else enumerate_patterns(problem)
+    patterns = enumerate_patterns(problem, memo)
     columns = patterns.columns(problem.classes)
     prices = move_prices(problem, columns, policy)
     kept = _kept(problem, columns, current)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from katsura.placement.greedy import as_start, greedy
-from katsura.placement.highs import Answer, relax, solve
+from katsura.placement.highs import TIME_LIMIT, Answer, relax, solve
 from katsura.placement.merge import distribute, merge, merge_extra, merged_key
 from katsura.placement.patterns import Column, Patterns
 from katsura.placement.problem import Effort, NodeClass, Objective, Problem
@@ -92,10 +92,10 @@ def search(problem: Problem, patterns: Patterns, effort: Effort, extra: Extra) -
 
 def _raised(problem: Problem, columns: Sequence[Column], effort: Effort, extra: Extra, first: Solved) -> float:
     """A higher bound than that of `first`, where the time that is left gives one: all columns, from its counts."""
+    if first.unmet or first.ended == TIME_LIMIT:  # the same search again would find no more
+        return first.bound
     built = build(problem, columns, extra)
     start = as_start(problem, columns, [n for _, n in first.counted], built)
-    if first.unmet:
-        return first.bound
     for i in built.w.values():
         built.program.high[i] = 0.0
     answer = solve(built.program, replace(effort, gap=effort.gap * _INNER_GAP), start)

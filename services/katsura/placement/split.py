@@ -7,11 +7,10 @@ placement.md 3.1 to 3.4). `patterns` calls `pool_point`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, comb
 
-from katsura.placement.card import Block, ModelCard
+from katsura.placement.card import Block, Ffn, ModelCard
 from katsura.placement.catalogue import Device
 from katsura.placement.cost import Coefficients, ErrorClass, Load, Precision
 from katsura.placement.operate import UTILISATION, Point, Refusal, Slo, largest_batch, too_small, wait_s
@@ -82,71 +81,104 @@ def members_hit(block: Block, members: int) -> float:
     return min(members * (1 - missed), float(ffn.per_token)) if here >= 1 else float(ffn.per_token)
 
 
-def layer_times(
-    card: ModelCard, block: Block, precision: Precision, pool: Pool, batch: float, load: Load
-) -> LayerTimes:
-    """Times of one layer of `block` for a micro-batch of `batch` sequences over all shards."""
-    a, e = pool.attention, pool.experts
-    local = batch / a.members
-    attention = block.attention
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """`count` equal layers of a pool: seconds of a micro-batch without a sequence, and what each of its sequences adds.
+
+    Of experts the weights are read, too, in whole (`expert_s` for one): as many as a micro-batch makes active.
+    """
+
+    count: int
+    ffn: Ffn
+    attention: tuple[float, float]
+    experts: tuple[float, float]
+    expert_s: float
+    share: float
+    hop: tuple[float, float]
+    moved: float
+
+    def times(self, batch: float) -> LayerTimes:
+        """Those of a micro-batch of `batch` sequences over all shards."""
+        experts = self.experts[0] + self.experts[1] * batch
+        if self.expert_s:
+            # The last member to answer sets the pace: its share of active experts rounds up.
+            active = self.ffn.active_experts(batch) * self.share
+            experts += max(active, min(1.0, self.ffn.experts * self.share)) * self.expert_s
+        attention, hop = self.attention[0] + self.attention[1] * batch, self.hop[0] + self.hop[1] * batch
+        return LayerTimes(attention, experts, hop, self.moved * batch)
+
+
+class Steps:
+    """Decode steps of one pool, prefill's share not counted: asked of many batches."""
+
+    def __init__(self, card: ModelCard, precision: Precision, pool: Pool, load: Load) -> None:
+        self._layers = tuple(layers_of(card, block, precision, pool, load) for block in card.blocks)
+        head, a = card.hidden * card.vocabulary * precision.weight_bytes / pool.attention.devices, pool.attention
+        self._head_s = a.coefficients.weights * head / a.device.memory_bytes_s
+
+    def step_s(self, batch: float, micro: int) -> float:
+        """Seconds of one step of `batch` sequences in `micro` micro-batches.
+
+        A layer lasts max(m x busiest, loop): whichever is longer, the slower side's work or one micro-batch's round
+        trip.
+        """
+        total, fill = self._head_s, None
+        for layers in self._layers:
+            times = layers.times(batch / micro)
+            cycle = max(micro * times.busiest, times.loop)
+            total += layers.count * cycle
+            fill = times.loop + (micro - 1) * times.busiest - cycle if fill is None else fill
+        return total + (fill or 0.0)
+
+    def moved_bytes(self, batch: float) -> float:
+        """Bytes that one step of `batch` sequences sends between the sides."""
+        return sum(layers.count * layers.moved for layers in self._layers) * batch
+
+
+def layers_of(card: ModelCard, block: Block, precision: Precision, pool: Pool, load: Load) -> Layers:
+    """The layers of `block`, as `pool` runs them at the context of `load`."""
+    a, e, ffn = pool.attention, pool.experts, block.ffn
+    hit = members_hit(block, min(e.members, pool.units))
+    sent, returned = hit * card.hidden * 2, hit * card.hidden * _PARTIAL_BYTES
+    hop_s = max(sent, returned) / min(a.members, e.members) / pool.link_bytes_s
+    return Layers(
+        count=block.count,
+        ffn=ffn,
+        attention=_attention_s(card, block, precision, a, load),
+        experts=_ffn_s(ffn, precision, pool),
+        expert_s=_read_s(ffn.expert_parameters * precision.expert_bytes, e) if ffn.experts else 0.0,
+        share=pool.busiest_share,
+        hop=(pool.hop_s, hop_s),
+        moved=sent + returned,
+    )
+
+
+def _read_s(held: float, side: Side) -> float:
+    """Reading `held` bytes of weights, shared by the devices of a member."""
+    return side.coefficients.weights * held / side.devices / side.device.memory_bytes_s
+
+
+def _attention_s(card: ModelCard, block: Block, precision: Precision, side: Side, load: Load) -> tuple[float, float]:
+    attention, c, device = block.attention, side.coefficients, side.device
     own = attention.parameters + block.norms + (block.ffn.dense if block.ffn.experts else 0)
     kept = attention.kept(load.context) * attention.kv_elements * precision.kv_bytes + 4 * attention.state_elements
     scores = attention.score_width * attention.kept(load.context)
-    c, device = a.coefficients, a.device
-    attention_s = (
-        c.weights * own * precision.weight_bytes / a.devices / device.memory_bytes_s
-        + c.kv * local * kept / min(a.devices, attention.kv_shards) / device.memory_bytes_s
-        + c.flops * 2 * local * (own + scores) / a.devices / device.flops(precision.arithmetic)
-        + c.layers / 2
-    )
-    if a.devices > 1:
-        ring = 2 * local * card.hidden * 2 * (a.devices - 1) / a.devices / device.intra_bytes_s
-        attention_s += c.linked_layers / 2 + c.collective * ring
-    hit = members_hit(block, min(e.members, pool.units))
-    sent, returned = batch * hit * card.hidden * 2, batch * hit * card.hidden * _PARTIAL_BYTES
-    hop = pool.hop_s + max(sent, returned) / min(a.members, e.members) / pool.link_bytes_s
-    return LayerTimes(attention_s, _experts_s(block, precision, pool, batch), hop, sent + returned)
+    fixed = _read_s(own * precision.weight_bytes, side) + c.layers / 2
+    each = c.kv * kept / min(side.devices, attention.kv_shards) / device.memory_bytes_s
+    each += c.flops * 2 * (own + scores) / side.devices / device.flops(precision.arithmetic)
+    if side.devices > 1:
+        fixed += c.linked_layers / 2
+        each += c.collective * 4 * card.hidden * (side.devices - 1) / side.devices / device.intra_bytes_s
+    return fixed, each / side.members
 
 
-def _experts_s(block: Block, precision: Precision, pool: Pool, batch: float) -> float:
-    side, share, ffn = pool.experts, pool.busiest_share, block.ffn
-    c, device = side.coefficients, side.device
-    if ffn.experts:
-        # The last member to answer sets the pace: its share of active experts rounds up.
-        active = ffn.active_experts(batch) * share
-        held = max(active, min(1.0, ffn.experts * share)) * ffn.expert_parameters * precision.expert_bytes
-        work = 2 * batch * ffn.per_token * ffn.expert_parameters * share
-    else:
-        held = ffn.dense * precision.weight_bytes * share
-        work = 2 * batch * ffn.dense * share
-    arithmetic = device.flops(precision.arithmetic) * side.devices
-    return (
-        c.weights * held / side.devices / device.memory_bytes_s
-        + c.flops * work / arithmetic
-        + c.layers / 2
-        + (c.moe_layers if ffn.experts else 0)
-    )
-
-
-def _blocks(
-    card: ModelCard, precision: Precision, pool: Pool, batch: float, load: Load
-) -> Iterator[tuple[int, LayerTimes]]:
-    for block in card.blocks:
-        yield block.count, layer_times(card, block, precision, pool, batch, load)
-
-
-def step_s(card: ModelCard, precision: Precision, pool: Pool, batch: float, load: Load, micro: int) -> float:
-    """One decode step of `batch` sequences in `micro` micro-batches, prefill's share not counted.
-
-    A layer lasts max(m x busiest, loop): whichever is longer, the slower side's work or one micro-batch's round trip.
-    """
-    total, fill = 0.0, None
-    for count, times in _blocks(card, precision, pool, batch / micro, load):
-        cycle = max(micro * times.busiest, times.loop)
-        total += count * cycle
-        fill = times.loop + (micro - 1) * times.busiest - cycle if fill is None else fill
-    head = card.hidden * card.vocabulary * precision.weight_bytes / pool.attention.devices
-    return total + (fill or 0.0) + pool.attention.coefficients.weights * head / pool.attention.device.memory_bytes_s
+def _ffn_s(ffn: Ffn, precision: Precision, pool: Pool) -> tuple[float, float]:
+    """All but the reading of experts."""
+    side, share, c = pool.experts, pool.busiest_share, pool.experts.coefficients
+    parameters = (ffn.per_token * ffn.expert_parameters if ffn.experts else ffn.dense) * share
+    each = c.flops * 2 * parameters / (side.device.flops(precision.arithmetic) * side.devices)
+    read = 0.0 if ffn.experts else _read_s(ffn.dense * precision.weight_bytes * share, side)
+    return read + c.layers / 2 + (c.moe_layers if ffn.experts else 0), each
 
 
 def prefill_s(card: ModelCard, precision: Precision, pool: Pool, load: Load) -> float:
@@ -255,14 +287,14 @@ def pool_point(
         whole = _sequence_bytes(card, precision, 1, load)
         batch_max = max(1, min(batch_max, int(a.members * kv_bytes / whole)))
     one_prompt = prefill_s(card, precision, pool, load)
-    steps = known if known is not None else {}
+    asked = known if known is not None else {}
+    steps = Steps(card, precision, pool, load)
 
     def step(batch: int) -> tuple[float, int]:
-        if batch not in steps:
-            times = [(step_s(card, precision, pool, batch, load, m), m) for m in micro_batches if m <= max(1, batch)]
-            best, micro = min(times)
-            steps[batch] = best + batch / load.output * one_prompt / a.members, micro
-        return steps[batch]
+        if batch not in asked:
+            best, micro = min((steps.step_s(batch, m), m) for m in micro_batches if m <= max(1, batch))
+            asked[batch] = best + batch / load.output * one_prompt / a.members, micro
+        return asked[batch]
 
     def evaluate(batch: int) -> tuple[float, float]:
         itl, _ = step(batch)
@@ -277,7 +309,6 @@ def pool_point(
     if batch < smallest:
         return too_small(batch, smallest)
     micro = step(batch)[1]
-    moved = sum(count * times.moved for count, times in _blocks(card, precision, pool, batch, load))
     return Point(
         batch=batch,
         itl_s=itl,
@@ -287,6 +318,6 @@ def pool_point(
         error_class=_trust(pool, batch, load.context),
         memory_bytes=held + batch / a.members * per_sequence,
         expert_memory_bytes=pooled,
-        link_bytes_s=moved / itl,
+        link_bytes_s=steps.moved_bytes(batch) / itl,
         micro_batches=micro,
     )

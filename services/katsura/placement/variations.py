@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Final
 
 from katsura.placement.highs import Answer, Relaxed, relax, solve
-from katsura.placement.patterns import Column, Patterns
+from katsura.placement.patterns import Column, Patterns, enumerate_patterns
 from katsura.placement.plan import Alternative, Marginal, Plan, Relaxation
 from katsura.placement.problem import Effort, ModelService, NodeClass, Objective, Problem
 from katsura.placement.program import Built, Extra, build
@@ -276,7 +276,7 @@ class Variations:
         problem = self._problem
         services = tuple(_allow(s, factor) if isinstance(s, ModelService) else s for s in problem.services)
         changed = replace(problem, services=services)
-        columns = self._patterns.again(changed).columns(problem.classes)
+        columns = enumerate_patterns(changed, self._patterns.memo).columns(problem.classes)
         # Merged classes are of every domain; a pair of them must be in one.
         real = [c for c in columns if any(near.issuperset(m.node_class for m in c.members) for near in self._near)]
         return self._looser(f"{factor:g}x the times allowed", changed, None, real)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from katsura.manifests.cluster import read_cluster
 from katsura.manifests.problem import build_problem
 from katsura.placement import calibration, catalogue, patterns
+from katsura.placement.calibration import Calibration
 from katsura.placement.card import published, read_card
-from katsura.placement.patterns import enumerate_patterns
-from katsura.placement.problem import SPLIT, ModelService, Problem
+from katsura.placement.cost import Load
+from katsura.placement.operate import Slo
+from katsura.placement.patterns import Memo, enumerate_patterns
+from katsura.placement.problem import PIPELINE, SPLIT, ModelService, NodeClass, Problem, Service
 
 NODES = """
 apiVersion: katsura.dev/v1alpha1
@@ -58,6 +65,70 @@ def test_the_cost_model_is_asked_once_about_services_that_differ_by_name_and_dem
     monkeypatch.setattr(patterns, "_shapes", noted)
     enumerate_patterns(problem_of("a", "b", "c"))
     assert asked == {"a": 1}
+
+
+def test_a_memo_is_asked_again_about_what_differs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    shapes = patterns._shapes
+
+    def noted(service: ModelService, *rest: object) -> object:
+        asked.append(service.name)
+        return shapes(service, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(patterns, "_shapes", noted)
+    problem, memo = problem_of("a", "b"), Memo()
+    first, second = problem.services
+    assert isinstance(first, ModelService)
+    enumerate_patterns(problem, memo)
+    enumerate_patterns(replace(problem, services=(replace(first, requests_s=7.0), second)), memo)
+    assert asked == ["a"]
+    enumerate_patterns(replace(problem, services=(first, replace(first, name="c", slo=Slo(itl_s=1.0)))), memo)
+    assert asked == ["a", "c"]
+    enumerate_patterns(replace(problem, confidence=0.5), memo)
+    assert asked == ["a", "c", "a"]
+
+
+CHANGES: dict[str, Callable[[Problem], Problem]] = {
+    "demands": lambda p: replace(p, services=tuple(replace(s, requests_s=9.0) for s in p.services)),
+    "fewer nodes": lambda p: replace(p, classes=tuple(replace(c, nodes=c.nodes[:1]) for c in p.classes)),
+    "smaller nodes": lambda p: replace(p, classes=tuple(replace(c, cores=c.cores / 4) for c in p.classes)),
+    "less memory": lambda p: replace(p, classes=tuple(replace(c, ram_bytes=c.ram_bytes / 8) for c in p.classes)),
+    "prices": lambda p: replace(p, classes=tuple(replace(c, hourly_usd=c.hourly_usd**2 + i) for i, c in _each(p))),
+    "kinds": lambda p: replace(p, classes=p.classes[:1]),
+    "margins": lambda p: replace(p, confidence=0.5),
+    "coefficients": lambda p: replace(p, calibration=_slower(p.calibration)),
+    "links": lambda p: replace(p, calibration=replace(p.calibration, hop_s=dict.fromkeys(p.calibration.hop_s, 0.5))),
+    "objectives": lambda p: replace(p, services=tuple(_model(s, slo=Slo(itl_s=0.02)) for s in p.services)),
+    "prompts": lambda p: replace(p, services=tuple(_model(s, load=Load(999, 9)) for s in p.services)),
+    "topologies": lambda p: replace(p, services=tuple(_model(s, topologies=(SPLIT, PIPELINE)) for s in p.services)),
+}
+
+
+def _each(problem: Problem) -> Iterable[tuple[int, NodeClass]]:
+    return enumerate(problem.classes)
+
+
+def _slower(known: Calibration) -> Calibration:
+    return replace(
+        known, kinds={kind: replace(c, weights=3 * c.weights) for kind, c in known.kinds.items()}, devices={}
+    )
+
+
+def _model(service: Service, **changes: Any) -> Service:
+    assert isinstance(service, ModelService)
+    return replace(service, **changes)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.sampled_from(sorted(CHANGES)), min_size=1, max_size=4))
+def test_what_a_memo_remembers_is_what_would_be_found_without(changed: list[str]) -> None:
+    problem, memo = problem_of("a"), Memo()
+    enumerate_patterns(problem, memo)
+    for name in changed:
+        problem = CHANGES[name](problem)
+        known, fresh = enumerate_patterns(problem, memo), enumerate_patterns(problem)
+        assert known == fresh, name
+        assert known.columns(problem.classes) == fresh.columns(problem.classes), name
 
 
 def test_their_columns_are_those_that_each_would_have_alone() -> None:

@@ -56,7 +56,7 @@ def test_a_small_change_of_demand_moves_little_of_a_large_plan(large: tuple[Prob
     problem, patterns, before = large
     grown = replace(problem.services[0], requests_s=1.1 * problem.services[0].requests_s)
     changed = replace(problem, services=(grown, *problem.services[1:]))
-    change = replan(changed, LARGE, running(before), explain=False, patterns=patterns)
+    change = replan(changed, LARGE, running(before), explain=False, memo=patterns.memo)
     check(changed, change.plan)
     assert change.plan.gap <= 0.08
     started = {s.service for s in change.steps if s.action == "start"}

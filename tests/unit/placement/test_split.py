@@ -12,13 +12,13 @@ from katsura.placement.operate import Point, Refusal, Slo
 from katsura.placement.split import (
     Pool,
     Side,
+    Steps,
     attention_bytes,
-    layer_times,
+    layers_of,
     member_bytes,
     member_memory_bytes,
     members_hit,
     pool_point,
-    step_s,
 )
 from katsura.testing.clusters import cards
 
@@ -47,16 +47,16 @@ def test_a_dense_ffn_visits_every_member() -> None:
 
 def test_one_micro_batch_goes_through_layer_after_layer() -> None:
     p = pool()
-    loop = layer_times(MIXTRAL, BLOCK, BF16, p, 32, LOAD).loop
+    loop = layers_of(MIXTRAL, BLOCK, BF16, p, LOAD).times(32).loop
     head = 1.27 * MIXTRAL.hidden * MIXTRAL.vocabulary * 2 / p.attention.device.memory_bytes_s
-    assert step_s(MIXTRAL, BF16, p, 32, LOAD, 1) == pytest.approx(32 * loop + head)
+    assert Steps(MIXTRAL, BF16, p, LOAD).step_s(32, 1) == pytest.approx(32 * loop + head)
 
 
 def test_ping_pong_hides_hops_where_they_are_long() -> None:
     far = pool(hop_s=5e-4)
-    serial, two = (step_s(MIXTRAL, BF16, far, 512, LOAD, m) for m in (1, 2))
+    serial, two = (Steps(MIXTRAL, BF16, far, LOAD).step_s(512, m) for m in (1, 2))
     assert two < serial
-    times = layer_times(MIXTRAL, BLOCK, BF16, far, 256, LOAD)
+    times = layers_of(MIXTRAL, BLOCK, BF16, far, LOAD).times(256)
     assert two >= 32 * 2 * times.busiest
 
 
@@ -82,7 +82,8 @@ def test_a_member_needs_room_to_pack_one_expert_besides_its_weights() -> None:
 @pytest.mark.parametrize(("members", "alike"), [(5, 4), (6, 4), (7, 4), (16, 8)])
 def test_members_are_as_slow_as_the_one_with_the_most_units(members: int, alike: int) -> None:
     some, same = (
-        layer_times(MIXTRAL, BLOCK, BF16, replace(pool(members=n), units=8), 64, LOAD).experts for n in (members, alike)
+        layers_of(MIXTRAL, BLOCK, BF16, replace(pool(members=n), units=8), LOAD).times(64).experts
+        for n in (members, alike)
     )
     assert some == same
 
