@@ -145,7 +145,9 @@ def _nodes(
             seen.wrong(("metadata", "name"), f"Node {node.name!r} is there twice; name every node once")
         elif node is not None:
             read[node.name] = node
-    return tuple(_without(n, taken.get(n.name, {})) for n in read.values()), tuple(left_out)
+    free = [_without(n, taken.get(n.name, {})) for n in read.values()]
+    left_out += (f"{n.name}: others have taken its cores or its memory" for n in free if _is_full(n))
+    return tuple(n for n in free if not _is_full(n)), tuple(left_out)
 
 
 def _documents(file: str, text: str, problems: list[Problem]) -> Iterator[Node | Mapping[str, Any]]:
@@ -265,6 +267,10 @@ def _without(node: ClusterNode, taken: Mapping[str, float]) -> ClusterNode:
         memory_bytes=max(0, int(node.memory_bytes - taken.get("memory", 0.0))) // GIB * GIB,
         resources={name: max(0, count - int(taken.get(name, 0))) for name, count in node.resources.items()},
     )
+
+
+def _is_full(node: ClusterNode) -> bool:
+    return node.cores <= 0 or node.memory_bytes <= 0
 
 
 def _closed(seen: Foreign) -> str:

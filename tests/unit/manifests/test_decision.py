@@ -9,6 +9,7 @@ from katsura.manifests.bundle import read_manifests
 from katsura.manifests.cluster import ROLE_LABEL
 from katsura.manifests.decision import Decision, Situation, decide, pools, state
 from katsura.placement.document import Current, inputs_hash, running
+from katsura.placement.patterns import Memo
 from katsura.placement.problem import Effort
 
 HEAD = "apiVersion: katsura.dev/v1alpha1\n"
@@ -97,6 +98,33 @@ def test_what_others_run_is_not_free_and_what_we_run_is() -> None:
     assert {n for p in found.pools if p.accelerators for n in p.nodes} == {"n2"}
     ours = [pod("n1", {ROLE_LABEL: "unified"}, gpu="2"), pod("n2", {ROLE_LABEL: "unified"}, gpu="2")]
     assert decided(Situation(bundle, [node("n1"), node("n2")], pods=ours)).change.plan.feasible
+
+
+@pytest.mark.parametrize(("allocatable", "taken"), [("4", "3500m"), ("4", "4"), ("500m", "")])
+def test_a_kind_of_node_without_a_free_core_is_left_alone(allocatable: str, taken: str) -> None:
+    full = {
+        "metadata": {"name": "full", "labels": {}},
+        "status": {"allocatable": {"cpu": allocatable, "memory": "64Gi"}},
+    }
+    bundle = read_manifests([("m", CHAT.replace("  topology: Unified\n", ""))])
+    found = decided(Situation(bundle, [node("n1"), full], pods=[pod("full", {}, cpu=taken)] if taken else []))
+    assert {name for p in found.pools for name in p.nodes} == {"n1"}
+    said = [entry for entry in found.problem.unknown if entry.startswith("full:")]
+    assert said == (["full: others have taken its cores or its memory"] if taken else [])
+
+
+def test_accelerators_without_a_free_core_are_left_alone() -> None:
+    asked = Situation(read_manifests([("m", CHAT)]), [node("n1"), node("n2")], pods=[pod("n1", {}, cpu="16")])
+    assert {name for p in decided(asked).pools for name in p.nodes} == {"n2"}
+
+
+def test_a_memo_of_earlier_decisions_changes_none() -> None:
+    memo = Memo()
+    for traffic, taken in (("2", "1"), ("3", "1"), ("3", "9"), ("2", "1")):
+        bundle = read_manifests([("m", CHAT.replace("Second: 2", f"Second: {traffic}") + STORE)])
+        asked = Situation(bundle, [node("n1"), node("n2")], pods=[pod("n1", {}, cpu=taken)])
+        with_memo, without = decide(asked, EXACT, memo=memo), decide(asked, EXACT)
+        assert with_memo.document["status"] == without.document["status"]
 
 
 def test_one_deployment_of_unknown_size_never_stops_the_others() -> None:
