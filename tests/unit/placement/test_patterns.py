@@ -82,6 +82,8 @@ def test_a_memo_is_asked_again_about_what_differs_only(monkeypatch: pytest.Monke
     enumerate_patterns(problem, memo)
     enumerate_patterns(replace(problem, services=(replace(first, requests_s=7.0), second)), memo)
     assert asked == ["a"]
+    enumerate_patterns(replace(problem, calibration=problem.calibration.merged({})), memo)  # equal, made anew
+    assert asked == ["a"]
     enumerate_patterns(replace(problem, services=(first, replace(first, name="c", slo=Slo(itl_s=1.0)))), memo)
     assert asked == ["a", "c"]
     enumerate_patterns(replace(problem, confidence=0.5), memo)
