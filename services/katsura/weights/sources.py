@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from katsura.domain.errors import InvalidArgumentError, KatsuraError, NotFoundError, Reason, UnimplementedError
-from katsura.weights import gguf, wheel
+from katsura.weights import wheel
 from katsura.weights.manifest import MANIFEST_NAME, Manifest, corrupt_error, record_of
 from katsura.weights.progress import SILENT, Progress, Stage
 from katsura.weights.space import full_disk_named
@@ -248,6 +248,9 @@ def _trouble(folder: Path, source: Source, progress: Progress, verify: bool) -> 
 
 
 def _outdated(manifest: Manifest, source: Source) -> str | None:
+    # Here and below, so that `katsura plan` reads sources without what converts them.
+    from katsura.weights import gguf
+
     if manifest.converter not in (gguf.CONVERTER, COPIER):
         return f"it was made by {manifest.converter}"
     if isinstance(source, FileSource) and source.path.exists() and _origin(source.path) != dict(manifest.origin):
@@ -257,6 +260,8 @@ def _outdated(manifest: Manifest, source: Source) -> str | None:
 
 def _build(source: Source, work: Path, made: Path, progress: Progress) -> None:
     """Fill the empty folder `made` from `source`, with its manifest, all of it on disk."""
+    from katsura.weights import gguf
+
     payload, resolved = _fetch(source, work, progress)
     origin = _origin(payload) if isinstance(source, FileSource) else {}
     known: dict[str, str] = {}
