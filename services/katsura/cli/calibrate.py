@@ -19,7 +19,8 @@ import httpx
 from rich.console import Console
 
 from katsura.cli.exit import Exit
-from katsura.cli.plan import configs_of, naming, read_text
+from katsura.cli.files import alone, naming, read_text, write_text
+from katsura.cli.plan import configs_of
 from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from katsura.domain.shape import DType
 from katsura.manifests.cluster import read_cluster
@@ -110,17 +111,20 @@ def _run_trial(
 ) -> Exit:
     """Time the first row of the table that waits for it, and write it down."""
     name = deployment.metadata.name
-    trials = list(read_trials(read_text(path), str(path)))
-    waiting = [i for i, t in enumerate(trials) if t.deployment == name and t.itl_s is None]
+    waiting = [t for t in read_trials(read_text(path), str(path)) if t.deployment == name and t.itl_s is None]
     if not waiting:
         raise FailedPreconditionError(
             f"{path}: no trial of {name} waits to be run; ask for one: katsura plan --trials {path}", field="trials"
         )
-    trial, load = trials[waiting[0]], asked[name].load
+    trial, load = waiting[0], asked[name].load
     console.print(f"{name}: {trial.what}, as it runs at {options.url}", highlight=False)
     itl_s = asyncio.run(_time_trial(options, name, trial.batch, load))
-    trials[waiting[0]] = replace(trial, itl_s=itl_s)
-    path.write_text(write_trials(trials))
+    with alone(path, "trials"):
+        # Minutes have gone by: what others have written since stays.
+        now = read_trials(read_text(path), str(path))
+        ran = replace(trial, itl_s=itl_s)
+        whole = [ran if t == trial else t for t in now] if trial in now else [*now, ran]
+        write_text(path, write_trials(whole), "trials")
     console.print(f"{itl_s * 1e3:.1f} ms between tokens; what now: katsura plan --trials {path}", highlight=False)
     return Exit.OK
 
@@ -164,7 +168,7 @@ def _known(path: Path) -> dict[str, Coefficients]:
 
 def _write(path: Path, devices: Mapping[str, Coefficients]) -> None:
     text = json.dumps({"devices": {name: coefficients_as_json(c) for name, c in devices.items()}}, indent=1)
-    path.write_text(text + "\n")
+    write_text(path, text + "\n", "out")
 
 
 def _client(options: CalibrateOptions) -> httpx.AsyncClient:

@@ -7,6 +7,7 @@ asked for, so that `katsura --help` costs no more than it must.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from rich.text import Text
 from katsura.cli.data import default_root, running
 from katsura.cli.exit import Exit, exit_of
 from katsura.cli.tree_words import add_tree
-from katsura.cli.words import group, leaf
+from katsura.cli.words import group, leaf, refuse
 from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, KatsuraError
 
 if TYPE_CHECKING:
@@ -50,9 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run one command and return its exit status; messages about failures go to standard error."""
-    arguments = build_parser(environ).parse_args(argv)
     out, err = Console(), Console(stderr=True)
     try:
+        arguments, left = build_parser(environ).parse_known_args(argv)
+        if left:
+            refuse(arguments.parser, left)
         return int(arguments.command(arguments, environ, out))
     except KatsuraError as error:
         err.print(Text(error.message, "red"), soft_wrap=True)
@@ -61,8 +64,18 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return Exit.INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output is gone (`katsura status | head -1`); nothing is left to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return Exit.OK
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _discard_output()
+        err.print(Text(f"not everything could be written: {error.strerror}", "red"), soft_wrap=True)
+        return Exit.FAILED
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:

@@ -4,34 +4,40 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final
 
 from rich.console import Console
 from rich.text import Text
 
 from katsura.cli.exit import Exit
-from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from katsura.cli.files import alone, naming, read_text, write_text
+from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError
 from katsura.manifests.cluster import Cluster, read_cluster
 from katsura.manifests.kinds import ModelDeployment
 from katsura.manifests.problem import Options, build_problem, check_devices
+from katsura.manifests.reader import suggestion
 from katsura.placement import calibration, catalogue
 from katsura.placement.card import published, read_card
 from katsura.placement.configurations import explain_trials, read_trials, standings, with_runs, write_trials
 from katsura.placement.document import document, read_current, schema
 from katsura.placement.explain import explain, explain_change, explain_tightened, explain_what_if
 from katsura.placement.picture import draw
+from katsura.placement.plan import Plan
 from katsura.placement.planner import hold_agents, plan, plan_for_agents
 from katsura.placement.problem import Effort, Objective, Problem
-from katsura.placement.replan import replan
+from katsura.placement.replan import change_document, replan
 from katsura.placement.tables import read_points, with_points
-from katsura.placement.whatif import changed
+from katsura.placement.whatif import changed, outcome_document
 from katsura.weights.sources import ModelCache, default_cache_root, parse_source
 
-T = TypeVar("T")
+_SEED_MOST: Final = 2**31 - 1
+"""Of the solver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +70,19 @@ class PlanOptions:
     points: Path | None = None
 
     def __post_init__(self) -> None:
-        numbers = {"gap": self.gap, "seconds": self.seconds, "budget": self.budget_usd}
-        for name, value in numbers.items():
-            if value is not None and not (0 <= value < math.inf and (value or name == "gap")):
-                wanted = "0 or more" if name == "gap" else "above 0"
-                raise InvalidArgumentError(f"--{name} {value:g}: expected a number {wanted}", field=name)
+        for name, value in {"seconds": self.seconds, "budget": self.budget_usd}.items():
+            if value is not None and not 0 < value < math.inf:
+                raise InvalidArgumentError(f"--{name} {value:g}: expected a number above 0", field=name)
+        if not 0 <= self.gap < 1:
+            raise InvalidArgumentError(f"--gap {self.gap:g}: expected a number from 0 to below 1", field="gap")
+        if not 0 <= self.seed <= _SEED_MOST:
+            raise InvalidArgumentError(f"--seed {self.seed}: expected a number from 0 to {_SEED_MOST}", field="seed")
+        if self.dry_run and self.against is None:
+            raise InvalidArgumentError(
+                "--dry-run prints what would change of a plan; name it: --against PLAN (from --json)", field="dry-run"
+            )
+        if self.files.count(Path("-")) > 1:
+            raise InvalidArgumentError("-f -: standard input can be read once only", field="file")
 
 
 def run_plan(options: PlanOptions, environ: Mapping[str, str], console: Console) -> Exit:
@@ -79,9 +93,25 @@ def run_plan(options: PlanOptions, environ: Mapping[str, str], console: Console)
     trials = ""
     if options.trials is not None:
         problem, trials = _try(problem, options.trials)
+    with _interruptible():
+        made, solved, answer, said = _answer(options, problem)
+    if options.svg is not None:
+        write_text(options.svg, draw(made, solved), "svg")
+    if options.as_json:
+        console.print_json(json.dumps(answer))
+    else:
+        console.print(Text("\n\n".join(filter(None, (*said, trials)))), soft_wrap=True)
+    return Exit.OK if made.kept else Exit.UNHEALTHY
+
+
+def _answer(options: PlanOptions, problem: Problem) -> tuple[Plan, Problem, dict[str, Any], list[str]]:
+    """The plan, the problem that it answers, the document of `--json`, and the same in words."""
+    # What is asked beside it is checked before the first search.
+    changes = [(text, changed(problem, text)) for text in options.what_if]
     effort = Effort(options.gap, options.nodes, options.seconds, options.seed)
     if options.against is None:
         solved, made = plan_for_agents(problem, effort)
+        answer = document(made, problem)
         said = [explain(made, solved), explain_tightened(problem, solved)]
     else:
         against = options.against
@@ -91,27 +121,38 @@ def run_plan(options: PlanOptions, environ: Mapping[str, str], console: Console)
         )
         change = change.explained()
         made = change.plan
+        answer = document(made, problem)
+        answer["status"]["change"] = change_document(change)
         whole = "" if options.dry_run else explain(made, solved)
         said = [whole, explain_tightened(problem, solved), explain_change(change)]
-    for text in options.what_if:
-        other = plan(changed(solved, text), effort, explain=False)
-        said.append(explain_what_if(text, made, other))
-    said.append(trials)
-    if options.svg is not None:
-        _write(options.svg, draw(made, solved), "svg")
-    if options.as_json:
-        console.print_json(json.dumps(document(made, problem)))
-    else:
-        console.print(Text("\n\n".join(filter(None, said))), soft_wrap=True)
-    return Exit.OK if made.kept else Exit.UNHEALTHY
+    if changes:
+        others = [(text, plan(changed(solved, text), effort, explain=False)) for text, _ in changes]
+        said += (explain_what_if(text, made, other) for text, other in others)
+        answer["status"]["whatIf"] = [outcome_document(text, made, other) for text, other in others]
+    return made, solved, answer, said
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends the process at once, as it does any other: the solver hears nobody before it has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _try(problem: Problem, path: Path) -> tuple[Problem, str]:
     """The problem in which settled trials count, the table grown by what to run next, and what to say about it."""
-    known = read_trials(read_text(path), str(path)) if path.exists() else ()
-    found = standings(problem, known)
-    asked = [s.next for s in found if s.next is not None and s.next not in known]
-    _write(path, write_trials((*known, *asked)), "trials")
+    with alone(path, "trials"):
+        known = read_trials(read_text(path), str(path)) if path.exists() else ()
+        found = naming(path, lambda: standings(problem, known))
+        asked = [s.next for s in found if s.next is not None and s.next not in known]
+        if asked or not path.exists():
+            write_text(path, write_trials((*known, *asked)), "trials")
     return with_runs(problem, known, found), explain_trials(found, str(path))
 
 
@@ -119,24 +160,6 @@ def print_schema(console: Console) -> Exit:
     """Print the JSON schema of `--json`."""
     console.print_json(json.dumps(schema()))
     return Exit.OK
-
-
-def naming(path: Path, read: Callable[[], T]) -> T:
-    """What `read` makes of the file at `path`; what is wrong with it names the file."""
-    try:
-        return read()
-    except InvalidArgumentError as error:
-        said = str(error)
-        raise InvalidArgumentError(
-            said if said.startswith(str(path)) else f"{path}: {said}", field=error.field
-        ) from error
-
-
-def _write(path: Path, text: str, field: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise InvalidArgumentError(f"{path}: cannot be written: {error}", field=field) from error
 
 
 def read_problem(options: PlanOptions, environ: Mapping[str, str]) -> Problem:
@@ -166,14 +189,6 @@ def read_problem(options: PlanOptions, environ: Mapping[str, str]) -> Problem:
     return build_problem(cluster, configs_of(cluster, options.configs, environ), catalogue.built_in(), known, asked)
 
 
-def read_text(path: Path) -> str:
-    """The text of a file, `-` for standard input."""
-    try:
-        return sys.stdin.read() if str(path) == "-" else path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgumentError(f"{path}: cannot be read: {error}", field="file") from error
-
-
 def configs_of(cluster: Cluster, said: Sequence[str], environ: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
     """Each deployment's `config.json`: as said (`NAME=FILE`), its published card, or the folder of its source."""
     names = [d.metadata.name for d in cluster.bundle.deployments]
@@ -200,9 +215,9 @@ def _config(
     if model.card is not None:
         if model.card not in published():
             where = cluster.where("ModelDeployment", name, "spec.model.card") or f"{name}: "
-            raise NotFoundError(
-                f"{where}no published card {model.card!r}; known: {', '.join(published())}. Or name its config.json: "
-                f"--config {name}=config.json",
+            raise InvalidArgumentError(
+                f"{where}no published card {model.card!r} (its config.json may be named instead: --config "
+                f"{name}=config.json){suggestion(model.card, published())}",
                 field="spec.model.card",
             )
         return published()[model.card]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from typing import Any
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -26,8 +27,16 @@ def leaf(
         parents=list(parents),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=command, parser=parser)
     return parser
+
+
+def refuse(parser: argparse.ArgumentParser, words: Sequence[str]) -> NoReturn:
+    """End with what may have been meant by options that a command has not."""
+    known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    near = [m for word in words for m in difflib.get_close_matches(word.partition("=")[0], known, n=1)]
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    parser.error(f"unrecognized arguments: {' '.join(words)}{hint}")
 
 
 def group(commands: Any, name: str, help_text: str, epilog: str = "") -> Any:

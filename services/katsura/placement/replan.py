@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from katsura.placement.cost import Layout, prefill_floor_s, weights_bytes
 from katsura.placement.document import Current, Running
@@ -93,6 +94,26 @@ def replan(
     solution = _solved(problem, effort, current, policy, prices, patterns, forced=kept is None)
     change = _decided(problem, policy, kept, solution, steps(problem, columns, current, solution.plan), prices)
     return change.explained() if explain else change
+
+
+def change_document(change: Replan) -> dict[str, Any]:
+    """What leads to `change.plan`, as `status.change` of its document; dollars per hour and, of moves, dollars."""
+    return {
+        "kept": change.kept,
+        "why": change.why,
+        "savingUsdPerHour": float(f"{change.saving_usd:.6g}"),
+        "movesUsd": float(f"{change.move_usd:.6g}"),
+        "steps": [
+            {
+                "action": s.action,
+                "service": s.service,
+                "pattern": s.key,
+                "nodes": sorted({p.node for p in s.places}),
+                "breaks": s.breaks,
+            }
+            for s in change.steps
+        ],
+    }
 
 
 def _decided(

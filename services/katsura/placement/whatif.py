@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from katsura.domain.errors import InvalidArgumentError
+from katsura.placement.plan import Plan
 from katsura.placement.problem import ModelService, NodeClass, Problem, Service
 
 _FORM = re.compile(r"(?P<what>nodes|price|demand|itl|ttft):(?P<name>[^=]+)=(?P<sign>[+x-]?)(?P<value>\d+(\.\d+)?)\Z")
@@ -44,8 +47,11 @@ def changed(problem: Problem, text: str) -> Problem:
 
 def _check(found: object, name: str, what: str, known: list[str]) -> None:
     if not found:
+        folded = {k.lower(): k for k in known}
+        near = difflib.get_close_matches(name.lower(), folded, n=1)
+        hint = f"; did you mean {folded[near[0]]}?" if near else ""
         raise InvalidArgumentError(
-            f"--what-if: no {what} {name!r}; there are {', '.join(sorted(set(known)))}", field="what-if"
+            f"--what-if: no {what} {name!r}; there are {', '.join(sorted(set(known)))}{hint}", field="what-if"
         )
 
 
@@ -74,7 +80,10 @@ class _Change:
 def _resized(named: Sequence[NodeClass], change: _Change) -> list[NodeClass]:
     """More nodes are more of the first class; fewer are taken from the last classes first."""
     have = sum(len(c.nodes) for c in named)
-    more = round(change.of(have, "nodes")) - have
+    want = change.of(have, "nodes")
+    if want != int(want):
+        raise InvalidArgumentError(f"--what-if {change.text}: {want:g} nodes; name a whole number", field="what-if")
+    more = int(want) - have
     first, made = named[0], []
     for c in reversed(named):
         gone = min(len(c.nodes), max(0, -more))
@@ -104,3 +113,17 @@ def _asked(service: Service, what: str, change: _Change) -> Service:
     if new <= 0:
         raise InvalidArgumentError(f"--what-if {change.text}: expected more than 0 ms", field="what-if")
     return replace(service, slo=replace(service.slo, **{f"{what}_s": new / 1e3}))
+
+
+def outcome_document(text: str, made: Plan, other: Plan) -> dict[str, Any]:
+    """What the change `text` makes of the plan `made`, an entry of `status.whatIf`: `other` answers it."""
+    return {
+        "change": text,
+        "feasible": other.feasible,
+        "gap": round(other.gap, 6),
+        "value": float(f"{other.value:.6g}"),
+        "hourlyUsd": float(f"{other.hourly_usd:.6g}"),
+        "changeUsd": float(f"{other.hourly_usd - made.hourly_usd:.6g}"),
+        "nodes": sum(other.nodes_used.values()),
+        "unmet": {s.name: float(f"{s.unmet:.6g}") for s in other.services if s.unmet > 1e-6},
+    }

@@ -101,6 +101,21 @@ async def test_a_trial_is_timed_with_its_requests_open_all_the_time() -> None:
     assert len({text for text, _ in prompts}) == len(prompts)
 
 
+def test_what_others_wrote_while_a_trial_ran_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, head = tmp_path / "t.csv", "deployment,device,units,batch,itl_ms\n"
+    mine, others = "smollm2-135m-instruct,cpu,4,2,", "other,cpu,1,4,"
+    table.write_text(f"{head}{mine}\n{others}\n")
+
+    async def timed(*_: object) -> float:
+        table.write_text(f"{head}{mine}\n{others}77\nlate,cpu,1,1,\n")
+        return 0.0421
+
+    monkeypatch.setattr("katsura.cli.calibrate._time_trial", timed)
+    options = CalibrateOptions((LAPTOP,), "", tmp_path / "c.json", trials=table)
+    assert calibrate(options, {}, Console(file=io.StringIO())) is Exit.OK
+    assert table.read_text() == f"{head}{mine}42.1\n{others}77\nlate,cpu,1,1,\n"
+
+
 def test_a_trial_that_nobody_asked_for_is_said(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("deployment,device,units,batch,itl_ms\nother,cpu,1,4,\n")

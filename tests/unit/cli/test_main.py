@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from katsura.cli.main import build_parser, run
 COMMANDS = [
     "up", "status", "doctor", "chat", "tree list", "tree show", "tree fork", "tree revise", "tree diff",
     "tree explain", "tree export", "tree import", "tree verify", "demo", "mcp",
-    "model list", "model pull", "key create", "key list", "key revoke", "version",
+    "model list", "model pull", "key create", "key list", "key revoke", "version", "plan", "calibrate", "crds",
 ]  # fmt: skip
 
 
@@ -38,6 +40,25 @@ def test_wrong_use_is_status_two(words: list[str], capsys: pytest.CaptureFixture
         run(words, {})
     assert ended.value.code == Exit.USAGE
     assert "usage: katsura" in capsys.readouterr().err
+
+
+def test_an_unknown_option_is_answered_by_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(["plan", "--bugdet", "10", "--whatif=nodes:L4=2"], {})
+    assert ended.value.code == Exit.USAGE
+    said = capsys.readouterr().err
+    assert "usage: katsura plan" in said
+    assert "--bugdet 10 --whatif=nodes:L4=2; did you mean --budget, --what-if?" in said
+
+
+def test_a_full_disk_under_the_output_is_a_failure_and_no_traceback() -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "katsura.cli.main", "plan", "--schema"],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert ended.returncode == Exit.FAILED
+    assert ended.stderr == "not everything could be written: No space left on device\n"
 
 
 def test_a_failure_is_told_on_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -10,8 +13,8 @@ from rich.console import Console
 
 from katsura.cli.exit import Exit
 from katsura.cli.main import run
-from katsura.cli.plan import PlanOptions, print_schema, read_problem, run_plan
-from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from katsura.cli.plan import PlanOptions, _interruptible, print_schema, read_problem, run_plan
+from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError
 from katsura.placement.document import schema
 
 CLUSTERS = Path(__file__).resolve().parents[3] / "deploy" / "samples" / "clusters"
@@ -98,7 +101,7 @@ def test_wrong_uses_say_what_to_do(tmp_path: Path) -> None:
         said(PlanOptions((tmp_path / "none.yaml",)))
     other = tmp_path / "other.yaml"
     other.write_text(LAPTOP.read_text().replace("SmolLM2-135M-Instruct}", "SmolLM9}"))
-    with pytest.raises(NotFoundError, match="no published card"):
+    with pytest.raises(InvalidArgumentError, match=r'other\.yaml:15: spec\.model\.card: .* did you mean "Hugging'):
         said(PlanOptions((other,)))
     other.write_text(
         LAPTOP.read_text()
@@ -167,10 +170,82 @@ def test_a_wrong_table_is_refused_with_its_line(tmp_path: Path, capsys: pytest.C
     assert f"{points}:3: itl_ms: expected a number above 0, got '0'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("numbers", [{"gap": float("nan")}, {"seconds": 0.0}, {"budget_usd": -1.0}])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"gap": float("nan")},
+        {"gap": 1.0},
+        {"gap": -0.1},
+        {"seconds": 0.0},
+        {"budget_usd": -1.0},
+        {"seed": -1},
+        {"seed": 2**31},
+    ],
+)
 def test_numbers_that_cannot_be_meant_are_refused(numbers: dict[str, float]) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"--(gap|seconds|budget) .*: expected a number"):
+    with pytest.raises(InvalidArgumentError, match=r"--(gap|seconds|budget|seed) .*: expected a number"):
         PlanOptions((LAPTOP,), **numbers)  # type: ignore[arg-type]
+
+
+def test_options_that_would_be_passed_over_are_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="name it: --against PLAN"):
+        PlanOptions((LAPTOP,), dry_run=True)
+    with pytest.raises(InvalidArgumentError, match="read once only"):
+        PlanOptions((Path("-"), LAPTOP, Path("-")))
+
+
+def test_a_wrong_change_is_refused_before_anything_is_solved(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="did you mean smollm2-135m-instruct"):
+        said(PlanOptions((LAPTOP,), what_if=("demand:smollm2-135m-instuct=x2",)))
+
+
+def test_json_says_all_that_the_text_says(tmp_path: Path) -> None:
+    current = tmp_path / "current.json"
+    current.write_text(said(PlanOptions((MIXED,), as_json=True))[1])
+    what_if = ("price:A100-80=x3", "demand:planner=x9")
+    options = PlanOptions((MIXED,), against=current, what_if=what_if, as_json=True)
+    kept = json.loads(said(options)[1])
+    jsonschema.validate(kept, schema())
+    assert kept["status"]["change"] == {
+        **kept["status"]["change"], "kept": True, "steps": [], "why": "no cheaper plan was found"
+    }  # fmt: skip
+    dearer, more = kept["status"]["whatIf"]
+    assert (dearer["change"], dearer["feasible"], dearer["unmet"]) == (what_if[0], True, {})
+    assert dearer["changeUsd"] == pytest.approx(dearer["hourlyUsd"] - kept["status"]["hourlyUsd"], rel=1e-4)
+    assert dearer["changeUsd"] > 0
+    assert more["feasible"] is False
+    assert set(more["unmet"]) >= {"planner"}
+    fewer = tmp_path / "fewer.yaml"
+    fewer.write_text(MIXED.read_text().replace("requestsPerSecond: 20,", "requestsPerSecond: 5,"))
+    moved = json.loads(said(PlanOptions((fewer,), against=current, as_json=True))[1])
+    jsonschema.validate(moved, schema())
+    assert moved["status"]["change"]["kept"] is False
+    steps = moved["status"]["change"]["steps"]
+    assert {s["action"] for s in steps} <= {"start", "stop"}
+    assert all(s["nodes"] for s in steps)
+    whole = json.loads(said(PlanOptions((MIXED,), as_json=True))[1])
+    assert not {"change", "whatIf"} & set(whole["status"])
+
+
+def test_ctrl_c_ends_a_search_at_once() -> None:
+    with _interruptible():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_two_that_ask_for_trials_at_once_leave_one_whole_table(tmp_path: Path) -> None:
+    table = tmp_path / "trials.csv"
+    asked = [
+        subprocess.Popen(
+            [sys.executable, "-m", "katsura.cli.main", "plan", "-f", str(LAPTOP), "--trials", str(table)],
+            stdout=subprocess.DEVNULL,
+        )
+        for _ in range(2)
+    ]
+    assert [process.wait(60) for process in asked] == [0, 0]
+    _, row = table.read_text().splitlines()
+    assert row.startswith("smollm2-135m-instruct,cpu,")
+    assert [path.name for path in tmp_path.iterdir()] == ["trials.csv"]
 
 
 @pytest.mark.parametrize("entry", ["nobody=x.json", "smollm2-135m-instruct"])
