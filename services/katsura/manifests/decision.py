@@ -182,7 +182,7 @@ def pools(made: Current, problem: Problem) -> tuple[PoolPart, ...]:
         c, first = classes[name], places[0]
         parts.append(
             PoolPart(
-                owner=service.removesuffix(f"-{role}") if service in helpers else service,
+                owner=service.removesuffix(role)[:-1] if service in helpers else service,
                 role=role,
                 instance=key,
                 node_class=name,

@@ -182,7 +182,7 @@ def _helpers(bundle: Bundle, asked: Mapping[str, Demand], calibration: Calibrati
     for deployment in bundle.deployments:
         made.append(
             HelperService(
-                name=f"{deployment.metadata.name}-router",
+                name=_helper_name(deployment.metadata.name, "router", asked),
                 role="router",
                 requests_s=asked[deployment.metadata.name].requests_s,
                 capacity=_HELPER_LOAD / cost["router_cpu_s"],
@@ -196,7 +196,7 @@ def _helpers(bundle: Bundle, asked: Mapping[str, Demand], calibration: Calibrati
     for store in bundle.memory_stores:
         made.append(
             HelperService(
-                name=f"{store.metadata.name}-memory",
+                name=_helper_name(store.metadata.name, "memory", asked),
                 role="memory",
                 requests_s=rates[store.metadata.name],
                 capacity=_HELPER_LOAD / cost["memory_cpu_s"] / _MEMORY_OPS,
@@ -208,6 +208,11 @@ def _helpers(bundle: Bundle, asked: Mapping[str, Demand], calibration: Calibrati
             )
         )
     return made
+
+
+def _helper_name(owner: str, role: str, models: Mapping[str, Demand]) -> str:
+    """What a helper is called in plans: a model of somebody's may have its name, but none has a colon."""
+    return f"{owner}:{role}" if f"{owner}-{role}" in models else f"{owner}-{role}"
 
 
 def _kind(profile: AcceleratorProfile, catalogue: Catalogue, cluster: Cluster) -> _Kind:

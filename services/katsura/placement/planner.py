@@ -15,6 +15,7 @@ from katsura.placement.patterns import Column, Patterns, enumerate_patterns, mar
 from katsura.placement.plan import Plan
 from katsura.placement.problem import Effort, ModelService, Problem, Service
 from katsura.placement.program import Extra
+from katsura.placement.reach import within_reach
 from katsura.placement.search import Solved, search
 from katsura.placement.tally import tally
 from katsura.placement.variations import Variations
@@ -63,13 +64,14 @@ def solve(
     """
     patterns = patterns or enumerate_patterns(problem)
     extra = extra or Extra()
+    asked = within_reach(problem, patterns.columns(problem.classes))
     for attempt in range(_REPACKS + 1):
-        solved = search(problem, patterns, effort, extra)
+        solved = search(asked, patterns, effort, extra)
         counted = [(c, n) for c, n in solved.counted if n]
         packed = _packed(counted, problem, held or {})
         if not packed.left:
             break
-        shrunk = {c.name: len(c.nodes) - 1.0 - attempt for c in problem.classes if c.name in packed.left}
+        shrunk = {c.name: max(0.0, len(c.nodes) - 1.0 - attempt) for c in problem.classes if c.name in packed.left}
         extra = replace(extra, limit_nodes={**(extra.limit_nodes or {}), **shrunk})
     return Solution(tally(problem, patterns, solved, packed), problem, patterns, solved, effort)
 

@@ -37,6 +37,7 @@ def tally(problem: Problem, patterns: Patterns, solved: Solved, packed: Packed) 
     value = objective_value(problem, packed.instances, used) + solved.moves
     hourly = sum(classes[name].hourly_usd * n for name, n in used.items())
     services = tuple(_summary(s, packed.instances, classes) for s in problem.services)
+    bound = _bounded(problem, value, solved)
     points = {s.name: s.point for s in services if s.point is not None}
     return Plan(
         instances=packed.instances,
@@ -46,8 +47,8 @@ def tally(problem: Problem, patterns: Patterns, solved: Solved, packed: Packed) 
         watts=objective_value(replace(problem, objective=Objective.ENERGY), packed.instances, used),
         objective=problem.objective.value,
         value=value,
-        bound=solved.bound,
-        gap=_gap(problem, value, solved.bound),
+        bound=bound,
+        gap=_gap(problem, value, bound),
         pattern_free_bound=pattern_free_bound(replace(problem, classes=solved.classes), solved.columns),
         binding=(*_scarce(solved, packed), *_limits(problem, packed.instances, hourly)),
         relaxations=(),
@@ -96,6 +97,14 @@ def pattern_free_bound(problem: Problem, columns: Sequence[Column]) -> float:
             prices = [share_cost(problem, classes, c) for c in columns if c.service == service.name]
             total += service.requests_s * min(prices, default=0.0)
     return total
+
+
+def _bounded(problem: Problem, value: float, solved: Solved) -> float:
+    """The bound of the search; where it rests on the price of what is unmet, rounding may take it below 0 or past the
+    plan itself."""
+    if not solved.unmet or problem.objective is Objective.THROUGHPUT:
+        return solved.bound
+    return min(max(0.0, solved.bound), value)
 
 
 def _gap(problem: Problem, value: float, bound: float) -> float:

@@ -19,13 +19,13 @@ from katsura.placement.patterns import Column, Patterns, enumerate_patterns
 from katsura.placement.plan import Alternative, Marginal, Plan, Relaxation
 from katsura.placement.problem import Effort, ModelService, NodeClass, Objective, Problem
 from katsura.placement.program import Built, Extra, build
+from katsura.placement.reach import MORE_NODES_MAX, within_reach
 from katsura.placement.rounding import round_demands
 from katsura.placement.search import Solved, promising
 from katsura.placement.tally import objective_value
 
 _ALTERNATIVES_MAX: Final = 6
 _LOOSER: Final = (1.25, 1.5, 2.0, 3.0, 5.0)
-_MORE_NODES_MAX: Final = 64
 _MARGINALS_MAX: Final = 8
 _WHOLE_COLUMNS: Final = 200
 """Columns up to which every question is solved whole."""
@@ -91,7 +91,8 @@ class Variations:
     """Questions about `made`, a plan of `problem`; `solved` is the search behind it (over merged classes, maybe)."""
 
     def __init__(self, problem: Problem, patterns: Patterns, solved: Solved, made: Plan, effort: Effort) -> None:
-        self._problem, self._columns = replace(problem, classes=solved.classes), solved.columns
+        self._asked, self._columns = replace(problem, classes=solved.classes), solved.columns
+        self._problem = within_reach(self._asked, self._columns)
         self._patterns, self._extra, self._made, self._effort = patterns, solved.extra, made, effort
         self._left = None if effort.seconds is None else min(_SECONDS, effort.seconds / 3)
         self._small = len(self._columns) <= _WHOLE_COLUMNS
@@ -249,11 +250,11 @@ class Variations:
     def _more_nodes(self) -> Iterator[_Looser]:
         """More nodes of one class, each."""
         names = [c.name for c in self._problem.classes]
-        built = build(self._problem, self._columns, Extra(more_nodes=dict.fromkeys(names, _MORE_NODES_MAX)))
+        built = build(self._problem, self._columns, Extra(more_nodes=dict.fromkeys(names, MORE_NODES_MAX)))
         program = Relaxed(built.program)
         for name in names:
             relaxed, reduced = program.ask({i: 0.0 for other, i in built.more.items() if other != name})
-            extra = Extra(more_nodes={name: _MORE_NODES_MAX})
+            extra = Extra(more_nodes={name: MORE_NODES_MAX})
             what = f"more nodes of {name}"
             yield _Looser(what, self._problem, self._columns, extra, built, relaxed, reduced)
 
@@ -273,13 +274,13 @@ class Variations:
 
     def _allowed(self, factor: float) -> _Looser:
         """The question with all times allowed `factor` times as long."""
-        problem = self._problem
+        problem = self._asked
         services = tuple(_allow(s, factor) if isinstance(s, ModelService) else s for s in problem.services)
         changed = replace(problem, services=services)
         columns = enumerate_patterns(changed, self._patterns.memo).columns(problem.classes)
         # Merged classes are of every domain; a pair of them must be in one.
         real = [c for c in columns if any(near.issuperset(m.node_class for m in c.members) for near in self._near)]
-        return self._looser(f"{factor:g}x the times allowed", changed, None, real)
+        return self._looser(f"{factor:g}x the times allowed", within_reach(changed, real), None, real)
 
     def _way_out(self, way: _Looser) -> Relaxation | None:
         if self._spent:
@@ -357,7 +358,7 @@ def _looser_questions(problem: Problem) -> Iterator[tuple[str, Problem, Extra | 
         yield "one domain instead of several", _each(problem, domains_min=1), None
     free = replace(_each(problem, spot_share=1.0, domains_min=1), budget_usd=None, quotas={})
     if free != problem:
-        more = Extra(more_nodes=dict.fromkeys((c.name for c in problem.classes), _MORE_NODES_MAX))
+        more = Extra(more_nodes=dict.fromkeys((c.name for c in problem.classes), MORE_NODES_MAX))
         yield f"no budget, quotas, spot or domain limits{_AND_NODES}", free, more
 
 

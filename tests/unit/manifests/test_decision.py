@@ -113,6 +113,15 @@ def test_a_kind_of_node_without_a_free_core_is_left_alone(allocatable: str, take
     assert said == (["full: others have taken its cores or its memory"] if taken else [])
 
 
+def test_a_model_may_be_called_as_the_helper_of_another() -> None:
+    named = CHAT.replace("name: chat}", "name: chat-router}") + CHAT.replace("name: chat}", "name: trees-memory}")
+    found = decided(Situation(read_manifests([("m", CHAT + named + STORE)]), [node(f"n{i}", 4) for i in range(4)]))
+    assert found.change.plan.feasible
+    owned = sorted((p.owner, p.role) for p in found.pools)
+    models = ["chat", "chat-router", "trees-memory"]
+    assert owned == sorted([*((m, r) for m in models for r in ("router", "unified")), ("trees", "memory")])
+
+
 def test_accelerators_without_a_free_core_are_left_alone() -> None:
     asked = Situation(read_manifests([("m", CHAT)]), [node("n1"), node("n2")], pods=[pod("n1", {}, cpu="16")])
     assert {name for p in decided(asked).pools for name in p.nodes} == {"n2"}
