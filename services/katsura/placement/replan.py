@@ -1,7 +1,8 @@
 """From what runs to what should run: whether it pays, and in which order nobody is left without capacity.
 
 Starting an instance costs the seconds in which its nodes load weights and recompute KV. A new plan is taken only where
-it saves more than that within the horizon, with a margin, and more than the hysteresis; a plan that no longer serves
+it saves more than that within the horizon, with a margin, and more than the hysteresis (of other objectives than cost:
+the hysteresis alone); a plan that no longer serves
 the demand is always replaced. Starts come before the stops they replace wherever there is room.
 """
 
@@ -30,7 +31,7 @@ class Policy:
 
     Attributes:
         horizon_s: time in which a saving must earn its moves back. safety: how many times over.
-        hysteresis: least part of the current cost that must be saved.
+        hysteresis: least part of the current objective (of costs: dollars per hour) that must be saved.
         load_bytes_s: weights are loaded at this rate. warm_s: from loaded to ready.
         gentle: how many times dearer moves are while the demand is not served, so that as few as possible are made.
     """
@@ -130,15 +131,24 @@ def _decided(
     if kept is None:
         return Replan(made, order, False, "what runs cannot serve the demand", 0.0, moved, solution)
     saving = kept.hourly_usd - made.hourly_usd
-    enough = saving * policy.horizon_s / 3600 > policy.safety * moved and saving > policy.hysteresis * kept.hourly_usd
-    if problem.objective is Objective.COST and not enough:
-        change = f"a change would save ${saving:.2f}/h and cost ${moved:.2f}: not enough"
-        why = change if saving >= 0.005 else "no cheaper plan was found"
-        gap = max(0.0, 1 - made.bound / kept.value) if kept.value > 0 else 0.0
-        stays = replace(kept, refused=made.refused, bound=made.bound, gap=gap)
-        return Replan(stays, (), True, why, saving, moved, solution)
-    why = f"saves ${saving:.2f}/h for ${moved:.2f} of moves"
-    return Replan(made, order, False, why, saving, moved, solution)
+    if problem.objective is Objective.COST:
+        pays = saving * policy.horizon_s / 3600 > policy.safety * moved
+        enough = pays and saving > policy.hysteresis * kept.hourly_usd
+        gains, found = f"save ${saving:.2f}/h and cost ${moved:.2f}", saving >= 0.005
+    else:
+        better = made.value - kept.value if problem.objective is Objective.THROUGHPUT else kept.value - made.value
+        gain = better / kept.value if kept.value > 0 else 0.0
+        enough, found = gain > policy.hysteresis, gain >= 0.0005
+        gains = f"better the {kept.objective} by {gain:.1%} and cost ${moved:.2f}"
+    if enough:
+        return Replan(made, order, False, f"they {gains} of moves", saving, moved, solution)
+    cheaper = "cheaper" if problem.objective is Objective.COST else "better"
+    why = f"a change would {gains}: not enough" if found else f"no {cheaper} plan was found"
+    gap = max(0.0, 1 - made.bound / kept.value) if kept.value > 0 else 0.0
+    if problem.objective is Objective.THROUGHPUT:
+        gap = max(0.0, 1 - kept.value / made.bound) if made.bound > 0 else 0.0
+    stays = replace(kept, refused=made.refused, bound=made.bound, gap=gap)
+    return Replan(stays, (), True, why, saving, moved, solution)
 
 
 def _solved(

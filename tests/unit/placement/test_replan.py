@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from katsura.placement.document import running
 from katsura.placement.planner import plan
-from katsura.placement.problem import Effort, Problem
+from katsura.placement.problem import Effort, Objective, Problem
 from katsura.placement.replan import Policy, replan
 from katsura.placement.whatif import changed
 from katsura.testing.clusters import cards, model_service, node_class, problem_of
@@ -24,6 +26,30 @@ def test_a_saving_that_does_not_pay_its_moves_is_left_alone(effort: Effort) -> N
     change = replan(problem, effort, running(before))
     assert change.kept
     assert change.plan.counts == before.counts
+
+
+@pytest.mark.parametrize("objective", list(Objective))
+def test_nothing_moves_for_less_than_the_hysteresis_whatever_is_asked_for(
+    small: Problem, effort: Effort, objective: Objective
+) -> None:
+    asked = replace(small, objective=objective)
+    before = running(plan(asked, effort))
+    again = replan(asked, effort, before)
+    assert (again.kept, again.steps) == (True, ())
+    assert again.why.startswith("no ")
+    one_less = replace(before, instances=before.instances[:-1])  # something must change: what is left does not serve
+    assert not replan(asked, effort, one_less).kept
+    other = running(
+        plan(replace(small, objective=Objective.LATENCY if objective is Objective.COST else Objective.COST), effort)
+    )
+    never = replan(asked, effort, other, Policy(hysteresis=1e9))
+    assert never.kept
+    assert never.plan.gap >= 0
+    always = replan(asked, effort, other, Policy(hysteresis=0.0, safety=0.0))
+    assert always.kept or always.steps
+    if not always.kept:
+        assert "they " in always.why
+        assert ": not enough" in never.why
 
 
 def test_a_large_saving_is_taken(effort: Effort) -> None:
