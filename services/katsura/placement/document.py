@@ -196,7 +196,7 @@ def _place_out(p: Place) -> dict[str, Any]:
         "nodeClass": p.node_class,
         "node": p.node,
         "accelerators": p.accelerators,
-        "cores": _short(p.cores),
+        "cores": round(p.cores, 9),  # parts of a node must add up to no more than it when they are read back
         "memoryBytes": round(p.ram_bytes),
     }
 

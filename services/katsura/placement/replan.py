@@ -15,14 +15,13 @@ from typing import Any
 
 from katsura.placement.cost import Layout, prefill_floor_s, weights_bytes
 from katsura.placement.document import Current, Running
-from katsura.placement.pack import Packed
 from katsura.placement.patterns import Column, Memo, Patterns, enumerate_patterns
-from katsura.placement.plan import Instance, Place, Plan
+from katsura.placement.plan import Place, Plan
 from katsura.placement.planner import Solution, solve
 from katsura.placement.problem import Effort, ModelService, NodeClass, Objective, Problem
 from katsura.placement.program import Extra
-from katsura.placement.search import Solved
-from katsura.placement.tally import tally
+from katsura.placement.standing import Floor, named_now, standing_plan
+from katsura.placement.tally import gap_of, tightest
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +90,11 @@ def replan(
     patterns = enumerate_patterns(problem, memo)
     columns = patterns.columns(problem.classes)
     prices = move_prices(problem, columns, policy)
-    kept = _kept(problem, columns, current)
-    solution = _solved(problem, effort, current, policy, prices, patterns, forced=kept is None)
-    change = _decided(problem, policy, kept, solution, steps(problem, columns, current, solution.plan), prices)
+    stands = named_now(current, problem.classes)
+    kept = standing_plan(problem, columns, stands)
+    forced = isinstance(kept, str) or not kept.feasible
+    solution = _solved(problem, effort, stands, policy, prices, patterns, forced)
+    change = _decided(problem, policy, kept, solution, steps(problem, columns, stands, solution.plan), prices)
     return change.explained() if explain else change
 
 
@@ -120,17 +121,19 @@ def change_document(change: Replan) -> dict[str, Any]:
 def _decided(
     problem: Problem,
     policy: Policy,
-    kept: Plan | None,
+    kept: Plan | str,
     solution: Solution,
     order: tuple[Step, ...],
     prices: Mapping[str, float],
 ) -> Replan:
-    """Whether to take the steps to the new plan, or to keep what runs where it still serves (`kept`)."""
+    """Whether to take the steps to the new plan, or to keep what runs (`kept`, or why it cannot stay)."""
     made = solution.plan
     moved = sum(prices[s.key] for s in order if s.action == "start")
-    if kept is None:
-        return Replan(made, order, False, "what runs cannot serve the demand", 0.0, moved, solution)
+    if isinstance(kept, str):
+        return Replan(made, order, False, kept, 0.0, moved, solution)
     saving = kept.hourly_usd - made.hourly_usd
+    if not kept.feasible and (made.feasible or _serves_more(made, kept, policy)):
+        return Replan(made, order, False, "what runs cannot serve the demand", saving, moved, solution)
     if problem.objective is Objective.COST:
         pays = saving * policy.horizon_s / 3600 > policy.safety * moved
         enough = pays and saving > policy.hysteresis * kept.hourly_usd
@@ -140,15 +143,26 @@ def _decided(
         gain = better / kept.value if kept.value > 0 else 0.0
         enough, found = gain > policy.hysteresis, gain >= 0.0005
         gains = f"better the {kept.objective} by {gain:.1%} and cost ${moved:.2f}"
-    if enough:
+    if enough and _serves(made, kept):
         return Replan(made, order, False, f"they {gains} of moves", saving, moved, solution)
     cheaper = "cheaper" if problem.objective is Objective.COST else "better"
-    why = f"a change would {gains}: not enough" if found else f"no {cheaper} plan was found"
-    gap = max(0.0, 1 - made.bound / kept.value) if kept.value > 0 else 0.0
-    if problem.objective is Objective.THROUGHPUT:
-        gap = max(0.0, 1 - kept.value / made.bound) if made.bound > 0 else 0.0
-    stays = replace(kept, refused=made.refused, bound=made.bound, gap=gap)
+    why = f"a change would {gains}: not enough" if found and _serves(made, kept) else f"no {cheaper} plan was found"
+    bound = made.bound if kept.feasible else tightest(problem, kept.value, made.bound)
+    stays = replace(kept, refused=made.refused, bound=bound, gap=gap_of(problem, kept.value, bound))
     return Replan(stays, (), True, why, saving, moved, solution)
+
+
+def _serves(made: Plan, kept: Plan) -> bool:
+    """Whether `made` serves as much of everything as `kept` does."""
+    return all(m.unmet <= k.unmet + 1e-6 for m, k in zip(made.services, kept.services, strict=True))
+
+
+def _serves_more(made: Plan, kept: Plan, policy: Policy) -> bool:
+    """Whether more of the demand is served in all, and clearly more of one service: else what falls short would be
+    moved about for nothing, when it can least be spared."""
+    shares = [(1 - m.unmet, 1 - k.unmet) for m, k in zip(made.services, kept.services, strict=True)]
+    clearly = any(new > old * (1 + policy.hysteresis) + 1e-9 for new, old in shares)
+    return clearly and sum(new - old for new, old in shares) > 1e-9
 
 
 def _solved(
@@ -198,64 +212,11 @@ def _hourly(column: Column, classes: Mapping[str, NodeClass]) -> float:
     return total
 
 
-def _kept(problem: Problem, columns: Sequence[Column], current: Current) -> Plan | None:
-    """The current placement as a plan of the new problem, or None where it does not serve it any more."""
-    by_key, state = {c.key: c for c in columns}, _State(problem, {})
-    for instance in current.instances:
-        gone = any(p.node not in state.room for p in instance.places)
-        if instance.key not in by_key or gone or not state.fits(instance.places):
-            return None
-        state.change(instance, 1)
-    standing = tuple(Instance(by_key[i.key], i.places) for i in current.instances)
-    counted = tuple((by_key[key], n) for key, n in current.counts.items())
-    solved = Solved(counted, 0.0, "kept", problem.classes, tuple(columns), {})
-    kept = tally(problem, Patterns(problem, {}, ()), solved, Packed(standing, frozenset()))
-    return kept if kept.feasible else None
-
-
-@dataclass(slots=True)
-class _State:
-    """Room on nodes and capacity of services while steps are taken."""
-
-    problem: Problem
-    rates: Mapping[str, float]
-    room: dict[str, list[float]] = field(default_factory=dict)
-    capacity: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    def __post_init__(self) -> None:
-        for c in self.problem.classes:
-            self.room.update({n: [c.accelerators, c.cores, c.ram_bytes] for n in c.nodes})
-
-    def fits(self, places: Sequence[Place]) -> bool:
-        need: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-        for p in places:
-            for k, amount in enumerate((p.accelerators, p.cores, p.ram_bytes)):
-                need[p.node][k] += amount
-        return all(
-            amount <= self.room[node][k] * (1 + 1e-9) + 1e-6
-            for node, row in need.items()
-            for k, amount in enumerate(row)
-        )
-
-    def change(self, instance: Running, sign: int) -> None:
-        for p in instance.places:
-            row = self.room.get(p.node)
-            if row is not None:
-                for k, amount in enumerate((p.accelerators, p.cores, p.ram_bytes)):
-                    row[k] -= sign * amount
-        self.capacity[instance.service] += sign * self.rates.get(instance.key, 0.0)
-
-    def spare(self, instance: Running) -> float:
-        """Capacity beyond the demand that is left once `instance` is gone."""
-        demand = next((s.requests_s for s in self.problem.services if s.name == instance.service), 0.0)
-        return self.capacity[instance.service] - self.rates.get(instance.key, 0.0) - demand
-
-
 def steps(problem: Problem, columns: Sequence[Column], current: Current, target: Plan) -> tuple[Step, ...]:
     """Starts and stops from `current` to `target`, each start before the stops it makes possible where room allows."""
-    wanted, old = _changed(current, target)
-    state = _State(problem, {c.key: c.requests_s for c in columns})
-    for instance in current.instances:
+    stays, wanted, old = _changed(current, target)
+    state = Floor(problem, {c.key: c.requests_s for c in columns})
+    for instance in (*stays, *old):
         state.change(instance, 1)
     made: list[Step] = []
     while wanted or old:
@@ -275,20 +236,22 @@ def steps(problem: Problem, columns: Sequence[Column], current: Current, target:
     return tuple(made)
 
 
-def _changed(current: Current, target: Plan) -> tuple[list[Running], list[Running]]:
-    """What is to be started and what stopped: equal instances on equal nodes stay."""
+def _changed(current: Current, target: Plan) -> tuple[list[Running], list[Running], list[Running]]:
+    """What stays, at the sizes of the target, what is to be started and what stopped: equal instances on equal nodes
+    stay."""
     standing: dict[object, list[Running]] = defaultdict(list)
     for instance in reversed(current.instances):
         standing[where(instance)].append(instance)
-    wanted = []
+    stays, wanted = [], []
     for made in target.instances:
         instance = Running(made.column.key, made.column.service, made.places)
         if standing[where(instance)]:
             standing[where(instance)].pop()
+            stays.append(instance)
         else:
             wanted.append(instance)
     left = {id(instance) for mine in standing.values() for instance in mine}
-    return wanted, [instance for instance in current.instances if id(instance) in left]
+    return stays, wanted, [instance for instance in current.instances if id(instance) in left]
 
 
 def where(instance: Running) -> object:

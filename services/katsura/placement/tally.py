@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -37,7 +38,7 @@ def tally(problem: Problem, patterns: Patterns, solved: Solved, packed: Packed) 
     value = objective_value(problem, packed.instances, used) + solved.moves
     hourly = sum(classes[name].hourly_usd * n for name, n in used.items())
     services = tuple(_summary(s, packed.instances, classes) for s in problem.services)
-    bound = _bounded(problem, value, solved)
+    bound = tightest(problem, value, solved.bound) if solved.unmet else solved.bound
     points = {s.name: s.point for s in services if s.point is not None}
     return Plan(
         instances=packed.instances,
@@ -48,7 +49,7 @@ def tally(problem: Problem, patterns: Patterns, solved: Solved, packed: Packed) 
         objective=problem.objective.value,
         value=value,
         bound=bound,
-        gap=_gap(problem, value, bound),
+        gap=gap_of(problem, value, bound),
         pattern_free_bound=pattern_free_bound(replace(problem, classes=solved.classes), solved.columns),
         binding=(*_scarce(solved, packed), *_limits(problem, packed.instances, hourly)),
         relaxations=(),
@@ -99,15 +100,14 @@ def pattern_free_bound(problem: Problem, columns: Sequence[Column]) -> float:
     return total
 
 
-def _bounded(problem: Problem, value: float, solved: Solved) -> float:
-    """The bound of the search; where it rests on the price of what is unmet, rounding may take it below 0 or past the
-    plan itself."""
-    if not solved.unmet or problem.objective is Objective.THROUGHPUT:
-        return solved.bound
-    return min(max(0.0, solved.bound), value)
+def tightest(problem: Problem, value: float, bound: float) -> float:
+    """`bound` on plans of which one with `value` does not serve everything: it rests on the price of what is unmet, and
+    rounding, or a plan that serves more, may take it below 0 or past the plan itself."""
+    return max(value, bound) if problem.objective is Objective.THROUGHPUT else min(max(0.0, bound), value)
 
 
-def _gap(problem: Problem, value: float, bound: float) -> float:
+def gap_of(problem: Problem, value: float, bound: float) -> float:
+    """How far from `bound` a plan with `value` may be, as a part of the larger one; 0 where it is not."""
     if problem.objective is Objective.THROUGHPUT:
         return max(0.0, (bound - value) / bound) if bound > 0 else 0.0
     return max(0.0, (value - bound) / value) if value > 0 else 0.0
@@ -166,11 +166,9 @@ def _limits(problem: Problem, instances: Sequence[Instance], hourly: float) -> l
     next_usd = min((c.hourly_usd for c in problem.classes if not used.issuperset(c.nodes)), default=0.0)
     if problem.budget_usd is not None and hourly + next_usd > problem.budget_usd:
         found.append(f"the budget of ${problem.budget_usd:.2f}/h")
-    classes = {c.name: c for c in problem.classes}
+    taken = units_used(problem, instances)
     for device, most in problem.quotas.items():
-        places = (p for i in instances for p in i.places)
-        units = sum(p.accelerators or p.cores for p in places if _device_name(classes[p.node_class]) == device)
-        if units + 1 > most:
+        if taken[device] + 1 > most:
             found.append(f"the quota of {most:g} {device}")
     for service in problem.services:
         held = len({i.column.domain for i in instances if i.column.service == service.name})
@@ -183,5 +181,12 @@ def _limits(problem: Problem, instances: Sequence[Instance], hourly: float) -> l
     return found
 
 
-def _device_name(c: NodeClass) -> str:
-    return (c.device or c.core).name
+def units_used(problem: Problem, instances: Sequence[Instance]) -> Counter[str]:
+    """Accelerators in use by the name of their device, and cores of nodes without any by that of theirs."""
+    classes = {c.name: c for c in problem.classes}
+    used: Counter[str] = Counter()
+    for place in (p for i in instances for p in i.places):
+        c = classes[place.node_class]
+        device, units = (c.core, place.cores) if c.device is None else (c.device, place.accelerators)
+        used[device.name] += units  # type: ignore[assignment]  # cores may be parts of one
+    return used
