@@ -19,7 +19,7 @@ import httpx
 from rich.console import Console
 
 from katsura.cli.exit import Exit
-from katsura.cli.files import alone, naming, read_text, write_text
+from katsura.cli.files import alone, naming, read_text, write_file
 from katsura.cli.plan import configs_of
 from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from katsura.domain.shape import DType
@@ -124,7 +124,7 @@ def _run_trial(
         now = read_trials(read_text(path), str(path))
         ran = replace(trial, itl_s=itl_s)
         whole = [ran if t == trial else t for t in now] if trial in now else [*now, ran]
-        write_text(path, write_trials(whole), "trials")
+        write_file(path, write_trials(whole), "trials")
     console.print(f"{itl_s * 1e3:.1f} ms between tokens; what now: katsura plan --trials {path}", highlight=False)
     return Exit.OK
 
@@ -168,7 +168,7 @@ def _known(path: Path) -> dict[str, Coefficients]:
 
 def _write(path: Path, devices: Mapping[str, Coefficients]) -> None:
     text = json.dumps({"devices": {name: coefficients_as_json(c) for name, c in devices.items()}}, indent=1)
-    write_text(path, text + "\n", "out")
+    write_file(path, text + "\n", "out")
 
 
 def _client(options: CalibrateOptions) -> httpx.AsyncClient:

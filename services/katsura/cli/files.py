@@ -1,4 +1,4 @@
-"""Texts that are named on the command line: read whole or refused, replaced whole or left as they were."""
+"""Files that are named on the command line: read whole or refused, replaced whole or left as they were."""
 
 from __future__ import annotations
 
@@ -61,18 +61,19 @@ def naming(path: Path, read: Callable[[], T]) -> T:
         ) from error
 
 
-def write_text(path: Path, text: str, field: str) -> None:
-    """Put `text` at `path`, in UTF-8; a file that stands there is replaced by the whole of it or stays.
+def write_file(path: Path, content: str | bytes, field: str) -> None:
+    """Put `content` (text in UTF-8) at `path`; a file that stands there is replaced by the whole of it or stays.
 
     Raises:
         InvalidArgumentError: nothing can be written there.
         ResourceExhaustedError: the disk is full.
     """
+    data = content.encode() if isinstance(content, str) else content
     try:
         if path.exists() and not path.is_file():
-            path.write_text(text, "utf-8")
+            path.write_bytes(data)
         else:
-            _replace(path.resolve(), text)
+            _replace(path.resolve(), data)
     except OSError as error:
         said = f"{path}: cannot be written: {error.strerror}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -82,10 +83,10 @@ def write_text(path: Path, text: str, field: str) -> None:
         raise InvalidArgumentError(said, field=field) from error
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, data: bytes) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(text, "utf-8")
+        beside.write_bytes(data)
         if path.exists():
             shutil.copymode(path, beside)
         beside.replace(path)

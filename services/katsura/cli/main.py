@@ -298,6 +298,7 @@ def _add_plan(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print a PlacementPlan as JSON")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of --json, and nothing else")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the plan and its cost against its times")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="the same picture as PNG")
     parser.add_argument(
         "--config", action="append", default=[], metavar="NAME=FILE", help="config.json of a deployment's model"
     )
@@ -509,6 +510,7 @@ def _plan(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Ex
         dry_run=a.dry_run,
         as_json=a.json,
         svg=a.svg,
+        png=a.png,
         trials=a.trials,
         points=a.points,
     )

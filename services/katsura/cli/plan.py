@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.text import Text
 
 from katsura.cli.exit import Exit
-from katsura.cli.files import alone, naming, read_text, write_text
+from katsura.cli.files import alone, naming, read_text, write_file
+from katsura.cli.raster import png
 from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError
 from katsura.manifests.cluster import Cluster, read_cluster
 from katsura.manifests.kinds import ModelDeployment
@@ -66,6 +67,7 @@ class PlanOptions:
     dry_run: bool = False
     as_json: bool = False
     svg: Path | None = None
+    png: Path | None = None
     trials: Path | None = None
     points: Path | None = None
 
@@ -95,8 +97,11 @@ def run_plan(options: PlanOptions, environ: Mapping[str, str], console: Console)
         problem, trials = _try(problem, options.trials)
     with _interruptible():
         made, solved, answer, said = _answer(options, problem)
+    picture = draw(made, solved) if options.svg or options.png else ""
     if options.svg is not None:
-        write_text(options.svg, draw(made, solved), "svg")
+        write_file(options.svg, picture, "svg")
+    if options.png is not None:
+        write_file(options.png, png(picture), "png")
     if options.as_json:
         console.print_json(json.dumps(answer))
     else:
@@ -152,7 +157,7 @@ def _try(problem: Problem, path: Path) -> tuple[Problem, str]:
         found = naming(path, lambda: standings(problem, known))
         asked = [s.next for s in found if s.next is not None and s.next not in known]
         if asked or not path.exists():
-            write_text(path, write_trials((*known, *asked)), "trials")
+            write_file(path, write_trials((*known, *asked)), "trials")
     return with_runs(problem, known, found), explain_trials(found, str(path))
 
 

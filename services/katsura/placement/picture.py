@@ -100,7 +100,7 @@ def _nodes(plan: Plan, problem: Problem, colour: dict[str, str], y: float) -> tu
 def _node(
     c: NodeClass, name: str, held: Sequence[tuple[str, Place]], colour: dict[str, str], x: float, y: float
 ) -> Iterator[str]:
-    yield _text(x, y + 10, name if len(name) < 34 else f"{name[:32]}..", size=9)
+    yield _text(x, y + 10, _cut(name), size=9)
     fills = []
     for service, place in sorted(held, key=lambda h: (-h[1].accelerators, h[0])):
         units = place.accelerators if c.accelerators else round(place.cores)
@@ -121,6 +121,8 @@ def _frontiers(plan: Plan, problem: Problem, colour: dict[str, str], y: float) -
     chosen = {i.column.key for i in plan.instances}
     parts: list[str] = []
     models = [s for s in problem.services if isinstance(s, ModelService)]
+    parts.append(_text(20, y, "One dot per pattern; filled: chosen; line: nothing is both faster and cheaper", size=9))
+    y += 20
     for i, service in enumerate(models[:6]):
         mine = [c for c in columns if c.service == service.name and c.point is not None]
         x = 20 + (i % 2) * (_PLOT[0] + 60)
@@ -140,7 +142,8 @@ def _frontier(
     x: float,
     y: float,
 ) -> Iterator[str]:
-    """$ per million output tokens against milliseconds between tokens, one dot per pattern, the chosen ones filled."""
+    """$ per million output tokens against milliseconds between tokens: one dot per pattern, the chosen ones filled; a
+    line through those than which none is both cheaper and faster, and one at the limit."""
     classes = {c.name: c for c in problem.classes}
     dots = set()
     for column in columns:
@@ -149,17 +152,42 @@ def _frontier(
         dots.add((column.key in chosen, column.point.itl_s * 1e3, max(usd, 1e-6), column.key))
     width, height = _PLOT
     right, top, low = max(d[1] for d in dots) * 1.05, max(d[2] for d in dots) * 1.1, min(d[2] for d in dots) / 1.1
-    yield _text(x, y, f"{service.name}: cost against time between tokens (chosen: filled)")
+    yield _text(x, y, f"{_cut(service.name)}: cost and time between tokens")
     yield f'<path d="M{x:.0f} {y + 8:.0f} V{y + height:.0f} H{x + width:.0f}" fill="none" stroke="#888"/>'
     yield _text(x, y + height + 14, "0")
     yield _text(x + width, y + height + 14, f"{right:.0f} ms", anchor="end")
     yield _text(x + 4, y + 18, f"{_usd(top)} per 1M output tokens, log scale")
     yield _text(x + 4, y + height - 4, _usd(low))
-    for taken, itl, usd, key in sorted(dots):
+
+    def at(itl: float, usd: float) -> tuple[float, float]:
         rise = math.log(usd / low) / math.log(top / low)
-        across, down = x + itl / right * width, y + height - rise * (height - 10)
+        return x + itl / right * width, y + height - rise * (height - 10)
+
+    best = [at(itl, usd) for itl, usd in _undominated([(itl, usd) for _, itl, usd, _ in dots])]
+    steps = "".join(f" H{across:.1f} V{down:.1f}" for across, down in best[1:])
+    line = f"M{best[0][0]:.1f} {best[0][1]:.1f}{steps} H{x + width:.1f}"
+    yield f'<path d="{line}" fill="none" stroke="{fill}"/>'
+    if service.slo.itl_s is not None and service.slo.itl_s * 1e3 <= right:
+        limit = x + service.slo.itl_s * 1e3 / right * width
+        yield f'<path d="M{limit:.1f} {y + 8:.0f} V{y + height:.0f}" fill="none" stroke="#c8553d"/>'
+        yield _text(limit - 4, y + 30, f"{service.slo.itl_s * 1e3:.0f} ms allowed", anchor="end")
+    for taken, itl, usd, key in sorted(dots):
+        across, down = at(itl, usd)
         style = f'fill="{fill}"' if taken else f'fill="white" stroke="{fill}"'
         yield f'<circle cx="{across:.1f}" cy="{down:.1f}" r="4" {style}><title>{escape(key)}</title></circle>'
+
+
+def _undominated(dots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those than which none is both smaller in the first and no larger in the second, in order of the first."""
+    made: list[tuple[float, float]] = []
+    for dot in sorted(dots):
+        if not made or dot[1] < made[-1][1]:
+            made.append(dot)
+    return made
+
+
+def _cut(name: str) -> str:
+    return name if len(name) < 34 else f"{name[:32]}.."
 
 
 def _usd(value: float) -> str:

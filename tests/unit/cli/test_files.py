@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from katsura.cli.files import alone, naming, read_text, write_text
+from katsura.cli.files import alone, naming, read_text, write_file
 from katsura.domain.errors import InvalidArgumentError, ResourceExhaustedError
 
 
@@ -57,7 +57,7 @@ def test_a_file_is_replaced_whole_with_its_mode_and_through_its_link(tmp_path: P
     file.write_text("old")
     file.chmod(0o640)
     link.symlink_to(file)
-    write_text(link, "new ü", "trials")
+    write_file(link, "new ü", "trials")
     assert file.read_text("utf-8") == "new ü"
     assert file.stat().st_mode & 0o777 == 0o640
     assert link.is_symlink()
@@ -66,25 +66,25 @@ def test_a_file_is_replaced_whole_with_its_mode_and_through_its_link(tmp_path: P
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ResourceExhaustedError, match="/dev/full: cannot be written: No space left"):
-        write_text(Path("/dev/full"), "text", "svg")
+        write_file(Path("/dev/full"), "text", "svg")
     file = tmp_path / "a.csv"
     file.write_text("old")
-    real = Path.write_text
+    real = Path.write_bytes
 
-    def half(path: Path, text: str, encoding: str) -> None:
-        real(path, text[:2], encoding)
+    def half(path: Path, data: bytes) -> None:
+        real(path, data[:2])
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(ResourceExhaustedError, match="free some space"):
-        write_text(file, "new", "trials")
+        write_file(file, "new", "trials")
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_where_nothing_can_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="cannot be written: No such file or directory"):
-        write_text(tmp_path / "none" / "a.svg", "x", "svg")
+        write_file(tmp_path / "none" / "a.svg", "x", "svg")
     with (
         pytest.raises(InvalidArgumentError, match="cannot be written: No such file or directory"),
         alone(tmp_path / "none" / "a.csv", "trials"),
