@@ -6,9 +6,10 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,7 +92,7 @@ def run_plan(options: PlanOptions, environ: Mapping[str, str], console: Console)
     """Print a plan, or what would change; `UNHEALTHY` where not everything can be served."""
     problem = read_problem(options, environ)
     if options.points is not None:
-        problem = with_points(problem, read_points(read_text(options.points), str(options.points)), str(options.points))
+        problem = _with_points(problem, options.points)
     trials = ""
     if options.trials is not None:
         problem, trials = _try(problem, options.trials)
@@ -161,6 +162,30 @@ def _try(problem: Problem, path: Path) -> tuple[Problem, str]:
     return with_runs(problem, known, found), explain_trials(found, str(path))
 
 
+def _with_points(problem: Problem, path: Path) -> Problem:
+    text = read_text(path)
+    points = read_points(text, str(path))
+    rows = Counter(timed.device for _, timed in points)
+    _check_devices(problem, path, text, rows)
+    here = {device.name for c in problem.classes for device in (c.device or c.core, c.core)}
+    unused = tuple(
+        f"{path}: {count} row{'s' * (count > 1)} of {device}, which no node here has"
+        for device, count in sorted(rows.items())
+        if device not in here
+    )
+    return with_points(replace(problem, unknown=(*problem.unknown, *unused)), points, str(path))
+
+
+def _check_devices(problem: Problem, path: Path, text: str, named: Iterable[str]) -> None:
+    """Raise where a file names a device that neither the catalogue nor the cluster knows: it would be passed over."""
+    known = {*catalogue.built_in().devices, *(c.device.name for c in problem.classes if c.device)}
+    known |= {c.core.name for c in problem.classes}
+    for name in named:
+        if name not in known:
+            line = next(number for number, row in enumerate(text.splitlines(), 1) if name in row)
+            raise InvalidArgumentError(f"{path}:{line}: no device {name!r}{suggestion(name, known)}", field="device")
+
+
 def print_schema(console: Console) -> Exit:
     """Print the JSON schema of `--json`."""
     console.print_json(json.dumps(schema()))
@@ -178,10 +203,11 @@ def read_problem(options: PlanOptions, environ: Mapping[str, str]) -> Problem:
         raise InvalidArgumentError("name the cluster and what to place: katsura plan -f cluster.yaml -f model.yaml")
     cluster = read_cluster([(str(path), read_text(path)) for path in options.files])
     check_devices(cluster, catalogue.built_in())
-    known = calibration.built_in()
-    if options.calibration is not None:
-        path = options.calibration
-        known = known.merged(naming(path, lambda: calibration.read_devices(read_text(path))))
+    known, mine = calibration.built_in(), options.calibration
+    if mine is not None:
+        text = read_text(mine)
+        measured = naming(mine, lambda: calibration.read_devices(text))
+        known = known.merged(measured)
     if options.extrapolate:
         known = known.extrapolating()
     asked = Options(
@@ -191,7 +217,11 @@ def read_problem(options: PlanOptions, environ: Mapping[str, str]) -> Problem:
         pairs=options.pairs,
         pipelines=options.pipelines or None,
     )
-    return build_problem(cluster, configs_of(cluster, options.configs, environ), catalogue.built_in(), known, asked)
+    configs = configs_of(cluster, options.configs, environ)
+    problem = build_problem(cluster, configs, catalogue.built_in(), known, asked)
+    if mine is not None:
+        _check_devices(problem, mine, text, measured)
+    return problem
 
 
 def configs_of(cluster: Cluster, said: Sequence[str], environ: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -71,7 +72,7 @@ def coefficients_from_json(entry: Mapping[str, Any]) -> Coefficients:
     try:
         first = entry["first"]
         terms: dict[str, Any] = {name: float(entry[name]) for name in TERMS}
-        return Coefficients(
+        told = Coefficients(
             **terms,
             first=(float(first[0]), float(first[1]), float(first[2]), float(first[3])),
             first_collective=(float(entry["first_collective"][0]), float(entry["first_collective"][1])),
@@ -82,21 +83,41 @@ def coefficients_from_json(entry: Mapping[str, Any]) -> Coefficients:
             batch_range=(float(entry["batch_range"][0]), float(entry["batch_range"][1])),
             context_range=(float(entry["context_range"][0]), float(entry["context_range"][1])),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InvalidArgumentError(
-            f"calibration: {error!r}; make the file with `katsura calibrate`", field="calibration"
-        ) from error
+    except KeyError as error:
+        raise _not_ours(f"lacks {error}") from error
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise _not_ours(str(error)) from error
+    wrong = [name for name, value in terms.items() if not 0 <= value < math.inf]
+    if wrong or not 1 <= told.quantile_90 < math.inf or not any(terms.values()):
+        raise _not_ours(f"{', '.join(wrong) or 'quantile_90'}: expected a number, 0 or more (quantile_90: 1 or more)")
+    return told
 
 
 def read_devices(text: str) -> dict[str, Coefficients]:
-    """Coefficients by device name from a file that `katsura calibrate` wrote."""
+    """Coefficients by device name from a file that `katsura calibrate` wrote.
+
+    Raises:
+        InvalidArgumentError: it did not, naming the device and what is wrong of it.
+    """
     try:
         devices = json.loads(text)["devices"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidArgumentError(
-            f"calibration: {error!r}; make the file with `katsura calibrate`", field="calibration"
-        ) from error
-    return {name: coefficients_from_json(entry) for name, entry in devices.items()}
+    except ValueError as error:
+        raise _not_ours(f"no JSON: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise _not_ours("it has no devices") from error
+    if not isinstance(devices, Mapping):
+        raise _not_ours("its devices are no fields")
+    found = {}
+    for name, entry in devices.items():
+        try:
+            found[name] = coefficients_from_json(entry)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"devices.{name}: {error}", field="calibration") from error
+    return found
+
+
+def _not_ours(why: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"calibration: {why}; make the file with `katsura calibrate`", field="calibration")
 
 
 @cache

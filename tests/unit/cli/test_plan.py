@@ -15,6 +15,7 @@ from katsura.cli.exit import Exit
 from katsura.cli.main import run
 from katsura.cli.plan import PlanOptions, _interruptible, print_schema, read_problem, run_plan
 from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError
+from katsura.placement.calibration import built_in, coefficients_as_json
 from katsura.placement.document import schema
 
 CLUSTERS = Path(__file__).resolve().parents[3] / "deploy" / "samples" / "clusters"
@@ -168,6 +169,24 @@ def test_a_wrong_table_is_refused_with_its_line(tmp_path: Path, capsys: pytest.C
     points.write_text(table("chat,A100-80,vllm,0.12,1,1200,250,8,15", "chat,A100-80,vllm,0.12,1,1200,250,16,0"))
     assert run(["plan", "-f", str(MIXED), "--points", str(points)], {}) == Exit.USAGE
     assert f"{points}:3: itl_ms: expected a number above 0, got '0'" in capsys.readouterr().err
+
+
+def test_a_device_that_nobody_knows_is_refused_in_tables_and_calibrations_too(tmp_path: Path) -> None:
+    points, learnt = tmp_path / "points.csv", tmp_path / "learnt.json"
+    points.write_text(table("chat,A100-80,vllm,1,1,1200,250,8,15", "chat,A100-81,vllm,1,1,1200,250,16,20"))
+    with pytest.raises(InvalidArgumentError, match=r"points\.csv:3: no device .A100-81.; did you mean \"A100-"):
+        said(PlanOptions((MIXED,), points=points))
+    known = coefficients_as_json(built_in().kinds["gpu"])
+    learnt.write_text(json.dumps({"devices": {"l44": known}}))
+    with pytest.raises(InvalidArgumentError, match=r'learnt\.json:1: no device \'l44\'; did you mean "L4"'):
+        said(PlanOptions((MIXED,), calibration=learnt))
+
+
+def test_rows_of_a_device_that_no_node_has_are_told(tmp_path: Path) -> None:
+    points = tmp_path / "points.csv"
+    points.write_text(table("chat,H100,vllm,1,1,1200,250,8,15", "chat,H100,vllm,1,1,1200,250,16,20"))
+    _, text = said(PlanOptions((MIXED,), points=points))
+    assert f"Left out\n  {points}: 2 rows of H100, which no node here has" in text
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,22 @@ def test_priors_are_marked_as_such() -> None:
     assert built_in().of(catalogue.built_in().named("cpu")).error_class is ErrorClass.PRIOR
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"devices": {"x": {}}}', '{"devices": {"x": 1}}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"devices": []}', '{"devices": {"x": {}}}', '{"devices": {"x": 1}}'])
 def test_a_file_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgumentError, match="katsura calibrate"):
         read_devices(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weights": -1.0}, r"devices\.H100: calibration: weights: expected a number, 0 or more"),
+        ({"weights": float("nan")}, "weights: expected a number"),
+        ({"quantile_90": 0.5}, "quantile_90: expected a number"),
+        ({"error_class": "sure"}, "'sure' is not a valid ErrorClass"),
+    ],
+)
+def test_coefficients_that_cannot_be_are_refused_by_name(changes: dict[str, object], said: str) -> None:
+    known = coefficients_as_json(built_in().of(catalogue.built_in().named("H100")))
+    with pytest.raises(InvalidArgumentError, match=said):
+        read_devices(json.dumps({"devices": {"H100": {**known, **changes}}}))
