@@ -19,9 +19,10 @@ from rich.text import Text
 
 from katsura.cli.data import default_root, running
 from katsura.cli.exit import Exit, exit_of
+from katsura.cli.plan_words import add_calibrate, add_plan
 from katsura.cli.tree_words import add_tree
 from katsura.cli.words import group, leaf, refuse
-from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, KatsuraError
+from katsura.domain.errors import InvalidArgumentError, KatsuraError
 
 if TYPE_CHECKING:
     from katsura.cli.up import UpOptions
@@ -112,8 +113,8 @@ def build_parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add_tree(commands, data, remote, key, as_json, environ)
     _add_model(commands, as_json)
     _add_key(commands, data, as_json)
-    _add_plan(commands)
-    _add_calibrate(commands)
+    add_plan(commands)
+    add_calibrate(commands)
     _add_crds(commands)
     leaf(commands, "version", "print the version", _version)
     return parser
@@ -236,95 +237,6 @@ def _add_key(commands: Any, data: argparse.ArgumentParser, as_json: argparse.Arg
     quota.add_argument("--clear", action="store_true", help="back to what every tenant has")
     revoke = leaf(key, "revoke", "revoke a key for good", _key_revoke, data, store)
     revoke.add_argument("id", help="id of the key (`katsura key list`)")
-
-
-def _add_plan(commands: Any) -> None:
-    parser = leaf(
-        commands,
-        "plan",
-        "place models on nodes by cost, and explain the plan",
-        _plan,
-        epilog="Reads ModelDeployments, MemoryStores, AcceleratorProfiles, Nodes and ResourceSlices, as YAML or JSON:\n"
-        "kubectl get nodes -o json | katsura plan -f - -f model.yaml",
-    )
-    parser.add_argument(
-        "-f", "--file", type=Path, action="append", default=[], help="cluster or manifest; may be repeated"
-    )
-    parser.add_argument(
-        "--objective",
-        choices=("cost", "energy", "latency", "throughput"),
-        default="cost",
-        help="(default: %(default)s)",
-    )
-    parser.add_argument("--budget", type=float, metavar="USD", help="most dollars per hour")
-    parser.add_argument(
-        "--confidence", type=float, choices=(0.5, 0.9), default=0.9, help="of times against objectives (default: 0.9)"
-    )
-    parser.add_argument(
-        "--gap", type=float, help="stop when this close to the bound (default: 0.005; 0.01 with --against)"
-    )
-    parser.add_argument("--seconds", type=float, help="stop after this long (default: 10; 4 with --against)")
-    parser.add_argument("--seed", type=int, default=1, help="of the search (default: 1)")
-    parser.add_argument(
-        "--trials", type=Path, metavar="CSV", help="ask for up to 4 configurations to be timed, and plan with the times"
-    )
-    parser.add_argument("--points", type=Path, metavar="CSV", help="measured points: interpolate between them")
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="coefficients that `katsura calibrate` wrote")
-    parser.add_argument(
-        "--extrapolate", action="store_true", help="guess, and say so, more than 4x beyond what was measured"
-    )
-    parser.add_argument(
-        "--pairs", action="store_true", help="also plan prefill and decode apart, which our engine does not run yet"
-    )
-    parser.add_argument(
-        "--pipelines",
-        action="store_true",
-        help="also cut by layers what fits otherwise (what does not is always tried); our engine does not run it",
-    )
-    parser.add_argument(
-        "--what-if",
-        action="append",
-        default=[],
-        metavar="CHANGE",
-        help="also solve with nodes:DEVICE=+2, price:DEVICE=0.5, demand:NAME=x2, itl:NAME=80 or ttft:NAME=900 "
-        "(+2 adds, -2 takes away, x2 multiplies, 2 sets)",
-    )
-    parser.add_argument(
-        "--against", type=Path, metavar="PLAN", help="change this plan (from --json) only where it pays"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="with --against: print the changes only; nothing is ever applied"
-    )
-    parser.add_argument("--json", action="store_true", help="print a PlacementPlan as JSON")
-    parser.add_argument("--schema", action="store_true", help="print the JSON schema of --json, and nothing else")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the plan and its cost against its times")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="the same picture as PNG")
-    parser.add_argument(
-        "--config", action="append", default=[], metavar="NAME=FILE", help="config.json of a deployment's model"
-    )
-
-
-def _add_calibrate(commands: Any) -> None:
-    parser = leaf(
-        commands,
-        "calibrate",
-        "time what runs, and write coefficients for plans",
-        _calibrate,
-        epilog="Times a running `katsura up` (or any OpenAI-compatible server) at several batches; about a minute.",
-    )
-    parser.add_argument("-f", "--file", type=Path, action="append", default=[], help="the ModelDeployment that runs")
-    parser.add_argument("--device", default="", help="catalogue device it runs on, such as cpu or H100")
-    parser.add_argument("--units", type=int, default=1, help="accelerators or cores of one replica (default: 1)")
-    parser.add_argument("--url", default="http://127.0.0.1:8080", help="server to time (default: %(default)s)")
-    parser.add_argument("--api-key", default="", metavar="KEY", help="API key, where it wants one")
-    parser.add_argument(
-        "--table", type=Path, metavar="CSV", help="read times instead: batch,prompt,output,itl_ms,ttft_ms"
-    )
-    parser.add_argument(
-        "--trials", type=Path, metavar="CSV", help="time the next row of this table of `katsura plan --trials` instead"
-    )
-    parser.add_argument("--config", action="append", default=[], metavar="NAME=FILE", help="config.json of the model")
-    parser.add_argument("-o", "--out", type=Path, default=Path("calibration.json"), help="(default: %(default)s)")
 
 
 def _add_crds(commands: Any) -> None:
@@ -482,51 +394,6 @@ def _key_revoke(a: argparse.Namespace, environ: Mapping[str, str], out: Console)
 
 def _json(a: argparse.Namespace) -> list[str]:
     return ["--json"] if a.json else []
-
-
-def _plan(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
-    try:
-        from katsura.cli.plan import PlanOptions, print_schema, run_plan
-    except ModuleNotFoundError as error:
-        raise FailedPreconditionError(f"{error.name} is missing: pip install 'katsura[plan]'") from error
-
-    if a.schema:
-        return print_schema(out)
-    options = PlanOptions(
-        files=tuple(a.file),
-        objective=a.objective,
-        budget_usd=a.budget,
-        confidence=a.confidence,
-        gap=a.gap if a.gap is not None else 0.005 if a.against is None else 0.01,
-        seconds=a.seconds if a.seconds is not None else 10.0 if a.against is None else 4.0,
-        seed=a.seed,
-        calibration=a.calibration,
-        extrapolate=a.extrapolate,
-        pairs=a.pairs,
-        pipelines=a.pipelines,
-        configs=tuple(a.config),
-        what_if=tuple(a.what_if),
-        against=a.against,
-        dry_run=a.dry_run,
-        as_json=a.json,
-        svg=a.svg,
-        png=a.png,
-        trials=a.trials,
-        points=a.points,
-    )
-    return run_plan(options, environ, out)
-
-
-def _calibrate(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
-    try:
-        from katsura.cli.calibrate import CalibrateOptions, calibrate
-    except ModuleNotFoundError as error:
-        raise FailedPreconditionError(f"{error.name} is missing: pip install 'katsura[plan]'") from error
-
-    options = CalibrateOptions(
-        tuple(a.file), a.device, a.out, a.url, a.api_key, a.table, a.units, tuple(a.config), a.trials
-    )  # fmt: skip
-    return calibrate(options, environ, out)
 
 
 def _version(a: argparse.Namespace, environ: Mapping[str, str], out: Console) -> Exit:
