@@ -46,8 +46,8 @@ def add_plan(commands: Any) -> None:
         "--objective",
         choices=("cost", "energy", "latency", "throughput"),
         default="cost",
-        help="what to make small: dollars, watts, seconds of a request; or the factor by which all demand may grow, "
-        "large (default: %(default)s)",
+        help="what to make small: dollars, watts, seconds of one request of each model; or large: the factor by which "
+        "all demand may grow (default: %(default)s)",
     )
     asked.add_argument("--budget", type=float, metavar="USD", help="most dollars per hour")
     asked.add_argument(

@@ -17,6 +17,8 @@ from katsura.placement.replan import Replan
 
 _NODES_SHOWN = 4
 _REFUSED_SHOWN = 8
+_PROVEN = 1e-6
+"""A larger gap is no optimum, whatever the solver calls what it stopped at."""
 
 
 def explain(plan: Plan, problem: Problem) -> str:
@@ -31,7 +33,7 @@ def explain(plan: Plan, problem: Problem) -> str:
         _section("What limits it", plan.binding),
         _section("Ways to serve everything", _relaxations(plan)),
         _section("Other ways, and why not", _alternatives(plan)),
-        _section("One more node of", _marginals(plan)),
+        _section("One more node of", _marginals(plan, problem)),
         _section("Not possible", _refused(plan)),
         _section("Left out", plan.unknown),
         _footer(plan, problem),
@@ -47,12 +49,17 @@ def _headline(plan: Plan, problem: Problem) -> str:
         first = f"NOT EVERYTHING FITS ({', '.join(f'{s.name} {_short(s)}' for s in short)}): {first}"
     elif not plan.kept:
         first = f"TOO SLOW FOR {', '.join(a.name for a in plan.agents if not a.kept)}: {first}"
-    unit = {Objective.COST: "$/h", Objective.ENERGY: "W", Objective.LATENCY: "s"}.get(problem.objective, "x demand")
-    proof = f"{plan.objective} {plan.value:.4g} {unit}, gap {plan.gap:.2%}"
+    proof = f"{plan.objective} {_value(plan)}, gap {plan.gap:.2%}"
     these = "this 1 pattern" if plan.columns == 1 else f"these {plan.columns} patterns"
     bound = f"no plan of {these} is better than {plan.bound:.4g}"
-    free = f"; with nodes free to cut: {plan.pattern_free_bound:.4g}" if plan.pattern_free_bound else ""
+    whole = "" if plan.feasible else "all of it, "
+    free = f"; {whole}with nodes free to cut: {plan.pattern_free_bound:.4g}" if plan.pattern_free_bound else ""
     return f"{first}\n{proof} ({bound}{free})"
+
+
+def _value(plan: Plan) -> str:
+    units: dict[str, str] = {Objective.COST: "$/h", Objective.ENERGY: "W", Objective.LATENCY: "s"}
+    return f"{plan.value:.4g} {units.get(plan.objective, 'x demand')}"
 
 
 def _short(s: ServiceSummary) -> str:
@@ -225,7 +232,9 @@ def _usd(hourly: float, at_least: bool) -> str:
     return f"{'at least ' if at_least else ''}${hourly:.2f}/h"
 
 
-def _marginals(plan: Plan) -> list[str]:
+def _marginals(plan: Plan, problem: Problem) -> list[str]:
+    if plan.feasible and not plan.marginals and problem.objective is Objective.COST:
+        return ["any kind: saves nothing, by the linear bound"]
     words = []
     for m in plan.marginals:
         saves = f"saves ${-m.change_usd:.2f}/h" if m.change_usd < -0.005 else "saves nothing"
@@ -245,7 +254,8 @@ def _footer(plan: Plan, problem: Problem) -> str:
         if problem.confidence <= 0.5
         else f"Objectives are checked with the margin below which {problem.confidence:.0%} of measured points lay."
     )
-    return f"{prices}{margin} Search: {plan.ended}."
+    ended = plan.ended if plan.ended != "optimal" or plan.gap < _PROVEN else "near enough (--gap)"
+    return f"{prices}{margin} Search: {ended}."
 
 
 def explain_change(change: Replan) -> str:
@@ -268,9 +278,9 @@ def explain_what_if(text: str, made: Plan, other: Plan) -> str:
     difference = other.hourly_usd - made.hourly_usd
     nodes = sum(other.nodes_used.values()) - sum(made.nodes_used.values())
     sign = "+" if difference >= 0 else "-"
-    return (
-        f"With {text}: ${other.hourly_usd:.2f}/h ({sign}${abs(difference):.2f}), {nodes:+d} nodes, gap {other.gap:.2%}"
-    )
+    value = "" if other.objective == Objective.COST else f"{other.objective} {_value(other)} (it was {_value(made)}), "
+    dollars = f"${other.hourly_usd:.2f}/h ({sign}${abs(difference):.2f})"
+    return f"With {text}: {value}{dollars}, {nodes:+d} nodes, gap {other.gap:.2%}"
 
 
 def explain_tightened(asked: Problem, solved: Problem) -> str:

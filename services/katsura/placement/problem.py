@@ -40,7 +40,7 @@ class Objective(StrEnum):
     ENERGY = "energy"
     """Watts."""
     LATENCY = "latency"
-    """Mean predicted time of a request, weighted by demand."""
+    """Predicted seconds of one request of each model, added up; a dollar per hour weighs a tenth of a millisecond."""
     THROUGHPUT = "throughput"
     """The factor by which every demand could grow."""
 

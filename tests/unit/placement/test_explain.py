@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from katsura.placement.document import running
 from katsura.placement.explain import explain, explain_change, explain_what_if
+from katsura.placement.plan import Marginal
 from katsura.placement.planner import plan
-from katsura.placement.problem import Effort, Problem
+from katsura.placement.problem import Effort, Objective, Problem
 from katsura.placement.replan import replan
 from katsura.placement.whatif import changed
 
@@ -25,6 +26,26 @@ def test_what_does_not_fit_is_said_first(small: Problem, effort: Effort) -> None
     assert "Ways to serve everything" in text
 
 
+def test_a_bound_on_serving_all_is_not_told_as_one_on_serving_a_part(small: Problem, effort: Effort) -> None:
+    poor = replace(small, budget_usd=1.0)
+    assert "; all of it, with nodes free to cut: " in explain(plan(poor, effort), poor)
+    assert "; with nodes free to cut: " in explain(plan(small, effort), small)
+
+
+def test_what_one_more_node_would_change_is_always_said(small: Problem, effort: Effort) -> None:
+    made = plan(small, effort)
+    idle = replace(made, marginals=())
+    assert "One more node of\n  any kind: saves nothing, by the linear bound" in explain(idle, small)
+    told = explain(replace(made, marginals=(Marginal("L4x4/b", -2.5),)), small)
+    assert "One more node of\n  L4x4/b: saves $2.50/h\n" in told
+
+
+def test_an_optimum_within_a_gap_is_called_near_enough(small: Problem, effort: Effort) -> None:
+    made = replace(plan(small, effort, explain=False), ended="optimal", gap=0.0)
+    assert explain(made, small).endswith("Search: optimal.")
+    assert explain(replace(made, gap=0.004), small).endswith("Search: near enough (--gap).")
+
+
 def test_changes_are_numbered_steps(small: Problem, effort: Effort) -> None:
     before = running(plan(small, effort))
     assert explain_change(replan(small, effort, before)).startswith("Keep what runs")
@@ -35,5 +56,9 @@ def test_a_what_if_says_the_difference(small: Problem, effort: Effort) -> None:
     made = plan(small, effort)
     other = plan(changed(small, "price:A100-80=4"), effort, explain=False)
     assert "+$" in explain_what_if("price:A100-80=4", made, other)
+    cool = replace(small, objective=Objective.ENERGY)
+    watts = plan(cool, effort, explain=False)
+    said = explain_what_if("demand:chat=x2", watts, plan(changed(cool, "demand:chat=x2"), effort, explain=False))
+    assert f" W (it was {watts.value:.4g} W), $" in said
     starved = plan(changed(small, "demand:chat=x100"), effort, explain=False)
     assert "not everything fits" in explain_what_if("demand:chat=x100", made, starved)
