@@ -54,7 +54,7 @@ class Drainer(Protocol):
 
 @dataclass(slots=True)
 class Outcome:
-    """What a pass did. `conflicts`: look again soon. `refused`: (what, why)."""
+    """What a pass did. `writes`: that changed something. `conflicts`: look again soon. `refused`: (what, why)."""
 
     writes: int = 0
     conflicts: int = 0
@@ -67,6 +67,7 @@ class Executor:
     def __init__(self, kube: Kube, drainer: Drainer, grpc_port: int) -> None:
         self._kube, self._drainer, self._port = kube, drainer, grpc_port
         self._done = Outcome()
+        self._vain = 0
 
     async def run(self, desired: Desired, seen: Snapshot) -> Outcome:
         """Write all of it.
@@ -75,6 +76,7 @@ class Executor:
             UnavailableError, ResourceExhaustedError: nothing can be written now; the next pass goes on.
         """
         self._done = Outcome()
+        self._vain = 0
         start = self._kube.writes
         for obj in desired.hold:
             await self._try(obj, self._kube.set_finalizers(obj, (*_finalizers(obj), FINALIZER)))
@@ -99,8 +101,8 @@ class Executor:
             left = [name for name in _finalizers(obj) if name != FINALIZER]
             await self._try(obj, self._kube.set_finalizers(obj, left))
         for obj, body in desired.statuses:
-            await self._try(obj, self._kube.apply(body, subresource="status"))
-        self._done.writes = self._kube.writes - start
+            await self._try(obj, self._apply(body, obj, subresource="status"))
+        self._done.writes = self._kube.writes - start - self._vain
         return self._done
 
     async def _store_plan(self, plan: Any) -> None:
@@ -121,7 +123,7 @@ class Executor:
         if found is not None:
             uid = {"uid": found["metadata"]["uid"]}
             wanted = {**wanted, "metadata": {**wanted["metadata"], **uid}}
-            await self._try(wanted, self._kube.apply(wanted))
+            await self._try(wanted, self._apply(wanted, found))
             return
 
         async def make() -> None:
@@ -132,6 +134,13 @@ class Executor:
             await self._kube.apply(wanted)
 
         await self._try(wanted, make())
+
+    async def _apply(self, body: Any, found: Object, subresource: str = "") -> None:
+        """Apply to what was found. Fields that others have said stay: where nothing else is to change, nothing does,
+        and no pass shall follow for it."""
+        made = await self._kube.apply(body, subresource=subresource)
+        versions = [(obj.get("metadata") or {}).get("resourceVersion") for obj in (made, found)]
+        self._vain += versions[0] is not None and versions[0] == versions[1]
 
     async def _drain(self, pod: Object) -> None:
         address = (pod.get("status") or {}).get("podIP")

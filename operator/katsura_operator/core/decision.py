@@ -21,7 +21,7 @@ from katsura_operator.core import affinity
 from katsura_operator.core.desire import Desired, desire
 from katsura_operator.core.difference import is_current, stamped
 from katsura_operator.core.knowledge import known
-from katsura_operator.core.objects import NODE, Object, kind_of, labels_of, name_of, namespace_of
+from katsura_operator.core.objects import NODE, Object, is_ending, kind_of, labels_of, name_of, namespace_of
 from katsura_operator.core.placing import Placement, Reading, classes_of, place, read
 from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Snapshot
@@ -76,5 +76,6 @@ def outstanding(desired: Desired, seen: Snapshot) -> Desired:
         return seen.get(kind_of(obj), namespace_of(obj), name_of(obj))
 
     desired.keep = [body for body in map(stamped, desired.keep) if not is_current(found(body), body)]
+    desired.delete = [obj for obj in desired.delete if not is_ending(obj)]
     desired.statuses = [(obj, body) for obj, body in desired.statuses if not is_reported(obj, body)]
     return desired

@@ -20,6 +20,8 @@ from katsura_operator.core.affinity import Expressions
 from katsura_operator.core.objects import (
     BUDGET,
     DEPLOYMENT,
+    MANAGED_BY,
+    MANAGER,
     NODE,
     POD,
     POLICY,
@@ -41,9 +43,11 @@ from katsura_operator.core.objects import (
     name_of,
     namespace_of,
     owner,
+    replicas_of,
 )
-from katsura_operator.core.pace import measured
-from katsura_operator.core.placing import Placement, Reading, Wanted, is_idle, plans, roles_of
+from katsura_operator.core.pace import measured, readable
+from katsura_operator.core.placing import Placement, Reading, Wanted, is_idle, roles_of
+from katsura_operator.core.plans import plans
 from katsura_operator.core.pods import GRPC, HELPER, METRICS, Size, external_template, template
 from katsura_operator.core.policies import external_policy
 from katsura_operator.core.purging import purging
@@ -55,6 +59,8 @@ from katsura_operator.core.status import Said, event, status_of, transitions
 ROUTERS: Final = "katsura-router"
 """Name of the router pool and of the Service in front of it, in every served namespace."""
 _HELPER_DRAIN_S: Final = 30
+_SEED_MAX: Final = 256
+"""More, a RolePool cannot ask for; a plan may give more."""
 _ROLES: Final = ("attention", "experts", "unified", "external")
 
 
@@ -102,7 +108,11 @@ def desire(
     mind.endings()
     in_force = {placement.plan_name} | {report.approved(w) for w in reading.deployments}
     stored = plans(snapshot, settings)
-    made.delete += [p for p in stored[: -settings.plans_kept] if name_of(p) not in in_force]
+    made.delete += [
+        p
+        for p in stored[: -settings.plans_kept]
+        if name_of(p) not in in_force and labels_of(p).get(MANAGED_BY) == MANAGER
+    ]
     return made
 
 
@@ -118,6 +128,7 @@ class _Mind:
     ) -> None:
         self._seen, self._reading, self._placement = snapshot, reading, placement
         self._settings, self._affinities, self._made = settings, affinities, made
+        self._staying: set[tuple[str, str | None]] = set()
 
     def deployment(self, wanted: Wanted) -> None:
         """Everything of one ModelDeployment."""
@@ -127,7 +138,9 @@ class _Mind:
             pools = [self._external(wanted, said.spec)]
         else:
             pools = [p for role in roles_of(said) if (p := self._model_pool(wanted, said.spec, role)) is not None]
-        status, verdict = report.of_deployment(wanted, pools, self._placement, idle=is_idle(wanted, self._seen))
+        leaving = self._leaving(wanted, said.spec, pools)
+        idle = is_idle(wanted, self._seen)
+        status, verdict = report.of_deployment(wanted, pools, self._placement, idle=idle, leaving=leaving)
         if said.spec.engine is not Engine.EXTERNAL:
             status["measured"] = self._measured(wanted, said.spec)
         self._tell(wanted.obj, status, verdict)
@@ -136,17 +149,46 @@ class _Mind:
         """What its steps take; what was told before stays where no plan is followed now."""
         plan, problem, name = self._placement.plan, self._placement.problem, wanted.qualified
         if plan is None or problem is None or name in self._placement.awaiting:
-            return list((wanted.obj.get("status") or {}).get("measured") or ())
+            return [dict(entry) for entry in readable(wanted.obj)]
         revision, overcommit = revision_of(spec, self._settings), self._settings.overcommit
         return measured(wanted.obj, name, revision, plan, problem, self._seen, overcommit=overcommit)
+
+    def _leaving(self, wanted: Wanted, spec: ModelDeploymentSpec, pools: Sequence[Pool]) -> list[Pool]:
+        """Pools of a topology or an engine that it has no more: they serve until those that it has do, then drain."""
+        names, namespace = {p.name for p in pools}, namespace_of(wanted.obj)
+        ready = (p.targets and not p.untouched and ready_count(p.workloads) >= p.wanted for p in pools)
+        arrived = bool(pools) and all(ready)
+        made = []
+        for role in _ROLES:
+            name = f"{name_of(wanted.obj)}-{role}"
+            found = self._seen.labelled(WORKLOAD, namespace, **{POOL: name, DEPLOYMENT: name_of(wanted.obj)})
+            if name in names or not found:
+                continue
+            self._staying.add((namespace, name))
+            pods = self._seen.labelled(POD, namespace, **{POOL: name})
+            step = Step((), waits="pods of the new topology are not all ready", rolling=True)
+            if arrived or spec.rollout.strategy is RolloutStrategy.RECREATE:
+                step = advance(role, (), found, pods, now=self._seen.now, drain_s=spec.drain_timeout_seconds)
+                self._take(step)
+            made.append(Pool(name, role, 0, tuple(found), tuple(pods), (), step))
+        return made
+
+    def _take(self, step: Step) -> None:
+        made = self._made
+        made.keep += step.keep
+        made.mark += step.mark
+        made.drain += step.drain
+        made.remove += step.remove
+        made.delete += step.delete
 
     def store(self, wanted: Wanted) -> None:
         """The memory pods of one MemoryStore and the Service in front of them."""
         said = wanted.resource
         assert isinstance(said, MemoryStore)
-        parts = self._placement.parts.get(wanted.qualified, ())
-        count = max(said.spec.replicas, sum(p.processes for p in parts))
+        parts = self._parts(wanted)
         name = f"{name_of(wanted.obj)}-memory"
+        stands = self._unplanned(namespace_of(wanted.obj), name)
+        count = max(said.spec.replicas, sum(p.processes for p in parts), replicas_of(stands) if stands else 0)
         labels = {STORE: name_of(wanted.obj)}
         pool = self._pool(name, "memory", wanted.obj, labels, [(parts, count)], None, store=said.spec)
         self._made.keep.append(self._service(name, wanted.obj, pool, GRPC))
@@ -160,9 +202,10 @@ class _Mind:
         planned = {w.qualified: [p for p in self._parts(w) if p.role == "router"] for w in mine}
         parts = max(planned.values(), key=lambda found: sum(p.processes for p in found))
         pinned = [s.roles.router.replicas for s in specs if s.roles.router and s.roles.router.replicas]
-        seed = max(1, sum(p.processes for p in parts), *pinned)
+        stands = self._unplanned(namespace, ROUTERS)
+        seed = max(1, sum(p.processes for p in parts), *pinned, replicas_of(stands) if stands else 0)
         seen = self._seen.get(ROLE_POOL, namespace, ROUTERS)
-        asked = seed if seen is None else int(seen["spec"].get("replicas", 1))
+        asked = seed if seen is None else replicas_of(seen)
         scaled = seen is not None and annotations_of(seen).get(SEEDED) not in (None, str(asked))
         count = max(1, asked if scaled and not pinned else seed)
         pool = self._pool(ROUTERS, "router", mine[0].obj, {}, [(parts, count)], None, mine)
@@ -173,22 +216,19 @@ class _Mind:
         """Agents, profiles, refused resources, and workloads whose pool is gone."""
         for obj, status, verdict in report.of_others(self._seen, self._reading, self._settings):
             self._tell(obj, status, verdict)
+        made = {key_of(o) for o in self._made.keep}
         kept = {(namespace_of(o), labels_of(o).get(POOL)) for o in self._made.keep}
-        kept |= {
-            (namespace_of(w.obj), f"{name_of(w.obj)}-{role}")
-            for w in self._reading.deployments
-            for role in _all_roles(w)
-        }
+        kept |= self._staying
         # What is refused is not acted upon: its pods, and the routers that serve them, stay as they are.
         held = {(ns, f"{name}-{r}") for k, ns, name in self._reading.refused if k == "ModelDeployment" for r in _ROLES}
         held |= {(ns, ROUTERS) for kind, ns, _ in self._reading.refused if kind == "ModelDeployment"}
         held |= {(ns, f"{name}-memory") for kind, ns, name in self._reading.refused if kind == "MemoryStore"}
-        policies = {key_of(o) for o in self._made.keep if o["kind"] == POLICY.name}
         for kind in (WORKLOAD, SERVICE, BUDGET, POLICY, ROLE_POOL):
             for obj in self._seen.of(kind):
                 pool = (namespace_of(obj), labels_of(obj).get(POOL))
-                wanted = key_of(obj) in policies if kind is POLICY else pool in kept
-                if pool[1] is not None and not wanted and pool not in held:
+                wanted = key_of(obj) in made or pool in (self._staying if kind is POLICY else kept)
+                ours = pool[1] is not None and labels_of(obj).get(MANAGED_BY) == MANAGER
+                if ours and not wanted and pool not in held:
                     self._made.delete.append(obj)
 
     def endings(self) -> None:
@@ -202,7 +242,7 @@ class _Mind:
             self._tell(obj, {}, said)
 
     def _parts(self, wanted: Wanted) -> tuple[PoolPart, ...]:
-        return self._placement.parts.get(wanted.qualified, ())
+        return self._placement.parts.get(wanted.owner, ())
 
     def _model_pool(self, wanted: Wanted, spec: ModelDeploymentSpec, role: str) -> Pool | None:
         name = f"{name_of(wanted.obj)}-{role}"
@@ -212,12 +252,9 @@ class _Mind:
         for part in parts:
             groups[digest(self._affinities.get(part.node_class, ()), part.resource, part.accelerators)].append(part)
         counted = [(tuple(group), sum(p.processes for p in group)) for _, group in sorted(groups.items())]
-        seen = self._seen.labelled(WORKLOAD, namespace_of(wanted.obj), **{POOL: name})
         idle = is_idle(wanted, self._seen)
-        if not counted and not seen and not idle:
-            other = any(p.role in roles_of_parts(self._parts(wanted)) for p in self._parts(wanted))
-            if other:  # the plan chose the other topology
-                return None
+        if not counted and not idle and roles_of_parts(self._parts(wanted)):  # the plan chose the other topology
+            return None
         pool = self._pool(name, role, wanted.obj, labels, counted, spec, untouched=not self._parts(wanted) and not idle)
         said = getattr(spec.roles, role)
         seed = sum(count for _, count in counted) or spec.replicas_of(role) or 1
@@ -245,7 +282,7 @@ class _Mind:
             self._target(name, role, owned_by, common, parts, n, spec, owners, store) for parts, n in counted
         )
         if untouched:
-            count = sum(int(w["spec"].get("replicas", 1)) for w in workloads)
+            count = sum(map(replicas_of, workloads))
             return Pool(name, role, count, workloads, tuple(pods), (), Step(()), untouched=True)
         drain_s = spec.drain_timeout_seconds if spec else _HELPER_DRAIN_S
         recreate = spec is not None and spec.rollout.strategy is RolloutStrategy.RECREATE
@@ -253,13 +290,9 @@ class _Mind:
         count = sum(n for _, n in counted)
         odd = sum(p["metadata"].get("uid") in self._seen.odd for p in pods)
         alike = ready_count(workloads) - odd if odd else count
-        made = self._made
-        made.keep += step.keep
-        made.mark += step.mark
-        made.drain += step.drain
-        made.remove += step.remove
-        made.delete += step.delete
-        made.keep.append(self._budget(name, owned_by, common, owners, 0 if role == "experts" and alike < 2 else 1))
+        self._take(step)
+        unavailable = 0 if role == "experts" and alike < 2 else 1
+        self._made.keep.append(self._budget(name, owned_by, common, owners, unavailable))
         return Pool(name, role, count, workloads, tuple(pods), targets, step, odd=odd)
 
     def _target(
@@ -292,6 +325,10 @@ class _Mind:
             deployment=name_of(owned_by),
             store=store,
         )
+        stands = None if parts else self._unplanned(namespace_of(owned_by), name)
+        old = ((((stands or {}).get("spec") or {}).get("template") or {}).get("spec") or {}).get("containers") or ()
+        if spec is None and old and old[0].get("resources"):
+            pods["spec"]["containers"][0]["resources"] = old[0]["resources"]
         surge = {"maxSurge": 1, "maxUnavailable": 0}
         body["spec"] = {
             "selector": {"matchLabels": {WORKLOAD_LABEL: name}},
@@ -302,6 +339,11 @@ class _Mind:
         if spec is not None and spec.rollout.strategy is RolloutStrategy.RECREATE:
             body["spec"]["strategy"] = {"type": "Recreate"}
         return Target(body, count)
+
+    def _unplanned(self, namespace: str, name: str) -> Object | None:
+        """A workload as it stands, where nothing can be planned: that is no reason to make it smaller."""
+        nothing = self._placement.plan is None and self._placement.trouble
+        return self._seen.get(WORKLOAD, namespace, name) if nothing else None
 
     def _size(self, parts: Sequence[PoolPart]) -> Size:
         """What one pod takes. Devices that only ResourceSlices tell of come by the deployment's claims."""
@@ -347,7 +389,7 @@ class _Mind:
         if pinned is not None:
             body["spec"]["replicas"] = pinned
         elif seen is None or SEEDED not in annotations_of(seen):
-            count = seed if seen is None else int(seen["spec"].get("replicas", seed))
+            count = min(seed, _SEED_MAX) if seen is None else replicas_of(seen, seed)
             # Owners are not seeded: what two managers have said, one of them cannot take back.
             metadata = {k: v for k, v in body["metadata"].items() if k != "ownerReferences"}
             seeded = {**body, "metadata": {**metadata, "annotations": {SEEDED: str(count)}}}
@@ -409,11 +451,6 @@ def roles_of_parts(parts: Sequence[PoolPart]) -> set[str]:
 
 def _is_native(wanted: Wanted) -> bool:
     return isinstance(wanted.resource, ModelDeployment) and wanted.resource.spec.engine is Engine.NATIVE
-
-
-def _all_roles(wanted: Wanted) -> tuple[str, ...]:
-    assert isinstance(wanted.resource, ModelDeployment)
-    return roles_of(wanted.resource) if _is_native(wanted) else ("external",)
 
 
 def _scaled(seen: Object, pool: Pool, now: str) -> list[dict[str, Any]]:

@@ -13,16 +13,22 @@ from typing import Any, Final
 from katsura_operator.core.objects import APPLIED, Object, annotations_of, digest
 
 _SUFFIXES: Final[Mapping[str, int | Decimal]] = {
+    "n": Decimal("1e-9"),
+    "u": Decimal("1e-6"),
     "m": Decimal("0.001"),
     "": 1,
     "k": 10**3,
     "M": 10**6,
     "G": 10**9,
     "T": 10**12,
+    "P": 10**15,
+    "E": 10**18,
     "Ki": 2**10,
     "Mi": 2**20,
     "Gi": 2**30,
     "Ti": 2**40,
+    "Pi": 2**50,
+    "Ei": 2**60,
 }
 
 
@@ -67,7 +73,7 @@ def _quantity(value: Any) -> Decimal | None:
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     text = str(value)
-    number = text.rstrip("kKMGTim")
+    number = text.rstrip("".join(_SUFFIXES))
     factor = _SUFFIXES.get(text[len(number) :])
     try:
         return None if factor is None else Decimal(number) * factor

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from katsura.manifests.cluster import ROLE_LABEL
@@ -127,6 +129,27 @@ def is_true(obj: Object, kind: str) -> bool:
 def is_ending(obj: Object) -> bool:
     """Whether it was deleted and only finishes its work."""
     return "deletionTimestamp" in obj["metadata"]
+
+
+def replicas_of(obj: Object, default: int = 1) -> int:
+    """Its `spec.replicas`; `default` where it says nothing."""
+    said = (obj.get("spec") or {}).get("replicas")
+    return default if said is None else int(said)
+
+
+def number(value: Any) -> float | None:
+    """A finite number; None for everything else that JSON can hold."""
+    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return float(value) if known else None
+
+
+def moment(text: Any) -> datetime | None:
+    """RFC 3339, by UTC where it names no zone; None for what is no time."""
+    try:
+        found = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def owner(obj: Object) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from math import ceil
 from statistics import median
 from typing import Any, Final
@@ -26,8 +25,10 @@ from katsura_operator.core.objects import (
     is_ending,
     is_true,
     labels_of,
+    moment,
     namespace_of,
 )
+from katsura_operator.core.plans import bounded, listed
 from katsura_operator.core.snapshot import Sample, Snapshot
 
 STEPS_MIN: Final = 50
@@ -42,6 +43,8 @@ _LOADED: Final = 4.0
 """How far above a measured batch the planned one may be for the ratio to count: as far as the cost model answers beyond
 what it saw (`cost.Coefficients`)."""
 _ENTRIES_MAX: Final = 8
+_RATIO_MAX: Final = 1e6
+_STEP_MAX_S, _BATCH_MAX, _CONTEXT_MAX = 1e5, 1e5, 1e8
 _LEADS: Final = ("attention", "unified")
 
 
@@ -145,11 +148,11 @@ def measured(
     if service is None:
         return []
     entries: dict[str, dict[str, Any]] = {}
-    for old in ((obj.get("status") or {}).get("measured") or ())[:_ENTRIES_MAX]:
+    for old in readable(obj)[:_ENTRIES_MAX]:
         devices = [part.rpartition(" x")[0] for part in str(old["name"]).split(" + ")]
         if old.get("basis") == basis_of(problem, service, devices):
             entries[str(old["name"])] = dict(old)
-    mine = [s for s in seen.samples if s.deployment == name and s.revision == revision]
+    mine = [s for s in seen.samples if s.deployment == name and s.revision == revision and _is_sane(s)]
     if len(mine) < SAMPLES_MIN:
         return list(entries.values())
     makes, planned = tuple(_makes(plan, name, problem)), _planned_batch(plan, name)
@@ -160,7 +163,7 @@ def measured(
             continue
         predicted = predicted_step_s(problem, service, make.places, make.micro, sample.batch, sample.context)
         near = sample.batch * len(make.leads) * _LOADED >= planned
-        if predicted:
+        if predicted and bounded(sample.step_s / predicted, _RATIO_MAX):
             compared[make.units].append(_Compared(sample, predicted, near))
     for units, found in sorted(compared.items()):
         near_ones = [c for c in found if c.near]
@@ -174,15 +177,31 @@ def measured(
     return [entries[key] for key in sorted(entries)]
 
 
+def readable(obj: Object) -> list[Mapping[str, Any]]:
+    """Entries of its `status.measured`; those that another version or another hand left unreadable say nothing."""
+    return [
+        e
+        for e in listed(obj, "measured", "name", "ratio", "error90", "basis", "samples", "time")
+        if moment(e["time"]) and all(isinstance(e[key], str) for key in ("name", "basis", "time"))
+        if all(bounded(e[key], _RATIO_MAX) for key in ("ratio", "error90")) and isinstance(e["samples"], int)
+    ]
+
+
 def counted(obj: Object) -> tuple[Pace, ...]:
     """What plans shall use of a ModelDeployment's `status.measured`."""
     made = []
-    for e in (obj.get("status") or {}).get("measured") or ():
+    for e in readable(obj):
         device, _, units = e["name"].rpartition(" x")
         if e.get("counts") and units.isdigit():
             known = (float(e["ratio"]), float(e["error90"]), e["basis"], e["samples"], e["time"][:10])
             made.append(Pace(device, int(units), *known))
     return tuple(made)
+
+
+def _is_sane(sample: Sample) -> bool:
+    """Whether a shard can have shown it: counts of one that is out of its mind say nothing."""
+    limits = ((sample.step_s, _STEP_MAX_S), (sample.batch, _BATCH_MAX), (sample.context, _CONTEXT_MAX))
+    return all(bounded(value, most) for value, most in limits) and bounded(sample.cores, _BATCH_MAX) is not None
 
 
 def _summary(found: Sequence[_Compared]) -> dict[str, Any]:
@@ -201,8 +220,9 @@ def _summary(found: Sequence[_Compared]) -> dict[str, Any]:
 
 def _is_news(entry: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
     """Whether it is worth a write, and a plan: what counts is not replaced by what does not."""
-    since = datetime.fromisoformat(entry["time"]) - datetime.fromisoformat(str(old["time"]))
-    if since.total_seconds() < REST_S or (old.get("counts") and not entry["counts"]):
+    before, today = moment(old["time"]), moment(entry["time"])
+    since_s = (today - before).total_seconds() if before and today else REST_S
+    if 0 <= since_s < REST_S or (old.get("counts") and not entry["counts"]):
         return False
     apart = abs(entry["ratio"] - old["ratio"]) > CHANGE * old["ratio"]
     return apart or bool(entry["counts"] and not old.get("counts"))
@@ -218,7 +238,7 @@ def _makes(plan: Mapping[str, Any], name: str, problem: Problem) -> Iterator[_Ma
                 for p in instance["places"]
             )
             if all(unit_of(p, classes) is not None for p in places):
-                yield _make(places, int(entry.get("microBatches", 1)), classes)
+                yield _make(places, int(bounded(entry.get("microBatches"), _BATCH_MAX) or 1), classes)
 
 
 def _make(places: tuple[Place, ...], micro: int, classes: Mapping[str, NodeClass]) -> _Make:
@@ -244,6 +264,5 @@ def _make_of(sample: Sample, makes: Sequence[_Make], overcommit: float) -> _Make
 
 
 def _planned_batch(plan: Mapping[str, Any], name: str) -> float:
-    services: Sequence[Mapping[str, Any]] = plan["status"].get("services", ())
-    point = next((s.get("point") for s in services if s["name"] == name), None) or {}
-    return float(point.get("batch", 0.0))
+    point = next((s.get("point") for s in listed(plan, "services", "name") if s["name"] == name), None) or {}
+    return bounded(point.get("batch"), _BATCH_MAX) or 0.0

@@ -17,7 +17,7 @@ from katsura.domain.units import GIB
 from katsura.manifests.bundle import Bundle, read_documents
 from katsura.manifests.conditions import Why
 from katsura.manifests.decision import Decision, PoolPart, Situation, decide, pools, state
-from katsura.manifests.document import parse
+from katsura.manifests.document import tree
 from katsura.manifests.kinds import (
     AcceleratorProfile,
     AcceleratorProfileSpec,
@@ -54,8 +54,10 @@ from katsura_operator.core.objects import (
     is_ending,
     name_of,
     namespace_of,
+    replicas_of,
 )
 from katsura_operator.core.pace import counted
+from katsura_operator.core.plans import is_whole, listed, next_name, plans
 from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Snapshot
 
@@ -81,6 +83,11 @@ class Wanted:
         """`namespace/name`."""
         return f"{namespace_of(self.obj)}/{name_of(self.obj)}"
 
+    @property
+    def owner(self) -> str:
+        """Whose parts in a plan are its: a deployment and a store may have one name."""
+        return self.qualified if isinstance(self.resource, ModelDeployment) else f"{self.qualified}:memory"
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -101,7 +108,7 @@ class Placement:
     Attributes:
         plan: the PlacementPlan in force, as an object with its name; None where nothing can be planned.
         is_new: it is not stored yet.
-        parts: per deployment or store (`namespace/name`). awaiting: deployments whose plan waits for approval.
+        parts: per deployment or store (`Wanted.owner`). awaiting: deployments whose plan waits for approval.
         trouble: why nothing can be planned at all, its reason `why`; left_out: why a deployment is not in the plan.
         classes: of nodes that the plan knows. problem: what it answers, as it is today.
         named: per deployment an older plan, kept, that it names already and that gave it the same.
@@ -157,7 +164,7 @@ def read(snapshot: Snapshot) -> Reading:
     agents = [
         _qualified(agent, namespace_of(obj))
         for obj in snapshot.of(AGENT)
-        if not is_ending(obj) and "flow" in obj["spec"] and (agent := _read(obj, Agent, refused)) is not None
+        if not is_ending(obj) and (agent := _read(obj, Agent, refused)) is not None and agent.spec.flow is not None
     ]
     return Reading(tuple(deployments), tuple(stores), tuple(profiles), refused, tuple(agents))
 
@@ -183,12 +190,12 @@ def _qualified(agent: Agent, namespace: str) -> Agent:
 
 def _read(obj: Object, kind: type[R], refused: dict[tuple[str, str, str], Refusal]) -> R | None:
     problems: list[Problem] = []
-    plain = {key: obj[key] for key in ("apiVersion", "kind", "metadata", "spec") if key in obj}
+    said = {key: obj[key] for key in ("apiVersion", "kind", "metadata", "spec") if key in obj}
     try:
-        bundle = read_documents(parse(name_of(obj), json.dumps(plain), problems), problems, whole=False)
+        bundle = read_documents([tree(name_of(obj), said)], problems, whole=False)
     except ManifestError as error:
-        said = "; ".join(f"{p.field}: {p.message}" for p in error.problems)
-        refused[kind.__name__, namespace_of(obj), name_of(obj)] = (Why.INVALID_CONFIGURATION, said)
+        why = "; ".join(f"{p.field}: {p.message}" for p in error.problems)
+        refused[kind.__name__, namespace_of(obj), name_of(obj)] = (Why.INVALID_CONFIGURATION, why)
         return None
     found = (*bundle.deployments, *bundle.memory_stores, *bundle.profiles, *bundle.agents)
     made = found[0]
@@ -208,7 +215,7 @@ def demand(wanted: Wanted, role: str, snapshot: Snapshot) -> int | None:
     if said is not None and said.replicas is not None:
         return said.replicas
     pool = snapshot.get(ROLE_POOL, namespace_of(wanted.obj), f"{name_of(wanted.obj)}-{role}")
-    asked = None if pool is None else int(pool["spec"].get("replicas", 1))
+    asked = None if pool is None else replicas_of(pool)
     if pool is None or asked is None or annotations_of(pool).get(SEEDED) == str(asked):
         return None if spec.traffic is not None else spec.replicas_of(role)
     scaling = said.scaling if said else None
@@ -272,11 +279,6 @@ def _overcommitted(node: Object, factor: float) -> Object:
     return {**node, "status": {**node["status"], "allocatable": {**allocatable, "cpu": f"{cores * factor:g}"}}}
 
 
-def plans(snapshot: Snapshot, settings: Settings) -> list[Object]:
-    """Stored plans, oldest first; their names count up."""
-    return sorted(snapshot.of(PLAN, settings.namespace), key=name_of)
-
-
 def place(
     reading: Reading,
     snapshot: Snapshot,
@@ -288,12 +290,12 @@ def place(
     if not asked.bundle.deployments:
         return Placement()
     stored = plans(snapshot, settings)
-    solved = [p for p in stored if (p.get("status") or {}).get("assignments") is not None]
+    solved = [p for p in stored if is_whole(p)]
     last = solved[-1] if solved else None
     trouble, why = "", Why.PLAN_INFEASIBLE
     try:
         problem, left_out = state(asked, Options(), known(snapshot, settings))
-        if last is not None and last["spec"].get("inputsHash") == inputs_hash(problem):
+        if last is not None and (last.get("spec") or {}).get("inputsHash") == inputs_hash(problem):
             made, is_new = last, False
         else:
             decision = solve(replace(asked, current=None if last is None else standing(current_of(last), problem)))
@@ -307,7 +309,8 @@ def place(
     except KatsuraError as error:
         return Placement(trouble=error.message)
     parts = _parts(current_of(made), problem)
-    awaiting = _follow_approved(reading, stored, name_of(made), problem, parts)
+    known_plans = [p for p in snapshot.of(PLAN, settings.namespace) if is_whole(p)]
+    awaiting = _follow_approved(reading, known_plans, name_of(made), problem, parts)
     given = {k: tuple(v) for k, v in parts.items()}
     lasting = {name_of(p) for p in stored[max(0, len(stored) - settings.plans_kept + is_new) :]}
     named = _named_already(reading, [p for p in solved if name_of(p) in lasting], made)
@@ -328,10 +331,8 @@ def standing(current: Current, problem: PlacementProblem) -> Current:
 def _named(document: Mapping[str, Any], stored: list[Object], settings: Settings) -> dict[str, Any]:
     """`document` under the next free name; one that was stored without its status is completed instead."""
     last = stored[-1] if stored else None
-    if last is not None and "status" not in last and last["spec"] == document["spec"]:
-        name = name_of(last)
-    else:
-        name = f"plan-{int(name_of(last).rpartition('-')[2]) + 1 if last else 1:06d}"
+    half = last is not None and not last.get("status") and last.get("spec") == document["spec"]
+    name = name_of(last) if last is not None and half else next_name(stored)
     return {**document, "metadata": {"name": name, "namespace": settings.namespace}}
 
 
@@ -354,7 +355,7 @@ def _named_already(reading: Reading, kept: list[Object], in_force: Object) -> di
 def _slices(plan: Object) -> dict[str, Any]:
     """What a plan says of each service: its entry, without the nulls that stored ones lost, and its assignments in any
     order."""
-    services = plan["status"].get("services", ())
+    services = listed(plan, "services", "name")
     made: dict[str, Any] = {s["name"]: [{k: v for k, v in s.items() if v is not None}] for s in services}
     for entry in sorted(plan["status"]["assignments"], key=json.dumps):
         made.setdefault(entry["service"], []).append(entry)
@@ -366,7 +367,7 @@ def _parts(current: Current, problem: PlacementProblem) -> dict[str, list[PoolPa
     instances = tuple(i for i in current.instances if all(p.node_class in known for p in i.places))
     parts: dict[str, list[PoolPart]] = defaultdict(list)
     for part in pools(Current(instances), problem):
-        parts[part.owner].append(part)
+        parts[part.owner if part.role != "memory" else f"{part.owner}:memory"].append(part)
     return parts
 
 
@@ -386,7 +387,7 @@ def _follow_approved(
         if not said.spec.placement.advisory or approved == in_force:
             continue
         awaiting.add(wanted.qualified)
-        old = next((p for p in stored if name_of(p) == approved and "status" in p), None)
+        old = next((p for p in stored if name_of(p) == approved), None)
         parts.pop(wanted.qualified, None)
         if old is not None:
             parts.update({k: v for k, v in _parts(current_of(old), problem).items() if k == wanted.qualified})

@@ -25,8 +25,11 @@ from katsura_operator.core.objects import (
     labels_of,
     name_of,
     namespace_of,
+    number,
+    replicas_of,
 )
 from katsura_operator.core.placing import Placement, Reading, Wanted
+from katsura_operator.core.plans import bounded, listed
 from katsura_operator.core.rollout import Pool, is_settled, pod_count, ready_count
 from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Snapshot
@@ -37,23 +40,30 @@ Report = tuple[dict[str, Any], list[Said]]
 _NO_HINTS: Final = "only a local run heeds hints; in a cluster the key hints-url of the Secret names that server"
 _UNMET: Final = f"{Reason.DURABILITY_UNAVAILABLE}: "
 """How a memory pod begins to say that its server promises too little."""
+_MOST: Final = 1e9
+_DRAINING_MAX: Final = 256
 _ACCEPTED = Said(ConditionType.ACCEPTED, True, Why.VALID)
 
 
-def of_deployment(wanted: Wanted, pools: Sequence[Pool], placement: Placement, *, idle: bool) -> Report:
-    """Status and conditions of a ModelDeployment."""
+def of_deployment(
+    wanted: Wanted, pools: Sequence[Pool], placement: Placement, *, idle: bool, leaving: Sequence[Pool] = ()
+) -> Report:
+    """Status and conditions of a ModelDeployment. `leaving`: pools that serve until `pools` do."""
     planned = _planned(wanted, placement, idle=idle)
     settled = all(_is_settled(p) for p in pools)
-    rolling = any(p.step.rolling for p in pools)
-    short = [p for p in pools if _is_short(p)]
-    serves = bool(pools) and all(ready_count(p.workloads) > 0 for p in pools)
+    settled = settled and not leaving
+    rolling = bool(leaving) or any(p.step.rolling for p in pools)
+    as_before = bool(leaving) and all(ready_count(p.workloads) > 0 for p in leaving)
+    short = [] if as_before else [p for p in pools if _is_short(p)]
+    serves = as_before or (bool(pools) and all(ready_count(p.workloads) > 0 for p in pools))
     external = wanted.resource.spec.engine.value == "external"  # type: ignore[union-attr]
     said = [_ACCEPTED] if external else [_ACCEPTED, planned]
     if idle:
         said += [Said(ConditionType.PROGRESSING, not settled, Why.SCALING if not settled else Why.STABLE)]
         said += [Said(ConditionType.READY, True, Why.IDLE, "zero replicas are asked for")]
     else:
-        said += [_progress(pools, settled, rolling), _ready(wanted, planned, pools, serves, external=external)]
+        said.append(_progress([*pools, *leaving], settled, rolling))
+        said.append(_ready(wanted, planned, pools, serves, external=external))
     degraded = serves and bool(short) and not idle
     fewer = ", ".join(f"{p.name}: {ready_count(p.workloads)} of {p.wanted}{_apart(p)}" for p in short)
     why = Why.FEWER_THAN_ASKED if degraded else Why.STABLE
@@ -65,7 +75,7 @@ def of_deployment(wanted: Wanted, pools: Sequence[Pool], placement: Placement, *
             "replicas": pod_count(p.workloads),
             "readyReplicas": ready_count(p.workloads),
         }
-        for p in pools
+        for p in (*pools, *leaving)
     ]
     revisions = {labels_of(t.body).get("katsura.dev/revision", "") for p in pools for t in p.targets}
     body = {"roles": roles, "revision": next(iter(sorted(revisions)), ""), "plan": _slice(wanted, placement)}
@@ -90,7 +100,7 @@ def of_store(obj: Object, pool: Pool, endpoint: str) -> Report:
 
 def of_pool(seen: Object, pool: Pool, placement: Placement) -> Report:
     """Status and conditions of a RolePool."""
-    asked = int(seen["spec"].get("replicas", 1))
+    asked = replicas_of(seen)
     message = ""
     if pool.wanted != asked:
         message = f"{asked} asked for, {pool.wanted} granted by {placement.plan_name or 'no plan'}"
@@ -100,7 +110,7 @@ def of_pool(seen: Object, pool: Pool, placement: Placement) -> Report:
         "granted": pool.wanted,
         "message": message,
         "selector": f"{POOL}={pool.name}",
-        "draining": draining(pool),
+        "draining": draining(pool)[:_DRAINING_MAX],
     }
     holds = not _is_short(pool) and (_was_ready(seen) or _has_fresh(pool))
     why = Why.ALL_ROLES_READY if holds and pool.wanted else Why.IDLE if holds else Why.PODS_NOT_READY
@@ -152,10 +162,11 @@ def _planned(wanted: Wanted, placement: Placement, *, idle: bool) -> Said:
     if placement.plan is None:
         return Said(kind, False, Why.NOT_PLANNED)
     service = _service_of(name, placement)
-    if not placement.parts.get(name) or (service.get("unmetShare") or 0) > 1e-6:
+    if not placement.parts.get(name) or (number(service.get("unmetShare")) or 0) > 1e-6:
         unmet = f"{placement.plan_name} cannot give it what it asks for: "
-        unmet += "; ".join(r["why"] for r in placement.plan["status"].get("refused", ()) if r["service"] == name)
-        helps = [r["what"] for r in placement.plan["status"].get("relaxations", ())]
+        refused = listed(placement.plan, "refused", "service", "why")
+        unmet += "; ".join(str(r["why"]) for r in refused if r["service"] == name)
+        helps = [str(r["what"]) for r in listed(placement.plan, "relaxations", "what")]
         more = f"; it would fit with: {', '.join(helps)}" if helps else ""
         return Said(kind, False, Why.INSUFFICIENT_CAPACITY, unmet.rstrip(": ") + more)
     plan = placement.plan_of(name)
@@ -163,7 +174,7 @@ def _planned(wanted: Wanted, placement: Placement, *, idle: bool) -> Said:
 
 
 def _service_of(name: str, placement: Placement) -> Mapping[str, Any]:
-    services = placement.plan["status"].get("services", ()) if placement.plan else ()
+    services = listed(placement.plan, "services", "name") if placement.plan else ()
     return next((s for s in services if s["name"] == name), {})
 
 
@@ -174,17 +185,17 @@ def _slice(wanted: Wanted, placement: Placement) -> dict[str, Any]:
     point = service.get("point") or {}
     made = {
         "name": name_of(plan),
-        "hourlyUsd": service.get("hourlyUsd", 0.0),
-        "itlMs": point.get("itlMs"),
-        "ttftMs": point.get("ttftMs"),
-        "gap": min(1.0, max(0.0, plan["status"].get("gap", 0.0))),
+        "hourlyUsd": bounded(service.get("hourlyUsd"), _MOST) or 0.0,
+        "itlMs": bounded(point.get("itlMs"), _MOST),
+        "ttftMs": bounded(point.get("ttftMs"), _MOST),
+        "gap": min(1.0, max(0.0, number((plan.get("status") or {}).get("gap")) or 0.0)),
     }
     return {k: v for k, v in made.items() if v is not None}
 
 
 def _is_settled(pool: Pool) -> bool:
     if pool.untouched:
-        return all(is_settled(w, int(w["spec"].get("replicas", 1))) for w in pool.workloads)
+        return all(is_settled(w, replicas_of(w)) for w in pool.workloads)
     have = {name_of(w): w for w in pool.workloads}
     return not pool.step.rolling and all(
         is_settled(have.get(str(t.body["metadata"]["name"])), t.replicas) for t in pool.targets
@@ -197,7 +208,7 @@ def _progress(pools: Sequence[Pool], settled: bool, rolling: bool) -> Said:
     if any(p.step.mark or p.step.drain for p in pools):
         return Said(kind, True, Why.DRAINING, waits)
     if rolling:
-        homeless = "; ".join(said for p in pools if p.step.rolling and (said := homeless_of(p.pods)))
+        homeless = "; ".join(said for p in pools if (said := homeless_of(p.pods)))
         if homeless:
             helps = "make room for old and new pods at once, or set rollout.strategy: Recreate"
             return Said(kind, True, Why.INSUFFICIENT_CAPACITY, f"{homeless}; {helps}")
@@ -245,17 +256,17 @@ def _has_fresh(pool: Pool) -> bool:
     for target in pool.targets:
         workload = have.get(str(target.body["metadata"]["name"]))
         status = (workload or {}).get("status") or {}
-        if workload is None or status.get("observedGeneration", 0) < workload["metadata"].get("generation", 1):
+        if workload is None or (status.get("observedGeneration") or 0) < workload["metadata"].get("generation", 1):
             return False
-        if target.replicas and min(status.get("updatedReplicas", 0), status.get("readyReplicas", 0)) < 1:
+        if target.replicas and min(status.get("updatedReplicas") or 0, status.get("readyReplicas") or 0) < 1:
             return False
     return True
 
 
 def _of_agent(obj: Object, seen: Snapshot) -> list[Said]:
-    spec, namespace = obj["spec"], namespace_of(obj)
+    spec, namespace = obj["spec"], namespace_of(obj)  # a valid one: others are refused
     named = [(MODEL_DEPLOYMENT, spec["modelRef"]["name"])]
-    if "memoryRef" in spec:
+    if spec.get("memoryRef"):
         named.append((MEMORY_STORE, spec["memoryRef"]["name"]))
     found = [(kind, name, seen.get(kind, namespace, name)) for kind, name in named]
     missing = [f"no {kind.name} {name!r} in namespace {namespace}" for kind, name, it in found if it is None]

@@ -10,9 +10,9 @@ highest rank goes first, pods that are not ready before all others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 
 from katsura_operator.core.objects import (
@@ -23,11 +23,15 @@ from katsura_operator.core.objects import (
     is_ending,
     is_true,
     labels_of,
+    moment,
     name_of,
+    replicas_of,
 )
 
 WORKLOAD_LABEL: Final = "katsura.dev/workload"
 """On pods: which workload of the pool they belong to."""
+_SKEW_S: Final = 60
+"""By which the clocks of two operators may differ."""
 NEEDS_DRAIN: Final = frozenset(("attention", "experts", "unified"))
 """Roles that are told over gRPC to finish; the others finish what they have by SIGTERM alone."""
 
@@ -139,7 +143,7 @@ class _Shrink:
 
 def _shrink(role: str, workload: Object | None, want: int, pods: Sequence[Object], now: str, drain_s: int) -> _Shrink:
     have = 0 if workload is None else _count(workload)
-    marked = [p for p in pods if DRAINING in annotations_of(p)]
+    marked = [p for p in pods if _drains_s(p, now) >= -max(drain_s, _SKEW_S)]  # others by another hand: marked anew
     surplus = have - want
     if surplus <= 0:
         return _Shrink(want, remove=tuple(marked))
@@ -160,14 +164,14 @@ def is_settled(workload: Object | None, replicas: int) -> bool:
     if workload is None or is_ending(workload):
         return False
     status = workload.get("status") or {}
-    seen = status.get("observedGeneration", 0) >= workload["metadata"].get("generation", 1)
-    counts = [status.get(key, 0) for key in ("replicas", "updatedReplicas", "readyReplicas")]
+    seen = (status.get("observedGeneration") or 0) >= workload["metadata"].get("generation", 1)
+    counts = [status.get(key) or 0 for key in ("replicas", "updatedReplicas", "readyReplicas")]
     return seen and _count(workload) == replicas and counts == [replicas] * 3
 
 
 def ready_count(workloads: Sequence[Object]) -> int:
     """Ready pods of them."""
-    return sum((w.get("status") or {}).get("readyReplicas", 0) for w in workloads)
+    return sum((w.get("status") or {}).get("readyReplicas") or 0 for w in workloads)
 
 
 def pod_count(workloads: Sequence[Object]) -> int:
@@ -182,8 +186,13 @@ def _rank(pod: Object) -> tuple[bool, list[int], str]:
 
 
 def _is_drained(pod: Object, now: str, drain_s: int) -> bool:
-    since = datetime.fromisoformat(annotations_of(pod)[DRAINING])
-    return not is_true(pod, "Ready") or (datetime.fromisoformat(now) - since).total_seconds() >= drain_s
+    return not is_true(pod, "Ready") or _drains_s(pod, now) >= drain_s
+
+
+def _drains_s(pod: Object, now: str) -> float:
+    """Seconds since it was marked, below 0 where clocks differ; -inf where it is not marked by any time."""
+    since, today = moment(annotations_of(pod).get(DRAINING)), moment(now)
+    return -math.inf if since is None or today is None else (today - since).total_seconds()
 
 
 def _pods_of(workload: str, pods: Sequence[Object]) -> list[Object]:
@@ -191,11 +200,11 @@ def _pods_of(workload: str, pods: Sequence[Object]) -> list[Object]:
 
 
 def _count(workload: Object) -> int:
-    return int((workload.get("spec") or {}).get("replicas", 1))
+    return replicas_of(workload)
 
 
 def _observed(workload: Object) -> int:
-    return int((workload.get("status") or {}).get("replicas", 0))
+    return int((workload.get("status") or {}).get("replicas") or 0)
 
 
 def _with_count(body: Mapping[str, Any], count: int) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def conditions(obj: Object, said: Sequence[Said], now: str) -> list[dict[str, An
                 "reason": entry.why.value,
                 "message": entry.message[:_MESSAGE_MAX],
                 "observedGeneration": obj["metadata"].get("generation", 1),
-                "lastTransitionTime": old["lastTransitionTime"] if old.get("status") == status else now,
+                "lastTransitionTime": (old.get("status") == status and old.get("lastTransitionTime")) or now,
             }
         )
     return made
@@ -127,6 +127,6 @@ def event(obj: Object, reason: EventReason, note: str, now: str, mark: str) -> d
         "action": reason.value,
         "reason": reason.value,
         "type": "Warning" if reason in _BAD else "Normal",
-        "note": note[:_MESSAGE_MAX],
+        "note": note.encode()[:_MESSAGE_MAX].decode(errors="ignore"),
         "regarding": {"apiVersion": obj["apiVersion"], "kind": obj["kind"], **regarding},
     }

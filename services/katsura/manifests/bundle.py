@@ -27,7 +27,10 @@ from katsura.manifests.rules import ManifestError, Problem
 from katsura.placement.agents import AgentGraph, Call, Edge
 
 _SERVER_FIELDS = frozenset(
-    ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields", "ownerReferences", "finalizers")
+    (
+        *("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields", "ownerReferences"),
+        *("finalizers", "deletionTimestamp", "deletionGracePeriodSeconds", "generateName", "selfLink"),
+    )
 )
 """Metadata that an API server writes: read past, so that what `kubectl get -o yaml` prints can be used as it is."""
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from katsura.domain.units import GIB
 from katsura.manifests.bundle import Bundle, read_documents
-from katsura.manifests.document import Entries, Items, Leaf, Node, parse
+from katsura.manifests.document import Entries, Items, Leaf, Node, parse, tree
 from katsura.manifests.foreign import Foreign, plain
 from katsura.manifests.rules import ManifestError, Problem, parse_quantity
 
@@ -103,8 +103,7 @@ def read_cluster(files: Iterable[tuple[str, str]]) -> Cluster:
                 case str(version), "ResourceSlice" if version.startswith("resource.k8s.io/"):
                     slices.append(foreign(file, entry))
                 case _ if isinstance(entry, Mapping):
-                    # JSON of our kinds: through YAML, so that it is checked by the same reader.
-                    ours += parse(file, json.dumps(entry), problems)
+                    ours.append(tree(file, entry))
                 case _:
                     ours.append(entry)
     bundle = read_documents(ours, problems)

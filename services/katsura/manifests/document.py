@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
@@ -115,6 +116,16 @@ class _Converter:
 
     def _place(self, node: yaml.Node) -> Place:
         return Place(self._file, node.start_mark.line + 1, node.start_mark.column + 1)
+
+
+def tree(file: str, data: Any) -> Node:
+    """Parsed JSON as a tree: what YAML reads otherwise than JSON (`1e-05`, characters written as two escapes) stays."""
+    place = Place(file, 1, 1)
+    if isinstance(data, Mapping):
+        return Entries(place, {str(k): tree(file, v) for k, v in data.items()}, {str(k): place for k in data})
+    if isinstance(data, list | tuple):
+        return Items(place, tuple(tree(file, v) for v in data))
+    return Leaf(place, data)
 
 
 def parse(file: str, text: str, problems: list[Problem]) -> Iterator[Node]:

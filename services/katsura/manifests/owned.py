@@ -45,7 +45,7 @@ class RolePoolStatus:
     observed_generation: _Generation = None
     replicas: _Count = 0
     ready_replicas: _Count = 0
-    granted: Annotated[int, Rule("pods that the plan gives it", 0, 256)] = 0
+    granted: Annotated[int, Rule("pods that the plan gives it", 0, 100_000)] = 0
     message: Annotated[str, Rule("why granted is what it is", 0, 2048)] = ""
     selector: Annotated[str, Rule("label selector of its pods", 0, 512)] = ""
     draining: Annotated[tuple[str, ...], Rule("pods that finish their work before they end", maximum=256)] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import yaml
 
@@ -95,7 +95,7 @@ class World:
         """Why Jobs fail; empty where they succeed."""
 
     @classmethod
-    def in_memory(cls, settings: Settings | None = None) -> World:
+    def in_memory(cls, settings: Settings | None = None) -> Self:
         """A namespace of an `ApiServer` of its own: no rights, no schemas, and a hundred passes a second."""
         server = ApiServer()
         return cls(server, settings.namespace if settings else "space", TwinKube(server), settings)

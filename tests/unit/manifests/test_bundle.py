@@ -95,3 +95,9 @@ def test_problems_of_all_files_are_listed_together() -> None:
         "1.yaml:4",
         "2.yaml:1",
     ]
+
+
+def test_what_an_api_server_writes_into_metadata_is_read_past() -> None:
+    written = "uid: u, generateName: a-, deletionTimestamp: now, deletionGracePeriodSeconds: 0, selfLink: /a"
+    text = store().replace("{name: s}", f"{{name: s, {written}}}")
+    assert read_manifests([("f.yaml", text)]).memory_stores[0].metadata.name == "s"

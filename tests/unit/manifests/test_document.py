@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from katsura.manifests.document import Entries, Items, Leaf, Node, parse
+from katsura.manifests.document import Entries, Items, Leaf, Node, parse, tree
+from katsura.manifests.foreign import plain
 from katsura.manifests.rules import Problem
 
 
@@ -63,3 +64,10 @@ def test_a_date_is_text_and_an_anchor_may_be_shared() -> None:
     assert isinstance(nodes[0], Entries)
     assert nodes[0].nodes["a"].value == "2026-01-02"  # type: ignore[union-attr]
     assert nodes[0].nodes["c"] == nodes[0].nodes["b"]
+
+
+def test_parsed_json_is_a_tree_without_a_detour_through_yaml() -> None:
+    root = tree("chat", {"small": 1e-05, "said": "🚀\x7f", "list": [None, {"yes": True}]})
+    assert isinstance(root, Entries)
+    assert plain(root) == {"small": 1e-05, "said": "🚀\x7f", "list": [None, {"yes": True}]}
+    assert root.keys["said"].problem("said", "no").file == "chat"

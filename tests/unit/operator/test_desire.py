@@ -66,7 +66,8 @@ class Twin:
     def carry_out(self, made: Desired) -> int:
         count = 0
         if made.plan is not None:
-            self._put(dict(made.plan))
+            labels = {"app.kubernetes.io/managed-by": "katsura-operator"}
+            self._put({**made.plan, "metadata": {**made.plan["metadata"], "labels": labels}})
             count += 1
         for body in (*made.seeds, *map(stamped, made.keep)):
             seen = self.objects.get(key_of(body))

@@ -44,3 +44,11 @@ def test_nothing_is_not_something() -> None:
 )
 def test_quantities_are_compared_by_value(a: Any, b: Any, same: bool) -> None:
     assert contains(a, b) is same
+
+
+@pytest.mark.parametrize(
+    ("wanted", "stored"), [("0.0001", "100u"), ("0.000000001", "1n"), ("1024Ti", "1Pi"), ("1000P", "1E")]
+)
+def test_every_suffix_of_quantities_is_known(wanted: str, stored: str) -> None:
+    assert contains({"cpu": stored}, {"cpu": wanted})
+    assert not contains({"cpu": stored}, {"cpu": "7"})

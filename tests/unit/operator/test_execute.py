@@ -201,3 +201,14 @@ async def test_an_update_of_what_is_gone_makes_nothing() -> None:
 
 def test_a_shared_child_has_no_controller() -> None:
     assert controller_of(make(WORKLOAD, "n", "w", labels={}, owner_of=None)) == ""
+
+
+async def test_what_changes_nothing_since_others_said_more_is_no_write() -> None:
+    """Else another pass would follow at once, for ever."""
+    house = House()
+    house.server.apply(SERVICE.path("n", "a"), service("a"), MANAGER)
+    found = house.server.objects["services", "n", "a"]
+    found["status"] = {"loadBalancer": {"by": "others"}}
+    body = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "namespace": "n"}, "status": {}}
+    done = await house.run(Desired(statuses=[(found, body)]))
+    assert (done.writes, len(house.asked)) == (0, 1)

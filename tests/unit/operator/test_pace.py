@@ -189,3 +189,31 @@ async def test_cores_that_are_planned_twice_and_splits_are_told_but_do_not_count
     world.show("chat", 1.0, batch=load(world))
     await world.settle()
     assert [(e["name"], e["counts"]) for e in told(world)] == [("cpu x8 + cpu x1", False)]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"ratio": None},
+        {"ratio": -1.0},
+        {"time": "lately"},
+        {"basis": 7},
+        {"name": None},
+        {"samples": "six"},
+        {"error90": 0},
+    ],
+)
+def test_entries_of_another_version_say_nothing(odd: dict[str, Any]) -> None:
+    entry = {"name": "cpu x2", "ratio": 1.5, "error90": 1.1, "basis": "b", "samples": 6, "time": "2026-11-20T00:00:00Z"}
+    obj = {"status": {"measured": [{**entry, "counts": True, **odd}, {**entry, "counts": True}, {}, None]}}
+    assert [pace.ratio for pace in counted(obj)] == [1.5]
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -1.0, 0.0, 1e300])
+@pytest.mark.parametrize("field", ["step_s", "batch", "context", "cores"])
+async def test_a_shard_that_is_out_of_its_mind_is_not_believed(field: str, odd: float) -> None:
+    world = await running()
+    world.show("chat", 1.0)
+    world.samples = tuple(replace(s, **{field: odd}) for s in world.samples)
+    await world.reconciler().run()
+    assert field == "cores" or told(world) == []

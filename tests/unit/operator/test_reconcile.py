@@ -119,3 +119,123 @@ def used(world: World) -> set[str]:
     """Nodes that the newest plan uses."""
     plan = max(world.all("PlacementPlan"), key=lambda p: str(p["metadata"]["name"]))
     return {place.node for instance in current_of(plan).instances for place in instance.places}
+
+
+def spoil(world: World, kind: str, name: str) -> dict[str, Any]:
+    """An object as the API server has it, to be changed behind everybody's back."""
+    objects = world.plane.objects.values()
+    return next(o for o in objects if o["kind"] == kind and o["metadata"]["name"] == name)
+
+
+UNIFIED = {"model": MODEL, "topology": "Unified"}
+
+
+async def rest(world: World) -> None:
+    """Passes without a kubelet until one writes nothing."""
+    for _ in range(5):
+        if (await world.reconciler().run()).writes == 0:
+            return
+    raise AssertionError("it goes on writing")
+
+
+@pytest.mark.parametrize("to", [{"model": MODEL}, {"model": MODEL, "engine": "external", "external": {"image": "x"}}])
+async def test_another_topology_or_engine_takes_over_before_the_old_one_ends(to: dict[str, Any]) -> None:
+    world = World.in_memory()
+    world.apply("ModelDeployment", "chat", UNIFIED)
+    await world.settle()
+    (old,) = (w["metadata"]["name"] for w in world.all("Deployment") if "unified" in w["metadata"]["name"])
+    world.apply("ModelDeployment", "chat", {"topology": None, **to})
+    await rest(world)
+    assert world.get("Deployment", old)["spec"]["replicas"] == 1
+    assert world.get("PodDisruptionBudget", "chat-unified")
+    assert world.condition("ModelDeployment", "chat", "Progressing")["reason"] == "RolloutInProgress"
+    world.run_pods()
+    await world.reconciler().run()
+    (pod,) = world.pods(old)
+    assert "katsura.dev/draining" in pod["metadata"]["annotations"]
+    world.set_ready(pod["metadata"]["name"], ready=False)
+    await world.settle()
+    assert not [
+        o
+        for kind in ("Deployment", "PodDisruptionBudget", "RolePool")
+        for o in world.all(kind)
+        if "unified" in o["metadata"]["name"]
+    ]
+    assert world.condition("ModelDeployment", "chat")["reason"] == "AllRolesReady"
+
+
+async def test_routers_and_memory_stay_as_they_are_while_no_node_is_ready() -> None:
+    world = World.in_memory(NODES)
+    node(world, "a")
+    world.apply("ModelDeployment", "chat", {**UNIFIED, "roles": {"router": {"replicas": 2}}})
+    world.apply("MemoryStore", "default", {})
+    await world.settle()
+    before = {w["metadata"]["name"]: w["spec"] for w in world.all("Deployment")}
+    spoil(world, "Node", "a")["status"]["conditions"] = [{"type": "Ready", "status": "Unknown"}]
+    await rest(world)
+    assert world.condition("ModelDeployment", "chat", "Planned")["reason"] == "PlanInfeasible"
+    assert {w["metadata"]["name"]: w["spec"] for w in world.all("Deployment")} == before
+
+
+async def test_a_store_with_the_name_of_a_deployment_gets_its_own_pods_only() -> None:
+    world = World.in_memory()
+    world.apply("ModelDeployment", "chat", {**UNIFIED, "roles": {"unified": {"replicas": 3}}})
+    world.apply("MemoryStore", "chat", {})
+    await world.settle()
+    assert world.get("Deployment", "chat-memory")["spec"]["replicas"] == 1
+
+
+async def test_what_has_no_label_of_ours_is_not_ours_to_delete() -> None:
+    world = World.in_memory()
+    world.apply("ModelDeployment", "chat", UNIFIED)
+    await world.settle()
+    theirs = world.apply("RolePool", "ghost", {"role": "unified"})
+    spoil(world, "RolePool", "ghost")["metadata"]["labels"] = {"katsura.dev/pool": "ghost"}
+    spoil(world, "Service", "katsura-router")["metadata"]["labels"]["katsura.dev/pool"] = "elsewhere"
+    await rest(world)
+    assert world.get("RolePool", "ghost")["metadata"]["uid"] == theirs["metadata"]["uid"]
+    assert world.get("Service", "katsura-router")["metadata"]["labels"]["katsura.dev/pool"] == "katsura-router"
+
+
+async def test_plans_that_cannot_be_read_are_as_good_as_none() -> None:
+    world = World.in_memory()
+    world.apply("ModelDeployment", "chat", UNIFIED)
+    await world.settle()
+    plan = spoil(world, "PlacementPlan", "plan-000001")
+    plan["status"]["assignments"][0]["pattern"] = None
+    world.apply("PlacementPlan", "mine", {"inputsHash": "x"})
+    await rest(world)
+    assert world.get("ModelDeployment", "chat")["status"]["plan"]["name"] == "plan-000002"
+    assert world.get("PlacementPlan", "mine")
+
+
+async def test_conditions_without_times_and_words_of_others_are_no_trouble() -> None:
+    world = World.in_memory()
+    world.apply("ModelDeployment", "chat", UNIFIED)
+    await world.settle()
+    conditions = spoil(world, "ModelDeployment", "chat")["status"]["conditions"]
+    for condition in conditions:
+        condition.pop("lastTransitionTime", None)
+    conditions.append({"type": "Stalled", "status": "False", "reason": "Theirs"})
+    await rest(world)
+    assert world.condition("ModelDeployment", "chat")["lastTransitionTime"] == world.now
+
+
+@pytest.mark.parametrize("flow", [None, {"runsPerSecond": 1, "calls": []}])
+async def test_agents_that_say_too_little_are_told_so(flow: Any) -> None:
+    world = World.in_memory()
+    world.apply("ModelDeployment", "chat", UNIFIED)
+    world.apply("Agent", "good", {"modelRef": {"name": "chat"}, "memoryRef": None, "flow": flow})
+    world.apply("Agent", "bad", {"modelRef": None})
+    await world.settle()
+    assert "spec.modelRef" in world.condition("Agent", "bad", "Accepted")["message"]
+    assert world.condition("ModelDeployment", "chat")["status"] == "True"
+
+
+async def test_words_beyond_the_first_plane_of_unicode_are_written_once() -> None:
+    world = World.in_memory()
+    engine = {"image": "x", "args": ["🚀"], "resources": {"cpu": "100u"}}
+    world.apply("ModelDeployment", "far", {"model": MODEL, "engine": "external", "external": engine})
+    await world.settle()
+    (made,) = world.all("Deployment")
+    assert made["spec"]["template"]["spec"]["containers"][0]["args"] == ["🚀"]

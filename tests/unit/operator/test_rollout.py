@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from katsura_operator.core.objects import DRAINING, POOL
-from katsura_operator.core.rollout import WORKLOAD_LABEL, Step, Target, advance, is_settled
+from katsura_operator.core.rollout import WORKLOAD_LABEL, Step, Target, advance, is_settled, pod_count, ready_count
 
 NOW = "2026-11-21T12:00:00Z"
 SOON = "2026-11-21T12:00:10Z"
@@ -116,3 +116,22 @@ def test_a_status_of_an_older_generation_settles_nothing() -> None:
     assert is_settled(workload("a", 1), 1)
     assert not is_settled(stale, 1)
     assert not is_settled(None, 1)
+
+
+@pytest.mark.parametrize("since", ["yesterday", "", "2099-01-01T00:00:00Z"])
+def test_a_mark_by_another_hand_is_made_anew_and_ends_nothing(since: str) -> None:
+    marked = {**pod("x", "a"), "metadata": {**pod("x", "a")["metadata"], "annotations": {DRAINING: since}}}
+    shrinks = step([target("a", 0)], [workload("a", 1)], [marked])
+    assert (names(shrinks.mark), counts(shrinks)) == (["x"], {"a": 1})
+    assert step([target("a", 1)], [workload("a", 1)], [marked]).remove == ()
+
+
+def test_clocks_that_differ_by_a_little_cut_no_drain_short() -> None:
+    made = step([target("a", 0)], [workload("a", 1)], [pod("x", "a", since=LATE)], now=NOW)
+    assert (names(made.drain), counts(made)) == (["x"], {"a": 1})
+
+
+def test_counts_that_a_status_does_not_know_are_zero() -> None:
+    made = {**workload("a", 1), "status": {"observedGeneration": None, "replicas": None, "readyReplicas": None}}
+    assert not is_settled(made, 1)
+    assert ready_count([made]) == pod_count([made]) == 0
