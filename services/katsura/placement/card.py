@@ -21,6 +21,22 @@ EXACT: Final = frozenset(
     (
         "llama",
         "mistral",
+        "ministral",
+        "phi3",
+        "granite",
+        "smollm3",
+        "helium",
+        "ernie4_5",
+        "seed_oss",
+        "hunyuan_v1_dense",
+        "exaone4",
+        "olmo2",
+        "olmo3",
+        "cohere",
+        "cohere2",
+        "glm4",
+        "gemma",
+        "gemma2",
         "qwen2",
         "qwen3",
         "gemma3_text",
@@ -28,18 +44,34 @@ EXACT: Final = frozenset(
         "qwen2_moe",
         "qwen3_moe",
         "olmoe",
+        "flex_olmo",
+        "dots1",
         "deepseek_v2",
         "deepseek_v3",
         "gpt_oss",
         "granitemoe",
         "minimax_m2",
         "glm4_moe",
+        "glm4_moe_lite",
         "qwen3_next",
         "qwen3_5_text",
         "qwen3_5_moe_text",
     )
 )
 """Families whose parameter counts are tested against transformers."""
+_TIED: Final = ("gemma", "cohere", "smollm3", "ernie4_5")
+"""Beginnings of families whose configs leave out that the head is the embedding."""
+_HEAD_SIZES: Final = {
+    **dict.fromkeys(("qwen3", "qwen3_moe", "helium", "glm4", "seed_oss"), 128),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), 256),
+    "gpt_oss": 64,
+}
+"""Where a config may leave it out and it is not the hidden size over the heads."""
+_WIDE_QK_NORM: Final = ("olmoe", "minimax_m2", "olmo2", "olmo3", "flex_olmo")
+_QK_NORM: Final = ("qwen3", "qwen3_moe", "gemma3_text", "exaone4", "hunyuan_v1_dense", "dots1")
+_QKV_BIAS: Final = ("qwen2", "qwen2_moe")
+_BIAS_BUT_OUT: Final = ("glm4_moe", "glm4", "seed_oss")
+"""Their `attention_bias` is not of the output projection."""
 
 
 class AttentionKind(StrEnum):
@@ -192,7 +224,7 @@ def read_card(config: Mapping[str, Any], name: str = "") -> ModelCard:
     text = config.get("text_config")
     c = _Config({**text, **_outer(config)} if isinstance(text, Mapping) else config)
     hidden, vocabulary = c.size("hidden_size"), c.size("vocab_size")
-    tied = c.flag("tie_word_embeddings", c.family.startswith("gemma"))
+    tied = c.flag("tie_word_embeddings", c.family.startswith(_TIED))
     blocks: dict[tuple[Attention, Ffn, int], int] = {}
     for layer in range(c.size("num_hidden_layers")):
         key = (_attention(c, layer), _ffn(c, layer), _norms(c))
@@ -251,7 +283,7 @@ class _Config:
 
     @property
     def head_size(self) -> int:
-        default = {"qwen3": 128, "qwen3_moe": 128, "gemma3_text": 256, "gpt_oss": 64}.get(self.family)
+        default = _HEAD_SIZES.get(self.family)
         return self.size("head_dim", default if default else self.size("hidden_size") // self.heads)
 
 
@@ -265,7 +297,7 @@ def _layer_type(c: _Config, layer: int) -> str:
         return "full_attention" if layer % 2 else "sliding_attention"
     if c.family == "gemma3_text":
         return "sliding_attention" if (layer + 1) % c.size("sliding_window_pattern", 6) else "full_attention"
-    windowed = c.family == "mistral" and c.mapping.get("sliding_window")
+    windowed = c.family in ("mistral", "ministral", "phi3") and c.mapping.get("sliding_window")
     return "sliding_attention" if windowed else "full_attention"
 
 
@@ -278,13 +310,14 @@ def _attention(c: _Config, layer: int) -> Attention:
     h, heads, kv, d = c.size("hidden_size"), c.heads, c.kv_heads, c.head_size
     gated = c.family in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
     parameters = h * d * (heads * (2 if gated else 1) + 2 * kv) + heads * d * h
-    if c.family in ("qwen2", "qwen2_moe"):
+    if c.family in _QKV_BIAS:
         parameters += (heads + 2 * kv) * d
-    elif c.flag("attention_bias", c.family == "gpt_oss"):
-        parameters += (heads + 2 * kv) * d + (0 if c.family == "glm4_moe" else h)
-    if c.family in ("olmoe", "minimax_m2"):
+    elif c.flag("attention_bias", c.family in ("gpt_oss", "glm4", "seed_oss")):
+        parameters += (heads + 2 * kv) * d
+        parameters += h if c.flag("attention_out_bias", c.family not in _BIAS_BUT_OUT) else 0
+    if c.family in _WIDE_QK_NORM:
         parameters += (heads + kv) * d
-    elif c.family in ("qwen3", "qwen3_moe", "gemma3_text") or gated or c.flag("use_qk_norm"):
+    elif c.family in _QK_NORM or gated or (c.flag("use_qk_norm") and c.family != "cohere"):
         parameters += 2 * d
     if c.family == "gpt_oss":
         parameters += heads  # attention sinks
@@ -347,7 +380,8 @@ def _is_moe(c: _Config, layer: int) -> bool:
 
 
 def _norms(c: _Config) -> int:
-    return c.size("hidden_size") * (4 if c.family == "gemma3_text" else 2)
+    norms = {"gemma3_text": 4, "gemma2": 4, "glm4": 4, "cohere": 1, "cohere2": 1}.get(c.family, 2)
+    return c.size("hidden_size") * norms
 
 
 @cache

@@ -19,7 +19,7 @@ from katsura.placement.agents import AgentSummary
 from katsura.placement.operate import Point
 from katsura.placement.pack import Held
 from katsura.placement.plan import Instance, Place, Plan
-from katsura.placement.problem import PLANNED_ONLY, Problem
+from katsura.placement.problem import PLANNED_ONLY, ModelService, Problem
 
 API_VERSION = "katsura.dev/v1alpha1"
 
@@ -110,8 +110,18 @@ def document(plan: Plan, problem: Problem, name: str = "plan") -> dict[str, Any]
                 }
                 for t in plan.tables
             ],
+            # Told where there are any: a cluster whose definitions are older would drop it from each plan it stores.
+            **({"guessedSizes": guessed} if (guessed := _guessed(problem)) else {}),
         },
     }
+
+
+def _guessed(problem: Problem) -> list[dict[str, Any]]:
+    return [
+        {"service": s.name, "family": s.card.family, "parameters": s.card.parameters}
+        for s in problem.services
+        if isinstance(s, ModelService) and not s.card.exact
+    ]
 
 
 def inputs_hash(problem: Problem) -> str:

@@ -35,6 +35,7 @@ def explain(plan: Plan, problem: Problem) -> str:
         _section("Other ways, and why not", _alternatives(plan)),
         _section("One more node of", _marginals(plan, problem)),
         _section("Not possible", _refused(plan)),
+        _section("Sizes that are not sure", list(_guessed(problem))),
         _section("Left out", plan.unknown),
         _footer(plan, problem),
     ]
@@ -185,6 +186,16 @@ def _tables(plan: Plan, problem: Problem) -> Iterator[str]:
                 margin = "as it ran" if p.margin == 1 else f"nine of ten below {p.margin * p.itl_s * 1e3:.1f} ms"
                 what = _slice(column.members[0].accelerators, column.members[0].cores, t.device)
                 yield f"    {what}, batch {p.batch}: {p.itl_s * 1e3:.1f} ms, {margin} ({p.error_class.value})"
+
+
+def _guessed(problem: Problem) -> Iterator[str]:
+    for s in problem.services:
+        if isinstance(s, ModelService) and not s.card.exact:
+            yield (
+                f"{s.name}: nobody has compared how {s.card.family or 'its family'} is counted; by the names of its "
+                f"fields it has {s.card.parameters / 1e9:.3g} billion parameters. Where that is wrong, so is its part "
+                "of this plan"
+            )
 
 
 def _agents(agents: Sequence[AgentSummary]) -> Iterator[str]:

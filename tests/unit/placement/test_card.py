@@ -42,10 +42,17 @@ LINEAR = {
     "linear_conv_kernel_dim": 4,
     "shared_expert_intermediate_size": 40,
 }
+DENSE = (
+    *("ministral", "phi3", "granite", "smollm3", "helium", "ernie4_5", "seed_oss", "hunyuan_v1_dense", "exaone4"),
+    *("olmo2", "olmo3", "cohere", "cohere2", "glm4", "gemma", "gemma2"),
+)
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {}),
     ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     ("mistral", {"sliding_window": 32}),
+    *((family, {}) for family in DENSE),
+    ("seed_oss", {"attention_out_bias": True}),
+    ("glm4", {"attention_bias": True}),
     ("qwen2", {}),
     ("qwen3", {}),
     ("gemma3_text", {}),
@@ -62,8 +69,11 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("qwen3_moe", {**EXPERTS, "moe_intermediate_size": 32, "mlp_only_layers": [0]}),
     ("olmoe", EXPERTS),
+    ("flex_olmo", EXPERTS),
+    ("dots1", {**EXPERTS, "moe_intermediate_size": 32, "n_shared_experts": 2, "first_k_dense_replace": 1}),
     ("deepseek_v2", {**EXPERTS, **LATENT, "q_lora_rank": None}),
     ("deepseek_v3", {**EXPERTS, **LATENT}),
+    ("glm4_moe_lite", {**EXPERTS, **LATENT}),
     ("gpt_oss", EXPERTS),
     ("granitemoe", EXPERTS),
     ("minimax_m2", EXPERTS),
@@ -90,6 +100,18 @@ def test_a_card_counts_the_parameters_that_transformers_makes(family: str, field
         model = AutoModelForCausalLM.from_config(config)
     card = read_card(config.to_dict())
     assert card.exact
+    assert card.parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_what_a_checkpoint_leaves_out_of_its_config_is_known(family: str) -> None:
+    said = (
+        {"head_dim"} if family in ("ministral", "hunyuan_v1_dense", "helium") else set()
+    )  # no default, or one for its own size
+    config = AutoConfig.for_model(family, **{k: v for k, v in SMALL.items() if k in said or k != "head_dim"})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    card = read_card({**config.to_diff_dict(), "model_type": family})
     assert card.parameters == sum(p.numel() for p in model.parameters())
 
 

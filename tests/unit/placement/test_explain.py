@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from katsura.placement.document import running
+from katsura.placement.document import document, running
 from katsura.placement.explain import explain, explain_change, explain_what_if
 from katsura.placement.plan import Marginal
 from katsura.placement.planner import plan
-from katsura.placement.problem import Effort, Objective, Problem
+from katsura.placement.problem import Effort, ModelService, Objective, Problem
 from katsura.placement.replan import replan
 from katsura.placement.whatif import changed
 
@@ -38,6 +38,22 @@ def test_what_one_more_node_would_change_is_always_said(small: Problem, effort: 
     assert "One more node of\n  any kind: saves nothing, by the linear bound" in explain(idle, small)
     told = explain(replace(made, marginals=(Marginal("L4x4/b", -2.5),)), small)
     assert "One more node of\n  L4x4/b: saves $2.50/h\n" in told
+
+
+def test_sizes_that_are_guessed_are_told_and_counted(small: Problem, effort: Effort) -> None:
+    sure, unsure = small.services[0], small.services[1]
+    assert isinstance(unsure, ModelService)
+    odd = replace(unsure, card=replace(unsure.card, family="jamba", exact=False))
+    problem = replace(small, services=(sure, odd, *small.services[2:]))
+    made = plan(problem, effort, explain=False)
+    billions = f"{odd.card.parameters / 1e9:.3g} billion parameters"
+    text = explain(made, problem)
+    assert f"Sizes that are not sure\n  {odd.name}: nobody has compared how jamba is counted" in text
+    assert billions in text
+    told = document(made, problem)["status"]["guessedSizes"]
+    assert told == [{"service": odd.name, "family": "jamba", "parameters": odd.card.parameters}]
+    assert "guessedSizes" not in document(made, small)["status"]
+    assert "not sure" not in explain(made, small)
 
 
 def test_an_optimum_within_a_gap_is_called_near_enough(small: Problem, effort: Effort) -> None:
