@@ -59,6 +59,10 @@ async def grown(store: TreeStore, ref: TreeRef) -> None:
     await store.grow(ref, "", None, [step("d", client_step_id="d1", agent_id="ada")], True, NO_REQUEST)
 
 
+def folders(place: Path) -> list[Path]:
+    return list(place.iterdir())
+
+
 def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
@@ -217,6 +221,19 @@ async def test_nobody_who_looks_for_tasks_or_counts_brings_a_tree_back(valkey: S
     assert await store.claim_any(ref.tenant, WorkKind.UNSPECIFIED, "w", 9, 60_000) == ()
     assert (await RedisUsageStore(valkey).recount(ref.tenant)).usage == Usage()
     assert await listed(store, ref) == [("tree", True)]
+
+
+async def test_a_name_of_any_length_has_its_folder_and_what_is_not_there_has_none(
+    valkey: Store, tmp_path: Path
+) -> None:
+    store = RedisTreeStore(valkey, LIMITS, objects=FolderObjects(tmp_path))
+    await refused(NotFoundError, Reason.TREE_NOT_FOUND, store.freeze(TreeRef(new_ref().tenant, TreeId(""))))
+    assert folders(tmp_path) == []
+    ref = TreeRef(new_ref().tenant, TreeId(f"a{':' * 126}z"))
+    await store.create(ref, NEW, NO_REQUEST)
+    await grow(store, ref, "a")
+    assert await store.freeze(ref)
+    assert await contents(store, ref) == ["a"]
 
 
 async def test_without_a_place_for_objects_nothing_is_moved(valkey: Store) -> None:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
 from katsura.domain.errors import DataLossError, InvalidArgumentError, Reason
 from katsura.domain.ids import NodeId, TenantId, TreeId, checked_name
-from katsura.domain.trees import ROOT_HASH, Branch, Summary, Tree, cover_digest
+from katsura.domain.trees import (
+    ROOT_HASH,
+    Attachment,
+    Body,
+    Branch,
+    Hint,
+    Judgement,
+    Slot,
+    Step,
+    Summary,
+    Tree,
+    cover_digest,
+)
 from katsura.domain.units import MIB
 from katsura.domain.usage import Usage
 from katsura.memory.core import limits
@@ -21,6 +34,7 @@ from katsura.state.archive import (
     ArchivedNode,
     ArchivedReferences,
     LineDigest,
+    check_types,
     end_line,
     line_of,
     part_of,
@@ -32,8 +46,8 @@ from katsura.state.trees import TreeRef
 _CHUNK_BYTES: Final = MIB
 _LINE_BYTES_MAX: Final = 8 * MIB
 _MISMATCHES_MAX: Final = 100
-_HEAD = re.compile(r"\d+ \d+ [A-Za-z0-9][A-Za-z0-9._:-]*\Z")
-_VERDICT = re.compile(r"\d+ \d+\n\[")
+_HEAD = re.compile(r"\d{1,15} \d{1,15} [A-Za-z0-9][A-Za-z0-9._:-]*\Z")
+_VERDICT = re.compile(r"[1-3] \d{1,15}\n\[")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,24 +189,26 @@ async def _checked(parts: AsyncIterator[Archived | ArchivedEnd]) -> AsyncIterato
         InvalidArgumentError: they are not.
         DataLossError: a hash does not match.
     """
-    hashes = {0: ROOT_HASH}
+    hashes, made = {0: ROOT_HASH}, _Made()
     head: ArchivedHead | None = None
     async for part in parts:
         if isinstance(part, ArchivedEnd):
-            whole = head is not None and part.nodes == len(hashes) - 1 == head.tree.node_count
-            if whole:
+            if head is not None and part.nodes == len(hashes) - 1 == head.tree.node_count:
+                made.check_head(head)
                 return
             raise limits.refuse("lines", f"the archive ends after {len(hashes) - 1} nodes, which are not all")
         if isinstance(part, ArchivedHead):
+            if head is not None:
+                raise limits.refuse("lines", "the archive has two heads")
             head = part
             _check_head(part)
         elif isinstance(part, ArchivedNode):
-            _check_node(part, hashes)
+            made.add(part.node_id, _check_node(part, hashes), part)
             hashes[part.node_id] = part.content_hash
         elif isinstance(part, ArchivedReferences):
             _check_references(part, hashes)
-        elif any(node not in hashes for _, _, node in part.steps):
-            raise limits.refuse("lines", "a client step id names a node that is not there")
+        elif any(node < 1 or not made.holds(node, Step) for _, _, node in part.steps):
+            raise limits.refuse("lines", "a client step id names a step that is not there")
         yield part
     raise limits.refuse("lines", "the archive has no last line; send the whole file")
 
@@ -222,7 +238,59 @@ def _check_references(part: ArchivedReferences, hashes: dict[int, bytes]) -> Non
             raise limits.refuse("lines", f"node {node_id} is stale by a node that is not there")
 
 
-def _check_node(part: ArchivedNode, hashes: dict[int, bytes]) -> None:
+class _Made:
+    """Kinds and depths of the nodes of an archive. What leads to a node must lead to one of the right kind: whoever
+    follows it later takes it for one."""
+
+    def __init__(self) -> None:
+        self._kinds: list[type] = [object]
+        self._depths = [0]
+
+    def holds(self, node_id: int, *kinds: type) -> bool:
+        """Whether it is the root, or a node of one of the kinds."""
+        return node_id == 0 or (0 < node_id < len(self._kinds) and self._kinds[node_id] in kinds)
+
+    def add(self, node_id: int, body: Body, part: ArchivedNode) -> None:
+        """Take a node, if all that it leads to is there."""
+        leads = self.holds(part.parent, type(body))
+        match body:
+            case Step():
+                leads = leads and part.b == 0 and part.depth == self._depths[part.parent] + 1
+                leads = leads and (part.a == node_id or self.holds(part.a, Step)) and self.holds(body.resolves, Step)
+            case Summary():
+                covered = Summary if body.level else Step
+                ends = self.holds(part.b, Step) and part.depth == self._depths[part.b]
+                leads = leads and ends and self.holds(part.a, Step) and all(body.parts)
+                leads = leads and all(self.holds(n, covered) for n in (body.first_covered, body.last_covered))
+                leads = leads and all(self.holds(n, Summary) for n in body.parts)
+            case Hint():
+                steps = (body.abandoned_head, body.restored_after, *(e.node_id for e in body.standing))
+                leads = leads and all(self.holds(n, Step) for n in (part.b, *steps))
+                leads = leads and self.holds(body.previous_hint, Hint)
+            case Slot():
+                leads = leads and self.holds(part.b, Step)
+                leads = leads and all(self.holds(n, Slot) for n in (body.previous, body.restores))
+        if not leads:
+            raise limits.refuse("lines", f"node {node_id} leads to a node that is not there, or of another kind")
+        self._kinds.append(type(body))
+        self._depths.append(part.depth)
+
+    def check_head(self, head: ArchivedHead) -> None:
+        """Refuse branches that lead to nodes of other kinds than they should."""
+        for b in head.branches:
+            steps = all(self.holds(n, Step) for n in (b.head, b.boundary, b.fork_node))
+            if not steps or not self.holds(b.summary_head, Summary) or not self.holds(b.hint, Hint):
+                raise limits.refuse("lines", f"branch {b.name!r} leads to a node of another kind")
+            if self._depths[b.head] != b.depth:
+                raise limits.refuse("lines", f"branch {b.name!r} is not as deep as its head")
+        summaries = [n for pair in head.rollups.items() for n in pair]
+        if not all(self.holds(n, Slot) for n in head.slot_heads.values()) or not all(
+            self.holds(n, Summary) for n in summaries
+        ):
+            raise limits.refuse("lines", "a slot or a roll-up is a node of another kind")
+
+
+def _check_node(part: ArchivedNode, hashes: dict[int, bytes]) -> Body:
     if part.node_id != len(hashes) or part.parent not in hashes:
         raise limits.refuse("lines", f"node {part.node_id} is out of order, or its parent is missing")
     if not is_tombstone(part.record) and content_hash(hashes[part.parent], part.record) != part.content_hash:
@@ -233,12 +301,15 @@ def _check_node(part: ArchivedNode, hashes: dict[int, bytes]) -> None:
         )
     try:
         body = body_of(part.node_id, part.record, part.blob)
-        for entry in part.extras:
-            extra_from(entry)
+        check_types(body, type(body))
+        for item in (*map(extra_from, part.extras), *(body.attachments if isinstance(body, Step) else ())):
+            check_types(item, Attachment)
+            limits.check_range(item.index, "lines", -(1 << 31), (1 << 31) - 1)
         if part.verdict:
-            judgement_of(part.verdict.partition("\n")[2], 1)
-    except (DataLossError, ValueError, IndexError) as error:
+            check_types(judgement_of(part.verdict.partition("\n")[2], 1), Judgement)
+    except (DataLossError, ValueError, IndexError, TypeError, KeyError, AttributeError, struct.error) as error:
         raise InvalidArgumentError(f"lines: node {part.node_id} cannot be read", field="lines") from error
     known = _HEAD.match(part.head) and (not part.verdict or _VERDICT.match(part.verdict))
     if not known or isinstance(body, Summary) != bool(part.verdict):
         raise limits.refuse("lines", f"node {part.node_id} is not as ExportTree writes it")
+    return body

@@ -48,7 +48,7 @@ class Branches(Operations):
 
     async def list_branches(self, ref: TreeRef, states: Sequence[BranchState], size: int, token: str) -> Listed:
         """Branches, newest first."""
-        if token and not token.isdecimal():
+        if token and not (token.isdecimal() and len(token) <= len(str(ID_MAX))):
             raise limits.refuse("page_token", "it is not one of ours; send next_page_token as it came")
         _, branches = await self._trees.read(ref)
         size, below = limits.page_size(size), int(token or ID_MAX)

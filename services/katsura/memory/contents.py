@@ -34,7 +34,7 @@ class Contents(Operations):
     async def update_tree(self, ref: TreeRef, request_id: str, change: TreeChange) -> Tree:
         """Change goal, pins, labels, the default branch, retention or time to live of a tree."""
         limits.check_text(request_id, "request_id")
-        limits.check_tree(change.goal or "", change.add_pins, change.set_labels)
+        limits.check_tree(change.goal or "", change.add_pins, change.set_labels, adding=True)
         if change.default_branch:
             checked_name(change.default_branch, "default_branch")
         if change == TreeChange():

@@ -235,13 +235,13 @@ def _check_closing(closing: Closing, required: Sequence[str], outside: bool) -> 
         if closing.compressor:
             raise limits.refuse("compressor", "summary_body is given too; send one of them")
     if not outside:
-        check_waited_for(required, closing.proceed)
+        check_waited_for(required, closing.proceed, "proceed", "true")
 
 
 def _beginning(title: str, criteria: Sequence[str], part_of: NodeId) -> Step:
     wait = Wait(WaitKind.SUBGOAL, title)
     wanted = f"\nIt succeeds when: {'; '.join(criteria)}" if criteria else ""
-    (step,) = limits.complete_steps([Step(f"Subgoal: {title}{wanted}", role="assistant")])
+    step = limits.complete_step(Step(f"Subgoal: {title}{wanted}", role="assistant"), "title")
     stated = {OPENS: wait_text(wait), **{CRITERION + name: "" for name in criteria}}
     return replace(step, wait=wait, attributes={**stated, PARENT: str(part_of)} if part_of else stated)
 
@@ -251,7 +251,7 @@ def _ending(begun: Node, told: Mapping[str, str]) -> Step:
     assert wait is not None, "subgoals wait"
     findings = [f"{key.removeprefix(CRITERION)}: {value or 'unknown'}" for key, value in told.items()]
     said = "\n".join((f"End of subgoal: {wait.what}", *findings))
-    (step,) = limits.complete_steps([Step(said, role="assistant")])
+    step = limits.complete_step(Step(said, role="assistant"), "results")
     failed = "fail" in told.values()
     return replace(
         step,

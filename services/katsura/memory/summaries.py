@@ -89,7 +89,7 @@ class Summaries(Operations):
         if body is None and name == EXTERNAL:
             return await self._ask_outside(write, last_covered)
         made_by = _BY_AGENT if body is not None else name
-        check_waited_for(required, proceed)
+        check_waited_for(required, proceed, "on_pending", "ON_PENDING_PROCEED")
 
         async def attempt() -> Written:
             cover = await self._trees.cover(write.tree, write.branch, write.expected_head, last_covered)
@@ -294,12 +294,10 @@ def check_count(steps: int) -> None:
         )
 
 
-def check_waited_for(required: Sequence[str], proceed: bool) -> None:
-    """Refuse to wait for a validator outside."""
+def check_waited_for(required: Sequence[str], proceed: bool, field: str, instead: str) -> None:
+    """Refuse to wait for a validator outside; `field` should have said `instead`."""
     if EXTERNAL in required and not proceed:
-        raise limits.refuse(
-            "on_pending", "the verdict of a validator outside cannot be waited for; send ON_PENDING_PROCEED"
-        )
+        raise limits.refuse(field, f"the verdict of a validator outside cannot be waited for; send {instead}")
 
 
 def evidence_of_cover(cover: Cover, nodes: Sequence[Node], body: SummaryBody | None, made_by: str) -> Evidence:

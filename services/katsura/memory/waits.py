@@ -29,7 +29,7 @@ class Waits(Operations):
             raise refusal(write.tree, "NOT_WAITING", str(node_id))
         if node.body.wait.kind is WaitKind.SUBGOAL:
             raise limits.refuse("node_id", f"node {node_id} begins a subgoal; EndSubgoal ends it")
-        (step,) = limits.complete_steps([said or _plain(node.body.wait.kind, resolution)])
+        step = limits.complete_step(said or _plain(node.body.wait.kind, resolution), "step")
         owed = node.body.attributes.get(OPENS, "")
         attributes = {**step.attributes, CLOSES: owed} if owed else step.attributes
         step = replace(step, resolves=NodeId(node_id), resolution=resolution, attributes=attributes)

@@ -16,9 +16,11 @@ import base64
 import itertools
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from functools import cache
 from hashlib import blake2b
-from typing import Any, Final, Protocol
+from types import NoneType, UnionType
+from typing import Any, Final, Protocol, Union, get_args, get_origin, get_type_hints
 
 from katsura.domain.errors import InvalidArgumentError
 from katsura.domain.ids import NodeId
@@ -38,6 +40,8 @@ from katsura.state.tree_records import (
 )
 
 FORMAT: Final = 1
+_COUNT_MAX: Final = (1 << 53) - 1
+_SUM_MAX: Final = 1 << 62
 _LATE: Final = ("left_ms", "label", "note")
 """Fields of a branch that stand beside `branches`, whose fields older versions of us know by heart."""
 
@@ -175,7 +179,7 @@ def part_of(line: bytes) -> Archived | ArchivedEnd:
     """
     try:
         return _part(json.loads(line))
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise InvalidArgumentError(
             f"lines: {line[:80]!r} is not a line of an archive; send the file as ExportTree wrote it", field="lines"
         ) from error
@@ -198,16 +202,16 @@ def _part(found: Mapping[str, Any]) -> Archived | ArchivedEnd:
             tuple(look_of(place, looked_of(text)) for place, text in found.get("l", ())),
         )
     if "n" in found:
-        parent, depth, tokens, a, b = map(int, found["p"])
+        parent, depth, tokens, a, b = (_count(number) for number in found["p"])
         digest, head, record, verdict = found["r"]
         blob, *extras = [base64.b64decode(text) for text in found["b"]] or [b""]
         return ArchivedNode(
-            NodeId(found["n"]), NodeId(parent), depth, tokens, a, b, bytes.fromhex(digest), head,
+            NodeId(_count(found["n"])), NodeId(parent), depth, tokens, a, b, bytes.fromhex(digest), head,
             base64.b64decode(record), verdict, blob, tuple(extras),
         )  # fmt: skip
     if found["format"] != FORMAT:
         raise ValueError(f"format {found['format']}")
-    policy = TreePolicy(**known_fields(TreePolicy, found["tree"]["policy"]))
+    policy = TreePolicy(**_checked(TreePolicy, found["tree"]["policy"]))
     policy = replace(
         policy,
         validators=tuple(policy.validators),
@@ -217,19 +221,86 @@ def _part(found: Mapping[str, Any]) -> Archived | ArchivedEnd:
     origin = found["tree"].get("origin")
     tree = Tree(
         **{
-            **known_fields(Tree, found["tree"]),
+            **_checked(Tree, found["tree"]),
             "policy": policy,
-            "pins": tuple(found["tree"]["pins"]),
-            "origin": Origin(**known_fields(Origin, origin)) if origin else None,
+            "pins": tuple(map(_said, found["tree"]["pins"])),
+            "labels": {_said(name): _said(value) for name, value in found["tree"]["labels"].items()},
+            "origin": Origin(**_checked(Origin, origin)) if origin else None,
         }
     )
     branches = tuple(
-        Branch(**{**known_fields(Branch, b), "state": BranchState(b["state"]), **_late(found, b["name"])})
+        Branch(**_checked(Branch, {**b, **_late(found, b["name"])}) | {"state": BranchState(b["state"])})
         for b in found["branches"]
     )
-    usage = {str(name): int(count) for name, count in found.get("usage", {}).items()}
-    rollups = {int(k): int(v) for k, v in found["rollups"]}
-    return ArchivedHead(tree, branches, found["slot_heads"], rollups, usage)
+    usage = {name: _sum(count) for name, count in found.get("usage", {}).items()}
+    rollups = {_count(k): _count(v) for k, v in found["rollups"]}
+    slot_heads = {name: _count(node) for name, node in found["slot_heads"].items()}
+    return ArchivedHead(tree, branches, slot_heads, rollups, usage)
+
+
+def _checked(kind: type, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a record are fields of the dataclass `kind`, if numbers are counts and texts are texts."""
+    fields = known_fields(kind, found)
+    for name, wanted in _hints(kind).items():
+        plain = getattr(wanted, "__supertype__", wanted)
+        if name in fields and plain in (int, str):
+            (_count if plain is int else _said)(fields[name])
+    return fields
+
+
+def check_types(value: object, wanted: Any) -> None:
+    """Refuse data that was read from outside where it is not what the annotation `wanted` says, at any depth.
+
+    Raises:
+        TypeError: it is not.
+    """
+    wanted = getattr(wanted, "__supertype__", wanted)
+    origin, within = get_origin(wanted), get_args(wanted)
+    found: type = type(value)
+    if is_dataclass(wanted):
+        fits = found is wanted
+        for name, kind in _hints(found).items() if fits else ():
+            check_types(getattr(value, name), kind)
+    elif origin in (UnionType, Union):
+        fits = value is None
+        if not fits:
+            return check_types(value, next(kind for kind in within if kind is not NoneType))
+    elif origin is tuple:
+        fits = isinstance(value, tuple)
+        for each in value if isinstance(value, tuple) else ():
+            check_types(each, within[0])
+    elif origin is Mapping:
+        fits = isinstance(value, Mapping)
+        for pair in value.items() if isinstance(value, Mapping) else ():
+            check_types(pair, tuple[str, ...])
+    else:
+        fits = isinstance(value, wanted) and (wanted is not int or (type(value) is int and abs(value) <= _SUM_MAX))
+    if not fits:
+        raise TypeError(f"{value!r} is no {wanted}")
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= _COUNT_MAX:
+        raise TypeError(f"{value!r} is no count")
+    return value
+
+
+def _sum(value: object) -> int:
+    """Charges were once taken as they were told, negative ones too."""
+    if type(value) is not int or abs(value) > _SUM_MAX:
+        raise TypeError(f"{value!r} is no sum")
+    return value
+
+
+def _said(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
 
 
 def _late(found: Mapping[str, Any], branch: str) -> dict[str, Any]:

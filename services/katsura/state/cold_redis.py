@@ -53,6 +53,8 @@ _TRIES: Final = 3
 _LOOK_AGAIN_S: Final = 0.05
 _WAIT_S: Final = 60.0
 _BARRIER_MS: Final = 5000
+_FOLDER_MAX: Final = 128
+"""Characters; quoting makes three of some, and file systems take 255."""
 
 
 class RedisCold(RedisArchive):
@@ -67,7 +69,11 @@ class RedisCold(RedisArchive):
 
     async def freeze(self, ref: TreeRef) -> bool:
         """Move a tree into an object."""
-        objects, name = self._place(), f"{keys.quoted(ref.tenant)}/{keys.quoted(ref.tree)}/{secrets.token_hex(8)}.jsonl"
+        objects, name = (
+            self._place(),
+            "/".join((_folder(ref.tenant), _folder(ref.tree), f"{secrets.token_hex(8)}.jsonl")),
+        )
+        await self.shown(ref)  # what is not there gets no folder
         revision = -1
 
         async def lines() -> AsyncIterator[bytes]:
@@ -189,3 +195,9 @@ class RedisCold(RedisArchive):
         except InternalError:
             return False  # a server without WAITAOF: the object stays where it is
         return bool(synced[0])
+
+
+def _folder(name: str) -> str:
+    """A name as a folder; a long one, which the record of its tree has whole, by its digest."""
+    quoted = keys.quoted(name)
+    return quoted if len(quoted) <= _FOLDER_MAX else blake2b(name.encode(), digest_size=16).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import AsyncIterator, Callable
 
@@ -13,6 +14,7 @@ from katsura.domain.trees import Reference, Step, TreePolicy
 from katsura.memory.foreign import Lookout
 from katsura.memory.operations import Write
 from katsura.memory.service import Memory
+from katsura.state.tree_records import content_hash
 from katsura.state.trees import Limits, TreeRef
 from katsura.state.trees_twin import TwinTreeStore
 
@@ -70,6 +72,18 @@ def change(index: int, name: str, at: int, value: object) -> Callable[[list[dict
     return lambda lines: lines[index][name].__setitem__(at, value)  # type: ignore[attr-defined]
 
 
+def forged(**fields: object) -> Callable[[list[dict[str, object]]], object]:
+    """The second step with another record, and a hash to match."""
+
+    def forge(lines: list[dict[str, object]]) -> None:
+        record = bytes(16) + json.dumps({"t": "s", "r": "user", "c": "", **fields}).encode()
+        before = bytes.fromhex(lines[1]["r"][0])  # type: ignore[index]
+        change(2, "r", 0, content_hash(before, record).hex())(lines)
+        change(2, "r", 2, base64.b64encode(record).decode())(lines)
+
+    return forge
+
+
 @pytest.mark.parametrize(
     ("damage", "kind"),
     [
@@ -91,6 +105,33 @@ def change(index: int, name: str, at: int, value: object) -> Callable[[list[dict
         (change(1, "r", 1, "1 2 main\n3"), InvalidArgumentError),
         (change(3, "r", 3, ""), InvalidArgumentError),
         (change(1, "p", 0, 7), InvalidArgumentError),
+        (change(1, "p", 1, 7), InvalidArgumentError),
+        (change(1, "p", 2, -1), InvalidArgumentError),
+        (change(2, "p", 3, 3), InvalidArgumentError),
+        (change(2, "p", 4, 1), InvalidArgumentError),
+        (change(3, "p", 4, 9), InvalidArgumentError),
+        (change(3, "r", 3, f'{"9" * 400} 1\n[2,1,3,"",0,[],[]]'), InvalidArgumentError),
+        (change(3, "r", 3, "2 1\n[2,1,3,5,0,[],[]]"), InvalidArgumentError),
+        (forged(), None),
+        (forged(c=5), InvalidArgumentError),
+        (forged(a={"k": 1}), InvalidArgumentError),
+        (forged(o=[1, 2, "3", 4]), InvalidArgumentError),
+        (forged(z=[9, 1]), InvalidArgumentError),
+        (lambda lines: lines.insert(1, lines[0]), InvalidArgumentError),
+        (lambda lines: lines[0]["tree"].update(goal=5), InvalidArgumentError),
+        (lambda lines: lines[0]["tree"].update(pins=[5]), InvalidArgumentError),
+        (lambda lines: lines[0]["tree"].update(labels=["a"]), InvalidArgumentError),
+        (lambda lines: lines[0]["tree"].update(revision="x"), InvalidArgumentError),
+        (lambda lines: lines[0]["tree"].update(create_ms=1 << 60), InvalidArgumentError),
+        (lambda lines: lines[0].update(branches=["x"]), InvalidArgumentError),
+        (lambda lines: lines[0].update(usage={"a\nsteps": "many"}), InvalidArgumentError),
+        (lambda lines: lines[0].update(slot_heads={"main": 1}), InvalidArgumentError),
+        (lambda lines: lines[0].update(rollups=[[1, 3]]), InvalidArgumentError),
+        (lambda lines: lines[0]["branches"][0].update(head=1), InvalidArgumentError),
+        (lambda lines: lines[0]["branches"][0].update(head=3), InvalidArgumentError),
+        (lambda lines: lines[0]["branches"][0].update(summary_head=1), InvalidArgumentError),
+        (lambda lines: lines[0]["branches"][0].update(hint=3), InvalidArgumentError),
+        (lambda lines: lines[-2].update(s=[["main", "c", 3]]), InvalidArgumentError),
         (lambda lines: lines.append({"what": 1}), None),
         (lambda lines: lines.insert(0, {"what": 1}), InvalidArgumentError),
     ],

@@ -40,6 +40,9 @@ async def test_a_change_that_says_nothing_or_contradicts_itself_is_refused(memor
     await fails("remove_pins", memory.update_tree(REF, "", TreeChange(add_pins=("a",), remove_pins=("a",))))
     await fails("remove_labels", memory.update_tree(REF, "", TreeChange(set_labels={"a": ""}, remove_labels=("a",))))
     await fails("default_branch", memory.update_tree(REF, "", TreeChange(default_branch="/")))
+    await fails("add_pins", memory.update_tree(REF, "", TreeChange(add_pins=("a",) * 65)))
+    await fails("add_pins[1]", memory.update_tree(REF, "", TreeChange(add_pins=("a", "b" * 5000))))
+    await fails("set_labels['k']", memory.update_tree(REF, "", TreeChange(set_labels={"k": "v" * 5000})))
 
 
 async def test_a_pin_is_in_the_very_next_context(memory: Memory) -> None:

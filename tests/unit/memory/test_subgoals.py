@@ -234,7 +234,7 @@ async def test_what_is_wrong_is_refused_before_anything_is_written(memory: Memor
         ("compressor", memory.end_subgoal(ANY, 0, {}, Closing(body, "extractive"))),
         ("compressor", memory.end_subgoal(ANY, 0, {}, Closing(compressor="no"))),
         ("validators[0]", memory.end_subgoal(ANY, 0, {}, Closing(validators=("no",)))),
-        ("on_pending", memory.end_subgoal(ANY, 0, {}, Closing(validators=("external",)))),
+        ("proceed", memory.end_subgoal(ANY, 0, {}, Closing(validators=("external",)))),
         ("node_id", memory.resume_step(ANY, subgoal, Resolution.DONE, None)),
     ]:
         with pytest.raises(InvalidArgumentError) as caught:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Final
 
 from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, Reason
 from katsura.domain.ids import checked_name
 from katsura.domain.retention import Retention
 from katsura.domain.trees import (
+    NO_COST,
     Durability,
     Effect,
     Provenance,
@@ -65,6 +66,8 @@ HINT_EFFECTS_MAX: Final = 16
 """Effects that one hint tells of: irreversible ones first, of equals the newest. Revise answers all."""
 HINTS_MAX: Final = 16
 FANOUT_MAX: Final = 64
+COST_MAX: Final = 1 << 40
+"""Of each number in the cost of a step: the sums of 8 million such steps fit the store's counters."""
 TOKEN_IDS_MAX: Final = 512 * KIB
 BUDGET_TOKENS_MAX: Final = 4 * MIB
 TTL_S_MAX: Final = 10 * 365 * 86400
@@ -170,18 +173,25 @@ def check_validators(names: Sequence[str], field: str) -> None:
             raise refuse(f"{field}[{i}]", f"{name!r} is named twice")
 
 
-def check_tree(goal: str, pins: Sequence[str], labels: Mapping[str, str]) -> None:
-    """Refuse a tree whose own texts are too long."""
+def check_tree(goal: str, pins: Sequence[str], labels: Mapping[str, str], adding: bool = False) -> None:
+    """Refuse a tree whose own texts are too long; `adding` to one, its fields have other names."""
     check_text(goal, "goal", GOAL_BYTES_MAX)
+    field = "add_pins" if adding else "pins"
     if len(pins) > PINS_MAX:
-        raise refuse("pins", f"{len(pins)} entries; at most {PINS_MAX} are taken")
+        raise refuse(field, f"{len(pins)} entries; at most {PINS_MAX} are taken")
     for i, pin in enumerate(pins):
-        check_text(pin, f"pins[{i}]")
-    check_map(labels, "labels")
+        check_text(pin, f"{field}[{i}]")
+    check_map(labels, "set_labels" if adding else "labels")
+
+
+def complete_step(step: Step, field: str) -> Step:
+    """`step` with defaults for what was left out: kind and provenance by role, relation NEW, effect NONE."""
+    _check_step(step, field)
+    return _complete(step)
 
 
 def complete_steps(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """`steps` with defaults for what was left out: kind and provenance by role, relation NEW, effect NONE."""
+    """`steps`, each complete, if they fit one Grow."""
     if not steps:
         raise refuse("steps", "there is none; send at least one")
     if len(steps) > STEPS_MAX:
@@ -249,6 +259,9 @@ def _check_step(step: Step, at: str) -> int:
     if step.related_node_ids and min(step.related_node_ids) < 1:
         raise refuse(f"{at}.related_node_ids", "node ids are positive")
     check_references(step.references, f"{at}.references")
+    if step.cost is not NO_COST:
+        for name, value in asdict(step.cost).items():
+            check_range(value, f"{at}.cost.{name}", 0, COST_MAX)
     if step.wait is not None and not check_text(step.wait.what, f"{at}.wait.what", KIB).strip():
         raise refuse(f"{at}.wait.what", "it is empty; say what the step waits for")
     if step.wait is not None and step.wait.kind is WaitKind.SUBGOAL:

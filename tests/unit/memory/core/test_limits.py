@@ -10,6 +10,7 @@ from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError,
 from katsura.domain.ids import NodeId
 from katsura.domain.trees import (
     Attachment,
+    Cost,
     Durability,
     Effect,
     Provenance,
@@ -42,6 +43,8 @@ BARE = Step("hello", kind=StepKind.UNSPECIFIED, relation=Relation.UNSPECIFIED, e
         (replace(BARE, effect=Effect.REVERSIBLE), "steps[1].undo_ref"),
         (replace(BARE, opaque=b"x" * (limits.BLOB_BYTES_MAX + 1)), "steps[1].attachments"),
         (replace(BARE, attachments=(Attachment("", 0, "", b"x" * 700_000),) * 2), "steps[1].attachments"),
+        (replace(BARE, cost=Cost(micros=(1 << 40) + 1)), "steps[1].cost.micros"),
+        (replace(BARE, cost=Cost(cached_tokens=-1)), "steps[1].cost.cached_tokens"),
         (replace(BARE, tool_call=ToolCall("", "", "")), "steps[1].tool_call.name"),
         (replace(BARE, tool_call=ToolCall("", "f", "x" * (1 << 21))), "steps[1].tool_call.arguments_json"),
     ],
