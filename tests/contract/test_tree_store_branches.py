@@ -67,7 +67,8 @@ async def test_a_branch_that_is_not_active_takes_no_write_to_its_path(
         assert "'main'" in error.message
         assert "make it ACTIVE again (UpdateBranch)" in error.message
     assert await contents(store, ref) == ["a", "b"]
-    assert await contents(store, ref, "side") == ["a", "b", "c"], "other branches go on"
+    await grow(store, ref, "e", branch="side")
+    assert await contents(store, ref, "side") == ["a", "b", "c", "e"], "other branches go on, those forked off it too"
     forked, _ = await store.fork(ref, "main", 0, "again", NO_REQUEST)
     assert forked.state is BranchState.ACTIVE
     assert (await become(store, ref, BranchState.ACTIVE)).left_ms == 0

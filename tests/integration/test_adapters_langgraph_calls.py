@@ -20,7 +20,7 @@ from langgraph.graph import END, START, StateGraph
 
 from katsura.adapters.langgraph import KatsuraSaver
 from katsura.api.memory.v1 import memory_service_pb2 as pb
-from katsura.domain.errors import KatsuraError
+from katsura.domain.errors import KatsuraError, NotFoundError
 from katsura.sdk.connection import Connection
 from katsura.sdk.memory import MemoryClient
 from katsura.sdk.sync import Katsura
@@ -225,6 +225,39 @@ async def test_a_failed_save_reaches_whoever_invoked_the_graph(
             graph: Any = builder.compile(checkpointer=KatsuraSaver(katsura))
             with pytest.raises(KatsuraError):
                 graph.invoke({"log": []}, used_by(thread), durability=durability)
+
+    await asyncio.to_thread(use)
+
+
+async def test_writes_hear_at_once_that_their_checkpoint_could_not_be_stored_and_soon_of_those_after_it(
+    memory_key: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the order in which LangGraph's tasks get on."""
+    monkeypatch.setattr("katsura.adapters.threads._ARRIVAL_S", 3600.0)
+    monkeypatch.setattr("katsura.adapters.threads._BROKEN_S", 0.01)
+
+    def use() -> None:
+        with Katsura(memory_key[0], api_key=memory_key[1]) as katsura:
+            saver = KatsuraSaver(katsura)
+            parent = put(saver, {"configurable": {"thread_id": "missed", "checkpoint_ns": ""}}, 1)
+            katsura.delete_tree("langgraph.missed")
+
+            async def lost() -> None:
+                checkpoint, never = empty_checkpoint(), str(uuid6(clock_seq=3))
+                checkpoint["id"] = str(uuid6(clock_seq=2))
+                child: RunnableConfig = {"configurable": {**parent["configurable"], "checkpoint_id": checkpoint["id"]}}
+                after: RunnableConfig = {"configurable": {**parent["configurable"], "checkpoint_id": never}}
+                writing = asyncio.create_task(saver.aput_writes(child, [("a", 1)], "task"))
+                while not saver._threads._awaited:  # noqa: ASYNC110 - nobody is told of that
+                    await asyncio.sleep(0)
+                with pytest.raises(NotFoundError):
+                    await saver.aput(parent, checkpoint, {"source": "loop", "step": 2}, {})
+                with pytest.raises(NotFoundError, match="could not be stored"):
+                    await asyncio.wait_for(writing, 30)
+                with pytest.raises(NotFoundError, match="the one before it"):
+                    await asyncio.wait_for(saver.aput_writes(after, [("a", 1)], "task"), 30)
+
+            asyncio.run(lost())
 
     await asyncio.to_thread(use)
 
