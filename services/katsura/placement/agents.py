@@ -64,7 +64,7 @@ class AgentGraph:
         too_much = [name for name, total in out.items() if total > 1 + 1e-9]
         if too_much:
             raise InvalidArgumentError(
-                f"after {too_much[0]} the probabilities add up to {out[too_much[0]]:.3f}; at most 1", field="edges"
+                f"after {too_much[0]} the probabilities add up to {out[too_much[0]]:.6g}; at most 1", field="edges"
             )
 
     def visits(self) -> dict[str, float]:

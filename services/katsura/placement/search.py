@@ -30,8 +30,8 @@ _PROMISING: Final = 6
 
 _SERVED_MIN: Final = 1e-5
 """Least part of a demand whose serving a search tells from none."""
-
-
+_AS_MUCH: Final = 1e-7
+"""Part of a demand that one plan may serve less than another that serves as much."""
 _NO_EXTRA: Final = Extra()
 
 
@@ -231,7 +231,22 @@ def _solve_whole(built: Built, relaxed: Answer, effort: Effort, start: Sequence[
             return answer
         for i, high in zip(built.w.values(), highest, strict=True):
             built.program.high[i] = high
-    return solve(built.program, _closer(effort, relaxed, built), start)
+    answer = solve(built.program, _closer(effort, relaxed, built), start)
+    return answer if answer.values is None else _cheapest(built, answer, _part(effort, 1.0, answer.seconds))
+
+
+def _cheapest(built: Built, found: Answer, effort: Effort) -> Answer:
+    """The best of what serves as much as `found`: beside the price of what is unmet, costs hide within the gap."""
+    assert found.values is not None
+    program = built.program
+    for i in built.w.values():
+        program.high[i], program.cost[i] = min(1.0, found.values[i] + _AS_MUCH), 0.0
+    answer = solve(program, effort, found.values)
+    if answer.values is None:
+        return found
+    price = built.penalty * sum(answer.values[i] for i in built.w.values())
+    seconds = found.seconds + answer.seconds
+    return replace(answer, objective=answer.objective + price, bound=answer.bound + price, seconds=seconds)
 
 
 def _closer(effort: Effort, relaxed: Answer, built: Built) -> Effort:

@@ -51,7 +51,7 @@ def tally(problem: Problem, patterns: Patterns, solved: Solved, packed: Packed) 
         bound=bound,
         gap=gap_of(problem, value, bound),
         pattern_free_bound=pattern_free_bound(replace(problem, classes=solved.classes), solved.columns),
-        binding=(*_scarce(solved, packed), *_limits(problem, packed.instances, hourly)),
+        binding=(*_scarce(solved, packed, any(s.unmet for s in services)), *_limits(problem, packed.instances, hourly)),
         relaxations=(),
         alternatives=(),
         marginals=(),
@@ -127,7 +127,8 @@ def _summary(service: Service, instances: Sequence[Instance], classes: Mapping[s
         watts += place.accelerators * c.device.watts if c.device is not None else place.cores * c.core.watts
     points = [i.column.point for i in mine if i.column.point is not None]
     slowest = max(points, key=lambda p: p.itl_s) if points else None
-    tokens_s = 0.0 if isinstance(service, HelperService) else (service.requests_s or capacity) * service.load.output
+    served = min(service.requests_s, capacity) or capacity
+    tokens_s = 0.0 if isinstance(service, HelperService) else served * service.load.output
     return ServiceSummary(
         name=service.name,
         instances=len(mine),
@@ -151,12 +152,13 @@ def _unmet(service: Service, mine: Sequence[Instance], capacity: float) -> float
     return missing if missing > 1e-6 else 0.0
 
 
-def _scarce(solved: Solved, packed: Packed) -> list[str]:
+def _scarce(solved: Solved, packed: Packed, short: bool) -> list[str]:
     used = {p.node for i in packed.instances for p in i.places}
+    full = [c for c in solved.classes if used.issuperset(c.nodes)]
     return [
         f"all {len(c.nodes)} nodes of {c.name} are in use"
-        for c in solved.classes
-        if used.issuperset(c.nodes) and solved.reduced.get(f"y:{c.name}", 0.0) < -1e-6
+        for c in full
+        if short or solved.reduced.get(f"y:{c.name}", 0.0) < -1e-6
     ]
 
 
@@ -176,6 +178,10 @@ def _limits(problem: Problem, instances: Sequence[Instance], hourly: float) -> l
             found.append(f"{service.name}: nothing of it has a place")
         elif held < service.domains_min:
             found.append(f"{service.name}: found room in {held} of the {service.domains_min} domains it needs")
+        exact = exact_instances(service)
+        capacity = _capacity(service.name, instances)
+        if exact and capacity < service.requests_s * (1 - 1e-6):
+            found.append(f"{service.name}: no more than {exact} of it are asked for")
         limits = {i.column.point.limit for i in instances if i.column.service == service.name and i.column.point}
         found += [f"{service.name}: {LIMITS[limit]}" for limit in sorted(limits) if limit in LIMITS]
     return found

@@ -74,3 +74,13 @@ def test_kinds_that_share_no_domain_are_never_paired() -> None:
     made = plan(problem, LARGE, explain=False, patterns=patterns)
     check(problem, made)
     assert all(len({m.node_class for m in i.column.members}) == 1 for i in made.instances)
+
+
+def test_what_cannot_be_served_whole_is_served_for_as_little_as_it_can() -> None:
+    service = replace(model_service("chat", cards()[0], 5, itl_ms=100, domains_min=2), spot_share=1.0)
+    nodes = [node_class("H100", 1, usd=24.0), node_class("L4", 2, usd=6.0), node_class("A100-80", 1, usd=16.0)]
+    found = plan(problem_of([service], nodes), Effort(gap=0.05, seconds=None, nodes=20), explain=False)
+    assert not found.feasible
+    assert found.services[0].unmet == 0.5
+    assert set(found.nodes_used) == {"L4x8/a"}
+    assert found.gap <= 0.05
