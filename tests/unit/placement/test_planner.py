@@ -85,6 +85,18 @@ def test_a_budget_is_kept_and_named(small: Problem, effort: Effort) -> None:
     assert any(what.startswith("no budget, quotas, spot or domain limits") for what in ways)
 
 
+@pytest.mark.parametrize("demand", [4.0, 1e3])
+def test_dollars_and_joules_are_per_token_that_is_served(effort: Effort, demand: float) -> None:
+    service, nodes = model_service("chat", cards()[0], demand), node_class("A100-80", 1)
+    made = plan(problem_of([service], [nodes]), effort, explain=False)
+    (chat,), used = made.services, sum(p.accelerators for i in made.instances for p in i.places)
+    tokens_s = min(demand, chat.capacity) * service.load.output
+    assert chat.usd_per_million_output == pytest.approx(nodes.hourly_usd * used / 8 / 3600 / tokens_s * 1e6)
+    assert nodes.device is not None
+    assert chat.joules_per_token == pytest.approx(used * nodes.device.watts / tokens_s)
+    assert (chat.unmet > 0) is (demand > 100)
+
+
 def test_a_quota_bounds_what_is_used(small: Problem, effort: Effort) -> None:
     made = plan(replace(small, quotas={"A100-80": 8.0}), effort)
     used = sum(p.accelerators for i in made.instances for p in i.places if p.node_class.startswith("A100"))
