@@ -20,10 +20,9 @@ from rich.console import Console
 
 from katsura.cli.exit import Exit
 from katsura.cli.files import alone, naming, read_text, write_file
-from katsura.cli.plan import configs_of
+from katsura.cli.plan import configs_of, read_files
 from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from katsura.domain.shape import DType
-from katsura.manifests.cluster import read_cluster
 from katsura.manifests.demand import Demand, demands
 from katsura.manifests.kinds import ModelDeployment
 from katsura.placement import calibration, catalogue
@@ -67,7 +66,7 @@ class CalibrateOptions:
 
 def calibrate(options: CalibrateOptions, environ: Mapping[str, str], console: Console) -> Exit:
     """Measure or read, fit, write the file and say how well it fits."""
-    cluster = read_cluster([(str(path), read_text(path)) for path in options.files])
+    cluster = read_files(options.files)
     if len(cluster.bundle.deployments) != 1:
         raise InvalidArgumentError("name the one ModelDeployment that is measured (-f)", field="file")
     deployment = cluster.bundle.deployments[0]

@@ -20,10 +20,12 @@ from katsura.cli.exit import Exit
 from katsura.cli.files import alone, naming, read_text, write_file
 from katsura.cli.raster import png
 from katsura.domain.errors import FailedPreconditionError, InvalidArgumentError
+from katsura.domain.units import MIB
 from katsura.manifests.cluster import Cluster, read_cluster
 from katsura.manifests.kinds import ModelDeployment
 from katsura.manifests.problem import Options, build_problem, check_devices
 from katsura.manifests.reader import suggestion
+from katsura.manifests.rules import ManifestError
 from katsura.placement import calibration, catalogue
 from katsura.placement.card import published, read_card
 from katsura.placement.configurations import explain_trials, read_trials, standings, with_runs, write_trials
@@ -196,12 +198,12 @@ def read_problem(options: PlanOptions, environ: Mapping[str, str]) -> Problem:
     """The problem that the files and options state.
 
     Raises:
-        InvalidArgumentError: a file cannot be read or is wrong.
-        FailedPreconditionError: a model's sizes are not known here, or there is nothing to place.
+        InvalidArgumentError: a file cannot be read or is wrong, or there is nothing to place, or nowhere.
+        FailedPreconditionError: a model's sizes are not known here.
     """
     if not options.files:
         raise InvalidArgumentError("name the cluster and what to place: katsura plan -f cluster.yaml -f model.yaml")
-    cluster = read_cluster([(str(path), read_text(path)) for path in options.files])
+    cluster = read_files(options.files)
     check_devices(cluster, catalogue.built_in())
     known, mine = calibration.built_in(), options.calibration
     if mine is not None:
@@ -218,10 +220,33 @@ def read_problem(options: PlanOptions, environ: Mapping[str, str]) -> Problem:
         pipelines=options.pipelines or None,
     )
     configs = configs_of(cluster, options.configs, environ)
-    problem = build_problem(cluster, configs, catalogue.built_in(), known, asked)
+    try:
+        problem = build_problem(cluster, configs, catalogue.built_in(), known, asked)
+    except FailedPreconditionError as error:
+        # What a live cluster lacks for a while, files lack until somebody writes it.
+        raise InvalidArgumentError(str(error), field=error.field) from error
     if mine is not None:
         _check_devices(problem, mine, text, measured)
     return problem
+
+
+def read_files(paths: Sequence[Path]) -> Cluster:
+    """What the files hold.
+
+    Raises:
+        InvalidArgumentError: with every problem, by file and line.
+    """
+    files = [(str(path), read_text(path)) for path in paths]
+    try:
+        return read_cluster(files)
+    except ManifestError:
+        # JSON is read fast and without its lines. Where it is wrong it is read again, as the YAML that it is too.
+        read_cluster([(name, f"--- {text}" if _is_short_json(text) else text) for name, text in files])
+        raise
+
+
+def _is_short_json(text: str) -> bool:
+    return text.startswith("{") and len(text) < MIB and "\t" not in text
 
 
 def configs_of(cluster: Cluster, said: Sequence[str], environ: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:

@@ -171,6 +171,28 @@ def test_a_wrong_table_is_refused_with_its_line(tmp_path: Path, capsys: pytest.C
     assert f"{points}:3: itl_ms: expected a number above 0, got '0'" in capsys.readouterr().err
 
 
+def test_what_is_wrong_in_json_is_told_with_its_line_too(tmp_path: Path) -> None:
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}, "status": {"allocatable": {"cpu": "much"}}}
+    nodes = tmp_path / "nodes.json"
+    nodes.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": [node]}, indent=1))
+    line = next(number for number, row in enumerate(nodes.read_text().splitlines(), 1) if "much" in row)
+    with pytest.raises(InvalidArgumentError, match=rf"nodes\.json:{line}: Node a: status\.allocatable\.cpu: expected"):
+        said(PlanOptions((nodes, LAPTOP)))
+    nodes.write_text(nodes.read_text().replace(" ", "\t", 1))  # no YAML: told as before
+    with pytest.raises(InvalidArgumentError, match=r"nodes\.json:1: Node a: status\.allocatable\.cpu: expected"):
+        said(PlanOptions((nodes, LAPTOP)))
+
+
+def test_files_with_nothing_to_place_or_nowhere_are_wrong_input(tmp_path: Path) -> None:
+    empty, model = tmp_path / "empty.yaml", tmp_path / "model.yaml"
+    empty.write_text("# nothing\n")
+    model.write_text(LAPTOP.read_text().split("---\n", 1)[1])
+    with pytest.raises(InvalidArgumentError, match="name a file with a ModelDeployment"):
+        said(PlanOptions((empty,)))
+    with pytest.raises(InvalidArgumentError, match="no Node and no AcceleratorProfile"):
+        said(PlanOptions((model,)))
+
+
 def test_a_device_that_nobody_knows_is_refused_in_tables_and_calibrations_too(tmp_path: Path) -> None:
     points, learnt = tmp_path / "points.csv", tmp_path / "learnt.json"
     points.write_text(table("chat,A100-80,vllm,1,1,1200,250,8,15", "chat,A100-81,vllm,1,1,1200,250,16,20"))
