@@ -168,6 +168,7 @@ def _limits(problem: Problem, instances: Sequence[Instance], hourly: float) -> l
     next_usd = min((c.hourly_usd for c in problem.classes if not used.issuperset(c.nodes)), default=0.0)
     if problem.budget_usd is not None and hourly + next_usd > problem.budget_usd:
         found.append(f"the budget of ${problem.budget_usd:.2f}/h")
+    spot_free = any(c.spot and not used.issuperset(c.nodes) for c in problem.classes)
     taken = units_used(problem, instances)
     for device, most in problem.quotas.items():
         if taken[device] + 1 > most:
@@ -182,6 +183,8 @@ def _limits(problem: Problem, instances: Sequence[Instance], hourly: float) -> l
         capacity = _capacity(service.name, instances)
         if exact and capacity < service.requests_s * (1 - 1e-6):
             found.append(f"{service.name}: no more than {exact} of it are asked for")
+        if spot_free and service.spot_share < 1 and capacity < service.requests_s * (1 - 1e-6):
+            found.append(f"{service.name}: no more than {service.spot_share:.0%} of it may stand on spot nodes")
         limits = {i.column.point.limit for i in instances if i.column.service == service.name and i.column.point}
         found += [f"{service.name}: {LIMITS[limit]}" for limit in sorted(limits) if limit in LIMITS]
     return found

@@ -103,6 +103,24 @@ def test_a_quota_bounds_what_is_used(small: Problem, effort: Effort) -> None:
     assert used <= 8
 
 
+def test_what_a_quota_or_the_domains_forbid_is_named_with_the_way_out(effort: Effort) -> None:
+    nodes = node_class("A100-80", 2)
+    busy = problem_of([model_service("chat", cards()[0], 60)], [nodes])
+    short = plan(replace(busy, quotas={"A100-80": 1.0}), effort)
+    assert not short.feasible
+    assert "the quota of 1 A100-80" in short.binding
+    assert "no quotas" in [r.what for r in short.relaxations]
+    apart = plan(problem_of([model_service("chat", cards()[0], 4, domains_min=2)], [nodes]), effort)
+    assert not apart.feasible
+    assert "chat: found room in 1 of the 2 domains it needs" in apart.binding
+    assert "one domain instead of several" in [r.what for r in apart.relaxations]
+    spot = replace(nodes, spot=True)
+    safe = plan(problem_of([model_service("chat", cards()[0], 4, spot_share=0.2)], [spot]), effort)
+    assert not safe.feasible
+    assert "chat: no more than 20% of it may stand on spot nodes" in safe.binding
+    assert "spot nodes for everything" in [r.what for r in safe.relaxations]
+
+
 def test_spot_nodes_hold_no_more_than_their_share(effort: Effort) -> None:
     classes = [node_class("A100-80", 2), node_class("A100-80", 4, spot=True)]
     for share, expected in ((0.0, 0.0), (1.0, 1.0)):
