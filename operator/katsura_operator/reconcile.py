@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from katsura.domain.errors import KatsuraError, NotFoundError, PermissionDeniedError
 from katsura.telemetry import log
 from katsura_operator.authority import Authority
+from katsura_operator.core.decision import excuse
 from katsura_operator.core.desire import Desired
 from katsura_operator.core.objects import (
     CHILDREN,
@@ -85,11 +86,19 @@ class Reconciler:
         try:
             desired = await self._mind.decide(seen)
         except SolverFailedError as error:
-            await self._executor.run(await self._mind.decide(seen, error.message), seen)
+            await self._executor.run(await self._in_trouble(seen, error.message), seen)
             raise
         outcome = await self._executor.run(desired, seen)
         self.passes += 1
         return outcome
+
+    async def _in_trouble(self, seen: Snapshot, why: str) -> Desired:
+        """What can be decided without a plan; where that fails too, nothing but why."""
+        try:
+            return await self._mind.decide(seen, why)
+        except SolverFailedError as error:
+            _LOG.error("nothing can be decided", why=error.message)
+            return excuse(seen, error.message)
 
     async def observe(self) -> Snapshot:
         """Everything of our concern."""

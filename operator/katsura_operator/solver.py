@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from katsura.domain.errors import UnavailableError
+from katsura.domain.errors import InternalError, UnavailableError
 from katsura.telemetry import log
 from katsura_operator.core.desire import Desired
 from katsura_operator.core.messages import Key, Question, read_answer
@@ -46,7 +46,7 @@ class Solver:
         """What is to be written (`core.decision.decide`).
 
         Raises:
-            SolverFailedError: it ended or took too long; asking again starts another.
+            SolverFailedError: it failed, ended or took too long; asking again starts another where it ended.
         """
         try:
             async with asyncio.timeout(self._limit_s):
@@ -58,6 +58,8 @@ class Solver:
             raise SolverFailedError(f"no decision after {self._limit_s:g} s; the planner was ended") from error
         except (OSError, EOFError) as error:
             raise SolverFailedError(f"the planner's process ended with status {await self.close()}") from error
+        except InternalError as error:  # the process goes on; its log has the whole story
+            raise SolverFailedError(error.message) from error
         except BaseException:
             await self.close()
             raise
@@ -104,7 +106,11 @@ class Solver:
         while (line := await process.stdout.readline()) != b"\n":
             if not line:
                 raise EOFError
-            read_answer(line, desired, objects)
+            try:
+                read_answer(line, desired, objects)
+            except InternalError:
+                await process.stdout.readline()  # the empty line
+                raise
             count += 1
             if count % _AT_ONCE == 0:
                 await asyncio.sleep(0)

@@ -13,13 +13,15 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from queue import SimpleQueue
 from typing import BinaryIO, Final
 
 from katsura.placement.patterns import Memo
 from katsura_operator.core.decision import decide
-from katsura_operator.core.messages import Key, Question, snapshot_of, write_answers
+from katsura_operator.core.messages import Key, Question, snapshot_of, write_answers, write_failure
 from katsura_operator.core.objects import Object, key_of
+from katsura_operator.core.poison import Refusal, fault
 
 _NICE: Final = 5
 """Where cores are short, whoever renews the lease goes first."""
@@ -28,7 +30,7 @@ _NICE: Final = 5
 def serve(lines: SimpleQueue[bytes], answers: BinaryIO) -> None:
     """Answer for ever."""
     known: dict[Key, Object] = {}
-    memo = Memo()
+    memo, poison = Memo(), dict[str, Refusal]()
     while True:
         question = Question.read(lines.get())
         for key in question.gone:
@@ -37,8 +39,13 @@ def serve(lines: SimpleQueue[bytes], answers: BinaryIO) -> None:
             obj = json.loads(lines.get())
             known[key_of(obj)] = obj
         seen = snapshot_of(known.values(), question.now, question.samples, question.odd)
-        desired = decide(seen, question.settings, question.trouble, memo=memo)
-        for line in write_answers(desired):
+        try:
+            desired = decide(seen, question.settings, question.trouble, memo=memo, poison=poison)
+            lines_out = list(write_answers(desired))
+        except Exception as error:  # noqa: BLE001  # told in conditions by whoever asked, and here
+            traceback.print_exc()
+            lines_out = [write_failure(fault(error))]
+        for line in lines_out:
             answers.write(line.encode() + b"\n")
         answers.write(b"\n")
         answers.flush()

@@ -60,6 +60,8 @@ def check(heard: Desired, made: Desired) -> None:
     for obj, body in heard.statuses:
         wrong = [e.message for e in schema_of(obj["kind"]).iter_errors(body["status"]) if e.instance is not None]
         assert wrong == [], f"{key_of(obj)}: {wrong}"
+        faults = [c["message"] for c in body["status"]["conditions"] if "please report this" in c["message"]]
+        assert faults == [], key_of(obj)
     twice = [key for key, n in Counter(map(key_of, heard.keep)).items() if n > 1]
     twice += [key for key, n in Counter(key_of(obj) for obj, _ in heard.statuses).items() if n > 1]
     assert twice == []

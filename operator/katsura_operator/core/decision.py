@@ -21,11 +21,21 @@ from katsura_operator.core import affinity
 from katsura_operator.core.desire import Desired, desire
 from katsura_operator.core.difference import is_current, stamped
 from katsura_operator.core.knowledge import known
-from katsura_operator.core.objects import NODE, Object, is_ending, kind_of, labels_of, name_of, namespace_of
+from katsura_operator.core.objects import (
+    MODEL_DEPLOYMENT,
+    NODE,
+    Object,
+    is_ending,
+    kind_of,
+    labels_of,
+    name_of,
+    namespace_of,
+)
 from katsura_operator.core.placing import Placement, Reading, classes_of, place, read
+from katsura_operator.core.poison import Known
 from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Snapshot
-from katsura_operator.core.status import is_reported
+from katsura_operator.core.status import failed_status, is_reported
 
 _EFFORT: Final = Effort(gap=0.01, seconds=10.0)
 
@@ -36,21 +46,22 @@ def decide(
     trouble: str = "",
     solve: Callable[[Situation], Decision] | None = None,
     memo: Memo | None = None,
+    poison: Known | None = None,
 ) -> Desired:
     """What is to be written.
 
     Args:
         trouble: why nothing can be solved now: where that is not needed it changes nothing.
         solve: the planner, which may take seconds; memo: what ours knows from the decisions before.
+        poison: what it is known to fail on; grows.
     """
 
     def in_trouble(_: Situation) -> Decision:
         raise UnavailableError(trouble)
 
     reading = read(seen)
-    placement = place(
-        reading, seen, settings, in_trouble if trouble else solve or partial(_solve, known(seen, settings), memo)
-    )
+    solve = in_trouble if trouble else solve or partial(_solve, known(seen, settings), memo)
+    placement = place(reading, seen, settings, solve, poison)
     wanted = desire(seen, reading, placement, settings, _affinities(reading, placement, seen, settings))
     return outstanding(wanted, seen)
 
@@ -67,6 +78,14 @@ def _affinities(
         nodes = {name_of(n): labels_of(n) for n in seen.of(NODE)}
         return affinity.expressions(placement.classes, nodes, selectors.values())
     return {c.name: affinity.selected(selectors.get(classes_of(c, selectors), {})) for c in placement.classes}
+
+
+def excuse(seen: Snapshot, why: str) -> Desired:
+    """Nothing but why nothing is decided, beside what every ModelDeployment says already."""
+    made = Desired()
+    for obj in seen.of(MODEL_DEPLOYMENT):
+        made.statuses.append((obj, failed_status(obj, why, seen.now)))
+    return outstanding(made, seen)
 
 
 def outstanding(desired: Desired, seen: Snapshot) -> Desired:

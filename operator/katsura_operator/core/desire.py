@@ -7,8 +7,8 @@ carried out twice it changes nothing, cut off anywhere the next pass ends it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 from katsura.manifests.conditions import EventReason
@@ -49,12 +49,13 @@ from katsura_operator.core.pace import measured, readable
 from katsura_operator.core.placing import Placement, Reading, Wanted, is_idle, roles_of
 from katsura_operator.core.plans import plans
 from katsura_operator.core.pods import GRPC, HELPER, METRICS, Size, external_template, template
+from katsura_operator.core.poison import fault
 from katsura_operator.core.policies import external_policy
 from katsura_operator.core.purging import purging
 from katsura_operator.core.rollout import WORKLOAD_LABEL, Pool, Step, Target, advance, ready_count
 from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Snapshot
-from katsura_operator.core.status import Said, event, status_of, transitions
+from katsura_operator.core.status import Said, event, failed_status, status_of, transitions
 
 ROUTERS: Final = "katsura-router"
 """Name of the router pool and of the Service in front of it, in every served namespace."""
@@ -99,9 +100,9 @@ def desire(
     made = Desired(plan=placement.plan if placement.is_new else None)
     mind = _Mind(snapshot, reading, placement, settings, affinities, made)
     for wanted in reading.stores:
-        mind.store(wanted)
+        mind.safely(mind.store, wanted)
     for wanted in reading.deployments:
-        mind.deployment(wanted)
+        mind.safely(mind.deployment, wanted)
     for namespace in sorted({namespace_of(w.obj) for w in reading.deployments if _is_native(w)}):
         mind.routers(namespace)
     mind.the_rest()
@@ -129,6 +130,20 @@ class _Mind:
         self._seen, self._reading, self._placement = snapshot, reading, placement
         self._settings, self._affinities, self._made = settings, affinities, made
         self._staying: set[tuple[str, str | None]] = set()
+        self._failed: set[tuple[str, str, str]] = set()
+
+    def safely(self, decide: Callable[[Wanted], None], wanted: Wanted) -> None:
+        """Decide of one resource; where we fail on it it stays as it is, is told so, and the others are served."""
+        every = (getattr(self._made, f.name) for f in fields(Desired))
+        lists: list[list[Any]] = [found for found in every if isinstance(found, list)]
+        sizes = [len(found) for found in lists]
+        try:
+            decide(wanted)
+        except Exception as error:  # noqa: BLE001  # told in its condition
+            for found, size in zip(lists, sizes, strict=True):
+                del found[size:]
+            self._failed.add(key_of(wanted.obj))
+            self._made.statuses.append((wanted.obj, failed_status(wanted.obj, fault(error), self._seen.now)))
 
     def deployment(self, wanted: Wanted) -> None:
         """Everything of one ModelDeployment."""
@@ -214,15 +229,16 @@ class _Mind:
 
     def the_rest(self) -> None:
         """Agents, profiles, refused resources, and workloads whose pool is gone."""
-        for obj, status, verdict in report.of_others(self._seen, self._reading, self._settings):
+        for obj, status, verdict in report.of_others(self._seen, self._reading, self._settings, self._placement.failed):
             self._tell(obj, status, verdict)
         made = {key_of(o) for o in self._made.keep}
         kept = {(namespace_of(o), labels_of(o).get(POOL)) for o in self._made.keep}
         kept |= self._staying
         # What is refused is not acted upon: its pods, and the routers that serve them, stay as they are.
-        held = {(ns, f"{name}-{r}") for k, ns, name in self._reading.refused if k == "ModelDeployment" for r in _ROLES}
-        held |= {(ns, ROUTERS) for kind, ns, _ in self._reading.refused if kind == "ModelDeployment"}
-        held |= {(ns, f"{name}-memory") for kind, ns, name in self._reading.refused if kind == "MemoryStore"}
+        left = {*self._reading.refused, *self._failed}
+        held = {(ns, f"{name}-{role}") for kind, ns, name in left if kind == "ModelDeployment" for role in _ROLES}
+        held |= {(ns, ROUTERS) for kind, ns, _ in left if kind == "ModelDeployment"}
+        held |= {(ns, f"{name}-memory") for kind, ns, name in left if kind == "MemoryStore"}
         for kind in (WORKLOAD, SERVICE, BUDGET, POLICY, ROLE_POOL):
             for obj in self._seen.of(kind):
                 pool = (namespace_of(obj), labels_of(obj).get(POOL))

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from katsura.domain.errors import InternalError
 from katsura_operator.core.desire import Desired
 from katsura_operator.core.objects import Object, key_of
 from katsura_operator.core.settings import Settings
@@ -78,9 +79,20 @@ def write_answers(desired: Desired) -> Iterator[str]:
     yield from (json.dumps(["statuses", [key_of(obj), body]], default=dict) for obj, body in desired.statuses)
 
 
+def write_failure(why: str) -> str:
+    """The line that says that nothing could be decided."""
+    return json.dumps(["failed", why])
+
+
 def read_answer(line: str | bytes, desired: Desired, seen: Mapping[Key, Object]) -> None:
-    """Add what one line says to `desired`."""
+    """Add what one line says to `desired`.
+
+    Raises:
+        InternalError: it says why nothing could be decided.
+    """
     name, said = json.loads(line)
+    if name == "failed":
+        raise InternalError(said)
     if name == "plan":
         desired.plan = said
     elif name == "statuses":

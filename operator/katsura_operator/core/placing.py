@@ -9,6 +9,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
@@ -58,6 +59,7 @@ from katsura_operator.core.objects import (
 )
 from katsura_operator.core.pace import counted
 from katsura_operator.core.plans import is_whole, listed, next_name, plans
+from katsura_operator.core.poison import Known, Refusal, bear, fault
 from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Snapshot
 
@@ -68,7 +70,6 @@ _ASSUMED: Final = AcceleratorProfile(
 )
 """Nodes that are assumed where none are observed and none declared, so that a first model runs anywhere."""
 R = TypeVar("R", bound=ModelDeployment | MemoryStore | AcceleratorProfile | Agent)
-Refusal = tuple[Why, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ class Placement:
         parts: per deployment or store (`Wanted.owner`). awaiting: deployments whose plan waits for approval.
         trouble: why nothing can be planned at all, its reason `why`; left_out: why a deployment is not in the plan.
         classes: of nodes that the plan knows. problem: what it answers, as it is today.
+        failed: what the planner fails on and the plan does without, by (kind, name), with why.
         named: per deployment an older plan, kept, that it names already and that gave it the same.
     """
 
@@ -124,6 +126,7 @@ class Placement:
     classes: tuple[NodeClass, ...] = ()
     named: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
     problem: PlacementProblem | None = None
+    failed: Mapping[tuple[str, str], Refusal] = field(default_factory=lambda: MappingProxyType({}))
 
     def plan_of(self, deployment: str) -> Mapping[str, Any] | None:
         """The plan that a deployment names: its name changes when what the deployment gets does, and once it is old.
@@ -275,7 +278,10 @@ def _overcommitted(node: Object, factor: float) -> Object:
     if factor == 1.0 or "cpu" not in allocatable:
         return node
     text = str(allocatable["cpu"])
-    cores = float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+    try:
+        cores = float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+    except ValueError:  # told by the planner
+        return node
     return {**node, "status": {**node["status"], "allocatable": {**allocatable, "cpu": f"{cores * factor:g}"}}}
 
 
@@ -284,37 +290,48 @@ def place(
     snapshot: Snapshot,
     settings: Settings,
     solve: Callable[[Situation], Decision] = decide,
+    poison: Known | None = None,
 ) -> Placement:
-    """The plan in force, or a new one where something that decides has changed. `solve` may take seconds."""
+    """The plan in force, or a new one where something that decides has changed.
+
+    Args:
+        solve: may take seconds. poison: what it is known to fail on; grows.
+    """
     asked = situation(reading, snapshot, settings)
     if not asked.bundle.deployments:
         return Placement()
     stored = plans(snapshot, settings)
     solved = [p for p in stored if is_whole(p)]
     last = solved[-1] if solved else None
-    trouble, why = "", Why.PLAN_INFEASIBLE
-    try:
+    trouble, why, failed = "", Why.PLAN_INFEASIBLE, dict[tuple[str, str], Refusal]()
+    stated: list[tuple[PlacementProblem, Mapping[str, str]]] = []
+
+    def attempt(asked: Situation, anew: bool = False) -> tuple[PlacementProblem, Mapping[str, str], Object, bool]:
         problem, left_out = state(asked, Options(), known(snapshot, settings))
-        if last is not None and (last.get("spec") or {}).get("inputsHash") == inputs_hash(problem):
-            made, is_new = last, False
-        else:
-            decision = solve(replace(asked, current=None if last is None else standing(current_of(last), problem)))
-            problem, left_out = decision.problem, decision.left_out
-            made, is_new = _named(decision.document, stored, settings), True
-    except UnavailableError as error:  # of `solve`: what stands goes on
-        trouble, why = error.message, Why.PLANNER_FAILED
-        if last is None:
+        stated.append((problem, left_out))
+        if last is not None and not anew and (last.get("spec") or {}).get("inputsHash") == inputs_hash(problem):
+            return problem, left_out, last, False
+        decision = solve(replace(asked, current=None if last is None else standing(current_of(last), problem)))
+        return decision.problem, decision.left_out, _named(decision.document, stored, settings), True
+
+    try:
+        answer = bear(asked, attempt, {} if poison is None else poison, partial(attempt, anew=True))
+        failed = answer.left_out
+        problem, left_out, made, is_new = answer.made
+    except Exception as error:  # noqa: BLE001  # told in conditions; what stands goes on
+        if isinstance(error, KatsuraError) and not isinstance(error, UnavailableError):
+            return Placement(trouble=error.message)
+        trouble, why = fault(error), Why.PLANNER_FAILED
+        if last is None or not stated:
             return Placement(trouble=trouble, why=why)
-        made, is_new = last, False
-    except KatsuraError as error:
-        return Placement(trouble=error.message)
+        (problem, left_out), made, is_new = stated[-1], last, False
     parts = _parts(current_of(made), problem)
     known_plans = [p for p in snapshot.of(PLAN, settings.namespace) if is_whole(p)]
     awaiting = _follow_approved(reading, known_plans, name_of(made), problem, parts)
     given = {k: tuple(v) for k, v in parts.items()}
     lasting = {name_of(p) for p in stored[max(0, len(stored) - settings.plans_kept + is_new) :]}
     named = _named_already(reading, [p for p in solved if name_of(p) in lasting], made)
-    return Placement(made, is_new, given, awaiting, trouble, why, left_out, problem.classes, named, problem)
+    return Placement(made, is_new, given, awaiting, trouble, why, left_out, problem.classes, named, problem, failed)
 
 
 def standing(current: Current, problem: PlacementProblem) -> Current:

@@ -30,6 +30,7 @@ from katsura_operator.core.objects import (
 )
 from katsura_operator.core.placing import Placement, Reading, Wanted
 from katsura_operator.core.plans import bounded, listed
+from katsura_operator.core.poison import Refusal
 from katsura_operator.core.rollout import Pool, is_settled, pod_count, ready_count
 from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Snapshot
@@ -126,21 +127,24 @@ def draining(pool: Pool) -> list[str]:
 
 
 def of_others(
-    seen: Snapshot, reading: Reading, settings: Settings
+    seen: Snapshot, reading: Reading, settings: Settings, failed: Mapping[tuple[str, str], Refusal]
 ) -> Iterator[tuple[Object, dict[str, Any], list[Said]]]:
-    """Agents, profiles, and resources that are refused."""
+    """Agents, profiles, and resources that are refused, or that the planner failed on."""
+    refused = dict(reading.refused)
+    refused |= {("AcceleratorProfile", "", n): why for (kind, n), why in failed.items() if kind == PROFILE.name}
+    refused |= {("Agent", *n.split("/")): why for (kind, n), why in failed.items() if kind == AGENT.name}  # type: ignore[misc]
     for obj in (*seen.of(MODEL_DEPLOYMENT), *seen.of(MEMORY_STORE), *seen.of(AGENT), *seen.of(PROFILE)):
-        refusal = reading.refused.get((str(obj["kind"]), namespace_of(obj), name_of(obj)))
+        refusal = refused.get((str(obj["kind"]), namespace_of(obj), name_of(obj)))
         if refusal is not None:
             ready = [] if obj["kind"] == PROFILE.name else [Said(ConditionType.READY, False, *refusal)]
             yield obj, {}, [Said(ConditionType.ACCEPTED, False, *refusal), *ready]
     for obj in seen.of(AGENT):
-        if (str(obj["kind"]), namespace_of(obj), name_of(obj)) not in reading.refused:
+        if (str(obj["kind"]), namespace_of(obj), name_of(obj)) not in refused:
             yield obj, {}, _of_agent(obj, seen)
     nodes = usable_nodes(seen) if settings.nodes_observed and seen.of(PROFILE) else None
     believed = known(seen, settings).devices
     for obj in seen.of(PROFILE):
-        if (str(obj["kind"]), "", name_of(obj)) not in reading.refused:
+        if (str(obj["kind"]), "", name_of(obj)) not in refused:
             yield obj, *_of_profile(obj, nodes, believed)
 
 
@@ -157,6 +161,8 @@ def _planned(wanted: Wanted, placement: Placement, *, idle: bool) -> Said:
     if name in placement.awaiting:
         what = f"set spec.approvedPlan: {placement.plan_name} to follow it (kubectl describe kplan)"
         return Said(kind, False, Why.AWAITING_APPROVAL, what)
+    if (MODEL_DEPLOYMENT.name, name) in placement.failed:
+        return Said(kind, False, *placement.failed[MODEL_DEPLOYMENT.name, name])
     if placement.trouble or name in placement.left_out:
         return Said(kind, False, placement.why, placement.left_out.get(name) or placement.trouble)
     if placement.plan is None:
@@ -170,7 +176,8 @@ def _planned(wanted: Wanted, placement: Placement, *, idle: bool) -> Said:
         more = f"; it would fit with: {', '.join(helps)}" if helps else ""
         return Said(kind, False, Why.INSUFFICIENT_CAPACITY, unmet.rstrip(": ") + more)
     plan = placement.plan_of(name)
-    return Said(kind, True, Why.PLANNED, name_of(plan) if plan else "")
+    without = "".join(f"; without {k} {n}: {why}" for (k, n), (_, why) in sorted(placement.failed.items()))
+    return Said(kind, True, Why.PLANNED, (name_of(plan) if plan else "") + without)
 
 
 def _service_of(name: str, placement: Placement) -> Mapping[str, Any]:

@@ -61,6 +61,16 @@ def status_of(obj: Object, body: Mapping[str, Any], said: Sequence[Said], now: s
     return {"apiVersion": obj["apiVersion"], "kind": obj["kind"], "metadata": metadata, "status": status}
 
 
+def failed_status(obj: Object, why: str, now: str) -> dict[str, Any]:
+    """The status of `obj` as it stands, but that nothing could be decided of it."""
+    old = obj.get("status") or {}
+    (failed,) = conditions(obj, [Said(ConditionType.PLANNED, False, Why.PLANNER_FAILED, why)], now)
+    kept = [c for c in old.get("conditions") or () if c.get("type") != failed["type"]]
+    metadata = {k: obj["metadata"][k] for k in ("name", "namespace", "uid") if k in obj["metadata"]}
+    status = {**old, "conditions": [*kept, failed]}
+    return {"apiVersion": obj["apiVersion"], "kind": obj["kind"], "metadata": metadata, "status": status}
+
+
 def is_reported(obj: Object, wanted: Mapping[str, Any]) -> bool:
     """Whether the status that stands says the same, fields that are not said any more included.
 

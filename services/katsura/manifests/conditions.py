@@ -72,7 +72,7 @@ MEANING: Final[Mapping[Why, str]] = {
     Why.INVALID_CONFIGURATION: "its fields contradict each other; the message says which and what to change",
     Why.PLANNED: "the plan that status.plan names gives every role its nodes",
     Why.PLAN_INFEASIBLE: "no plan can be made; the message says why (no node at all, sizes of the model not known)",
-    Why.PLANNER_FAILED: "the planner ended or took too long; what runs stays as it is, and the planner is asked again",
+    Why.PLANNER_FAILED: "the planner failed, ended or took too long; what runs stays as it is; the message says why",
     Why.INSUFFICIENT_CAPACITY: "nodes cannot carry the demand, or not two revisions; message and plan say what helps",
     Why.AWAITING_APPROVAL: "advisory: set spec.approvedPlan to the plan that the message names",
     Why.NOT_PLANNED: "no plan was made for it yet",

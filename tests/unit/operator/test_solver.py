@@ -223,3 +223,29 @@ async def test_it_ends_with_its_parent_however_that_ends(parent: subprocess.Pope
     finally:
         asyncio.get_running_loop().remove_reader(watch)
         os.close(watch)
+
+
+FAULTY = (
+    sys.executable,
+    "-c",
+    "import katsura_operator.solving as s\n"
+    "decide = s.decide\n"
+    "def faulty(seen, settings, trouble, **known):\n"
+    "    if not trouble: 1 / 0\n"
+    "    return decide(seen, settings, trouble, **known)\n"
+    "s.decide = faulty\n"
+    "s.main()",
+)
+
+
+async def test_a_fault_in_a_decision_is_told_and_the_process_decides_on() -> None:
+    world = a_world()
+    seen = await world.reconciler().observe()
+    async with solver(world, *FAULTY) as mind:
+        for _ in range(2):
+            with pytest.raises(SolverFailedError, match=r"ZeroDivisionError: division by zero; please report this"):
+                await mind.decide(seen)
+            pid = mind._process.pid if mind._process else None
+            assert lines(await mind.decide(seen, "no plan now")) == lines(decide(seen, world.settings, "no plan now"))
+            assert mind._process is not None
+            assert mind._process.pid == pid
