@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 import grpc
+from google.protobuf.message import DecodeError
 from opentelemetry.trace import SpanKind
 
-from katsura.domain.errors import InternalError, KatsuraError
+from katsura.domain.errors import InternalError, InvalidArgumentError, KatsuraError
 from katsura.domain.ids import TenantId
 from katsura.domain.usage import Usage
 from katsura.rpc import context as calls
@@ -25,6 +26,9 @@ from katsura.telemetry import log, metrics, names, trace
 _LOG = log.get(__name__)
 _SECONDS = metrics.histogram(names.RPC_SECONDS, "Seconds a served call took.", ("method", "code"))
 _IN_FLIGHT = metrics.gauge(names.RPC_IN_FLIGHT, "Calls being served.")
+
+
+_Read = Callable[[bytes], Any]
 
 
 class Admission(Protocol):
@@ -71,32 +75,25 @@ class Boundary:
         self._server.add_registered_method_handlers(service, wrapped)
 
     def _wrapped(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        read, write = _reader(handler.request_deserializer), handler.response_serializer
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(
-                self._unary(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer
-            )
+            return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary, read), None, write)
         if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(
-                self._stream(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
-            )
-        if handler.stream_unary is not None:  # the request is an iterator of messages
-            return grpc.stream_unary_rpc_method_handler(
-                self._unary(method, handler.stream_unary, streams=True),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
+            return grpc.unary_stream_rpc_method_handler(self._stream(method, handler.unary_stream, read), None, write)
+        if handler.stream_unary is not None:  # the request is an iterator of messages, and whoever takes one reads it
+            return grpc.stream_unary_rpc_method_handler(self._unary(method, handler.stream_unary), read, write)
         both: Any = handler.stream_stream
-        return grpc.stream_stream_rpc_method_handler(
-            self._stream(method, both), handler.request_deserializer, handler.response_serializer
-        )
+        return grpc.stream_stream_rpc_method_handler(self._stream(method, both), read, write)
 
     def _unary(
-        self, method: str, serve: Callable[..., Awaitable[Any]], streams: bool = False
+        self, method: str, serve: Callable[..., Awaitable[Any]], read: _Read | None = None
     ) -> Callable[..., Awaitable[Any]]:
-        async def call(request: object, context: grpc.aio.ServicerContext[Any, Any]) -> object:
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> object:
             with _Measured(self, method) as measured:
                 try:
-                    with await self._enter(method, context, None if streams else request):
+                    if read is not None:
+                        request = read(request)
+                    with await self._enter(method, context, None if read is None else request):
                         return await serve(request, context)
                 except KatsuraError as error:
                     await measured.fail(context, error)
@@ -109,10 +106,14 @@ class Boundary:
 
         return call
 
-    def _stream(self, method: str, serve: Callable[..., Any]) -> Callable[..., AsyncIterator[Any]]:
-        async def call(request: object, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+    def _stream(
+        self, method: str, serve: Callable[..., Any], read: _Read | None = None
+    ) -> Callable[..., AsyncIterator[Any]]:
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             with _Measured(self, method) as measured:
                 try:
+                    if read is not None:
+                        request = read(request)
                     with await self._enter(method, context):
                         async for response in serve(request, context):
                             yield response
@@ -182,6 +183,21 @@ class _Measured:
     async def fail(self, context: grpc.aio.ServicerContext[Any, Any], error: KatsuraError) -> None:
         self.code = error.code
         await status.abort(context, error)
+
+
+def _reader(deserialize: _Read | None) -> _Read:
+    """What reads a message. gRPC itself answers UNKNOWN to one that cannot be read, and logs it as our fault."""
+    assert deserialize is not None, "generated code names one for every method"
+
+    def read(data: bytes) -> object:
+        try:
+            return deserialize(data)
+        except DecodeError as error:
+            raise InvalidArgumentError(
+                "the message cannot be read: it is not one of this method's, or a text in it is not UTF-8"
+            ) from error
+
+    return read
 
 
 def _bug(method: str, error: BaseException | None) -> InternalError:
