@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from katsura.domain.errors import InvalidArgumentError
 from katsura.placement.operate import Point
 
-_ROUNDS = 100_000
-_SMALL = 1e-12
+_SMALL = 1e-9
+"""Probability of leaving a loop below which it is taken to be never left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +73,34 @@ class AgentGraph:
         Raises:
             InvalidArgumentError: a loop that is never left.
         """
-        visits = dict.fromkeys((c.name for c in self.calls), 0.0)
-        wave = {self.calls[0].name: 1.0}
-        for _ in range(_ROUNDS):
-            following: dict[str, float] = defaultdict(float)
-            for name, weight in wave.items():
-                visits[name] += weight
-            for edge in self.edges:
-                if edge.before in wave:
-                    following[edge.after] += wave[edge.before] * edge.probability
-            wave = {name: weight for name, weight in following.items() if weight > _SMALL}
-            if not wave:
-                return visits
-        raise InvalidArgumentError(
-            "a loop of the agent is never left; give its edges probabilities below 1", field="edges"
-        )
+        names, rows = [c.name for c in self.calls], self._balance()
+        # Gauss elimination; a row of a loop that is never left comes to nothing.
+        for i in range(len(names)):
+            if rows[i][i] < _SMALL:
+                raise InvalidArgumentError(
+                    "a loop of the agent is never left; give its edges probabilities below 1", field="edges"
+                )
+            for other in range(len(names)):
+                factor = rows[other][i] / rows[i][i]
+                if other != i and factor:
+                    rows[other] = [mine - factor * of for mine, of in zip(rows[other], rows[i], strict=True)]
+        return {name: rows[i][-1] / rows[i][i] for i, name in enumerate(names)}
+
+    def _balance(self) -> list[list[float]]:
+        """Rows of v - P^T v = start, the start in the last column; edges out of calls that no run reaches count for
+        nothing."""
+        place = {c.name: i for i, c in enumerate(self.calls)}
+        reached, ahead = {self.calls[0].name}, [self.calls[0].name]
+        while ahead:
+            name = ahead.pop()
+            found = {e.after for e in self.edges if e.before == name and e.probability > 0} - reached
+            reached |= found
+            ahead += found
+        rows = [[float(i == k) for k in range(len(place))] + [float(i == 0)] for i in range(len(place))]
+        for edge in self.edges:
+            if edge.before in reached:
+                rows[place[edge.after]][place[edge.before]] -= edge.probability
+        return rows
 
     def demand(self, runs_per_s: float) -> dict[str, float]:
         """Requests per second of each service at `runs_per_s` runs."""

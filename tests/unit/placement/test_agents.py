@@ -21,6 +21,18 @@ def test_a_loop_is_expected_as_often_as_it_is_taken() -> None:
     assert react(0.75).visits() == pytest.approx({"plan": 1, "act": 4, "tool": 4, "check": 1})
 
 
+@pytest.mark.parametrize("again", [0.9, 0.999, 0.999999])
+def test_a_loop_that_is_seldom_left_is_counted_to_its_end(again: float) -> None:
+    assert react(again).visits() == pytest.approx(
+        {"plan": 1, "act": 1 / (1 - again), "tool": 1 / (1 - again), "check": 1}
+    )
+
+
+def test_calls_that_no_run_reaches_are_never_made_and_never_in_the_way() -> None:
+    apart = (Edge("plan", "act"), Edge("tool", "check"), Edge("check", "tool"), Edge("tool", "act", 0.0))
+    assert AgentGraph(CALLS, apart).visits() == {"plan": 1, "act": 1, "tool": 0, "check": 0}
+
+
 def test_demand_and_sandboxes_follow_from_visits() -> None:
     graph = react(0.5)
     assert graph.demand(10) == pytest.approx({"big": 10, "small": 30})
