@@ -184,7 +184,8 @@ def _limits(problem: Problem, instances: Sequence[Instance], hourly: float) -> l
         if exact and capacity < service.requests_s * (1 - 1e-6):
             found.append(f"{service.name}: no more than {exact} of it are asked for")
         if spot_free and service.spot_share < 1 and capacity < service.requests_s * (1 - 1e-6):
-            found.append(f"{service.name}: no more than {service.spot_share:.0%} of it may stand on spot nodes")
+            part = f"no more than {service.spot_share:.0%}" if service.spot_share else "none"
+            found.append(f"{service.name}: {part} of it may stand on spot nodes")
         limits = {i.column.point.limit for i in instances if i.column.service == service.name and i.column.point}
         found += [f"{service.name}: {LIMITS[limit]}" for limit in sorted(limits) if limit in LIMITS]
     return found

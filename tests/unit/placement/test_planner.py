@@ -115,10 +115,11 @@ def test_what_a_quota_or_the_domains_forbid_is_named_with_the_way_out(effort: Ef
     assert "chat: found room in 1 of the 2 domains it needs" in apart.binding
     assert "one domain instead of several" in [r.what for r in apart.relaxations]
     spot = replace(nodes, spot=True)
-    safe = plan(problem_of([model_service("chat", cards()[0], 4, spot_share=0.2)], [spot]), effort)
-    assert not safe.feasible
-    assert "chat: no more than 20% of it may stand on spot nodes" in safe.binding
-    assert "spot nodes for everything" in [r.what for r in safe.relaxations]
+    for share, said in ((0.2, "chat: no more than 20%"), (0.0, "chat: none")):
+        safe = plan(problem_of([model_service("chat", cards()[0], 4, spot_share=share)], [spot]), effort)
+        assert not safe.feasible
+        assert f"{said} of it may stand on spot nodes" in safe.binding
+        assert "spot nodes for everything" in [r.what for r in safe.relaxations]
 
 
 def test_spot_nodes_hold_no_more_than_their_share(effort: Effort) -> None:
