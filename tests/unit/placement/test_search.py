@@ -52,6 +52,14 @@ def test_the_same_search_gives_the_same_counts(large: tuple[Problem, Patterns, P
     assert first.bound == second.bound
 
 
+def test_a_search_without_time_still_gives_a_plan_that_states_its_gap(large: tuple[Problem, Patterns, Plan]) -> None:
+    problem, patterns, _ = large
+    made = plan(problem, Effort(gap=0.0, seconds=1e-6), explain=False, patterns=patterns)
+    check(problem, made)
+    assert 0 < made.bound <= made.value
+    assert made.gap == pytest.approx(1 - made.bound / made.value)
+
+
 def test_a_small_change_of_demand_moves_little_of_a_large_plan(large: tuple[Problem, Patterns, Plan]) -> None:
     problem, patterns, before = large
     grown = replace(problem.services[0], requests_s=1.1 * problem.services[0].requests_s)
