@@ -89,3 +89,15 @@ def test_prompts_cost_a_step_their_arithmetic_and_what_they_send_between_devices
     assert cut.prefill_collective == pytest.approx(40 * cut.collective)
     assert cut.decoding.prefill == cut.decoding.prefill_collective == 0
     assert cut.decoding.kv == cut.kv
+
+
+def test_what_is_held_already_saves_its_arithmetic_and_its_sending_and_not_its_kv() -> None:
+    card, layout = cards()[0], Layout(2)
+    whole, shared = Load(4000, 100), Load(4000, 100, cached_share=0.75)
+    full, part = (decode_terms(card, A100, BF16, layout, 32, load) for load in (whole, shared))
+    assert shared.new_prompt == 1000
+    assert part.kv == full.kv
+    assert part.prefill_collective == pytest.approx(full.prefill_collective / 4)
+    # New tokens still look back at all that is held: a little more than a quarter.
+    assert 0.25 < part.prefill / full.prefill < 0.3
+    assert sequence_bytes(card, BF16, layout, shared) == sequence_bytes(card, BF16, layout, whole)
