@@ -58,6 +58,8 @@ async def test_a_fork_starts_with_the_slots_at_its_step_and_goes_its_own_way(sto
     await store.fork(ref, "main", -1, "root", NO_REQUEST)
     assert await held(store, ref, "side") == {"zero": "z", "k": "at a"}
     assert await held(store, ref, "root") == {"zero": "z"}
+    await grow(store, ref, "c", "d", branch="side")
+    assert await held(store, ref, "side") == {"zero": "z", "k": "at a"}, "however deep it has grown since"
     await put(store, ref, "side", k="side")
     assert await held(store, ref) == {"zero": "z", "k": "at b", "later": "x"}
     await store.fork(ref, "side", 0, "third", NO_REQUEST)

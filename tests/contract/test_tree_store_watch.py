@@ -17,6 +17,7 @@ from katsura.domain.trees import (
 from katsura.state.trees import Event, TreeRef, TreeStore
 from katsura.testing.tree_suite import (
     LIMITS,
+    NEW,
     NO_REQUEST,
     grow,
     refused,
@@ -121,3 +122,25 @@ async def test_a_watcher_too_slow_for_what_is_kept_is_told_so(
     for i in range(3 * LIMITS.events):
         await grow(store, ref, f"s{i}")
     await refused(OutOfRangeError, Reason.WATCH_COMPACTED, anext(events))
+
+
+async def test_whoever_begins_to_watch_a_tree_made_anew_hears_nothing_of_the_one_before(
+    store: TreeStore, ref: TreeRef
+) -> None:
+    """Though somebody still watches that one."""
+    await grow(store, ref, "a")
+    old = store.watch(ref, "", 1, 5.0)
+    assert (await anext(old)).kind is EventKind.GROWN
+    await store.drop(ref)
+    await store.create(ref, NEW, NO_REQUEST)
+    await grow(store, ref, "of the new one")
+    new = store.watch(ref, "", 0, 5.0)
+    assert [(e.kind, e.position.revision) for e in await take(new, 2)] == [
+        (EventKind.TREE_CREATED, 1),
+        (EventKind.GROWN, 2),
+    ]
+    await grow(store, ref, "and on")
+    assert [(e.kind, e.position.revision) for e in await take(new, 1)] == [(EventKind.GROWN, 3)]
+    assert (await anext(old)).kind is EventKind.TREE_DELETED
+    for events in (old, new):
+        await events.aclose()  # type: ignore[attr-defined]

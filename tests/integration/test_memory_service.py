@@ -370,6 +370,8 @@ async def test_usage_is_told_by_tree_and_agent_and_quotas_refuse_with_their_name
         cost = tree_pb.Cost(prompt_tokens=100, completion_tokens=5)
         with pytest.raises(ResourceExhaustedError, match="0 of 3 are used, and this adds 4"):
             await memory.grow("t", [step("user", "too many")] * 4)
+        with pytest.raises(ResourceExhaustedError, match="quota nodes: 0 of 3 are used, and this adds 4"):
+            await anext(memory.grow_stream("t", all_at_once([step("user", "too many")] * 4), expected_head=0))
         await memory.grow(
             "t", [step("assistant", "a", agent_id="ada", cost=cost), step("user", "b"), step("user", "c")]
         )
@@ -477,6 +479,10 @@ async def test_sub_agents_references_waits_and_collecting_work_over_the_wire(con
         True,
     )
     await memory.delete_tree("trip")
+
+
+async def all_at_once(steps: list[tree_pb.Step]) -> AsyncIterator[list[tree_pb.Step]]:
+    yield steps
 
 
 async def batches_of(*contents: str) -> AsyncIterator[list[tree_pb.Step]]:

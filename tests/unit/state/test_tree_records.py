@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,7 +20,10 @@ from katsura.domain.trees import (
     Effect,
     Hint,
     Judgement,
+    Provenance,
+    Reference,
     Relation,
+    Resolution,
     Step,
     StepKind,
     Summary,
@@ -27,6 +32,8 @@ from katsura.domain.trees import (
     ToolCall,
     TreePolicy,
     Verdict,
+    Wait,
+    WaitKind,
     request_of,
 )
 from katsura.state import tree_records
@@ -101,6 +108,40 @@ def test_identical_children_may_differ_in_cost_and_client_id_only() -> None:
     ]
     assert digests[0] == digests[1] != digests[2]
     assert tree_records.body_digest(Step("a"), b"other") != digests[0]
+
+
+OTHERWISE: dict[str, Any] = {
+    "content": "another",
+    "role": "assistant",
+    "kind": StepKind.TOOL_CALL,
+    "client_step_id": "c",
+    "tool_call": ToolCall("", "f", ""),
+    "relation": Relation.REFINE,
+    "related_node_ids": (NodeId(1),),
+    "effect": Effect.IRREVERSIBLE,
+    "undo_ref": "u",
+    "provenance": Provenance.TOOL,
+    "cost": Cost(micros=1),
+    "attributes": {"k": "v"},
+    "opaque": b"o",
+    "attachments": (Attachment("task", 0, "", b""),),
+    "agent_id": "ada",
+    "references": (Reference(NodeId(1)),),
+    "wait": Wait(WaitKind.TOOL, "it"),
+    "resolves": NodeId(1),
+    "resolution": Resolution.REFUSED,
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Step)])
+def test_no_field_of_a_step_is_left_out_of_what_its_hash_and_its_request_cover(name: str) -> None:
+    resolves = NodeId(1) if name == "resolution" else NodeId(0)
+    step = Step("said", resolves=resolves, resolution=Resolution.DONE if resolves else Resolution.UNSPECIFIED)
+    other = replace(step, **{name: OTHERWISE[name]})
+    assert tree_records.record_of(step, SALT) != tree_records.record_of(other, SALT)
+    assert request_of("r", "grow", (step,)) != request_of("r", "grow", (other,))
+    alike = tree_records.body_digest(step, b"t") == tree_records.body_digest(other, b"t")
+    assert alike == (name in ("client_step_id", "cost"))
 
 
 def test_a_changed_byte_is_data_loss() -> None:

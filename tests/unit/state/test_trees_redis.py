@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
-from katsura.domain.trees import request_of
+from katsura.domain.trees import TreePolicy, request_of
 from katsura.state import keys
+from katsura.state.archive import ArchivedNode
 from katsura.state.connect import Store
+from katsura.state.tree_records import content_hash
 from katsura.state.trees import Limits
 from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
 from katsura.testing.store import EmbeddedStore
@@ -56,3 +59,37 @@ async def test_jumps_are_those_of_a_skew_binary_list_on_every_branch(connection:
         spans = links[parent][1] - links[first][1], links[first][1] - links[second][1]
         assert length == links[parent][1] + 1
         assert jump == (second if spans[0] == spans[1] else parent)
+
+
+async def test_token_ids_live_as_long_as_their_tree(connection: Store) -> None:
+    store, ref = RedisTreeStore(connection, Limits()), new_ref()
+    await store.create(ref, replace(NEW, policy=TreePolicy(raw_token_limit=50, ttl_s=600)), NO_REQUEST)
+    await store.grow(ref, "", None, [step("a")], True, NO_REQUEST)
+    await store.attach(ref, "digest", {1: [7]})
+    key = keys.tree(ref.tenant, ref.tree, "tokens:digest")
+    await connection.command("PEXPIRE", key, 1000)
+    await store.grow(ref, "", None, [step("b")], True, NO_REQUEST)
+    assert 1000 < await connection.command("PTTL", key) <= 600_000
+
+
+async def test_steps_are_chained_to_what_is_there_where_another_process_made_the_tree_anew(connection: Store) -> None:
+    one, other = RedisTreeStore(connection, Limits()), RedisTreeStore(connection, Limits())
+    ref = new_ref()
+    await one.create(ref, NEW, NO_REQUEST)
+    await one.grow(ref, "", None, [step("old")], True, NO_REQUEST)
+    await other.drop(ref)
+    await other.create(ref, NEW, NO_REQUEST)
+    await other.grow(ref, "", None, [step("new")], True, NO_REQUEST)
+    await one.grow(ref, "", None, [step("on it")], True, NO_REQUEST)
+    nodes = [part async for part in one.dump(ref) if isinstance(part, ArchivedNode)]
+    assert nodes[1].content_hash == content_hash(nodes[0].content_hash, nodes[1].record)
+
+
+async def test_a_repeated_request_writes_so_that_its_answer_waits_for_what_it_repeats(connection: Store) -> None:
+    store, ref, request = RedisTreeStore(connection, Limits()), new_ref(), request_of("r", "grow")
+    await store.create(ref, NEW, NO_REQUEST)
+    for again in (False, True):
+        before = (await connection.client.info("persistence"))["rdb_changes_since_last_save"]
+        await store.grow(ref, "", None, [step("a")], True, request)
+        written = (await connection.client.info("persistence"))["rdb_changes_since_last_save"] - before
+        assert written >= 1, again
