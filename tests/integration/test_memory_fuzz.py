@@ -22,7 +22,7 @@ from google.protobuf.message_factory import GetMessageClass
 from katsura.api.memory.v1 import block_service_pb2, memory_service_pb2, usage_service_pb2, work_service_pb2
 from katsura.api.memory.v1 import memory_archive_pb2 as archive_pb
 from katsura.api.memory.v1 import memory_pb2 as tree_pb
-from katsura.domain.errors import InvalidArgumentError, KatsuraError, Reason
+from katsura.domain.errors import AlreadyExistsError, InvalidArgumentError, KatsuraError, Reason
 from katsura.domain.ids import TenantId
 from katsura.domain.tenant import Tenant
 from katsura.rpc.channel import open_channel
@@ -293,6 +293,20 @@ async def test_bytes_that_are_no_message_are_the_callers_mistake(
     error = from_rpc_error(caught.value)
     assert isinstance(error, InvalidArgumentError)
     assert "cannot be read" in error.message
+
+
+async def test_an_import_that_is_refused_says_why_however_much_of_it_is_on_its_way(process: ServedProcess) -> None:
+    async with open_channel(process.address) as channel:
+        memory = MemoryClient(Connection(channel, internal_token=TOKEN, call=CALL))
+        await memory.create_tree(tree_id="taken")
+        archive = b"".join([piece async for piece in memory.export_tree("taken")])
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield archive + bytes(4 << 20)
+
+        for _ in range(20):
+            with pytest.raises(AlreadyExistsError):
+                await memory.import_tree(pieces(), tree_id="taken")
 
 
 FULL = [pytest.param(seed, 1500, marks=[pytest.mark.soak, pytest.mark.timeout(900)]) for seed in range(2, 8)]

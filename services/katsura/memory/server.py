@@ -30,6 +30,8 @@ from katsura.state.trees import Event, Grown
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _BESIDE_MAX: Final = 64
+_HEARD_OUT: Final = 64
+"""Messages of an import that was refused; our client's are of 1 MiB."""
 _DEDUPES: Final = frozenset(pb.Dedupe.values())
 WriteRequest = pb.GrowRequest | pb.CompressRequest | pb.ReviseRequest | merge_pb.MergeRequest
 
@@ -433,7 +435,15 @@ class MemoryServicer(StructureServicer):
 
         tenant, admission = current_tenant().tenant_id, self._admission
         fits = partial(admission.fits, tenant) if admission is not None else None
-        tree, digest = await self._memory.import_tree(tenant, first.tree_id, pieces(), fits)
+        try:
+            tree, digest = await self._memory.import_tree(tenant, first.tree_id, pieces(), fits)
+        except KatsuraError:
+            # Heard out first: a client whose message crosses the end of its stream may lose why it ended (rpc.status).
+            left = _HEARD_OUT
+            async for _ in requests:
+                if not (left := left - 1):
+                    break
+            raise
         return archive_pb.ImportTreeResponse(tree=translate.tree_message(tree), root_digest=digest)
 
     async def FreezeTree(  # noqa: N802

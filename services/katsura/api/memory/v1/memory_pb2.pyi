@@ -1090,7 +1090,7 @@ Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
 
 @_typing.final
 class Cost(_message.Message):
-    """What a step cost."""
+    """What a step cost; each from 0 to 2^40."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
