@@ -259,7 +259,7 @@ def _names(method: MethodDescriptor) -> set[str]:
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server() -> Iterator[EmbeddedStore]:
     with EmbeddedStore("no") as server:
         yield server
@@ -321,7 +321,7 @@ async def test_no_message_breaks_the_service_or_a_tree(
         try:
             for n in range(calls // TOGETHER):
                 if n % NEW_TREE_EVERY == 0:
-                    await fuzz.begin(f"t{n}")
+                    await fuzz.begin(f"begun.{n}")
                 wild = fuzz.messages.random.choice((0.0, 0.0, 0.02, 0.1, 0.5))
                 await asyncio.gather(*(fuzz.some(wild) for _ in range(TOGETHER)))
             assert await fuzz.check_trees() > calls // TOGETHER // NEW_TREE_EVERY // 2
