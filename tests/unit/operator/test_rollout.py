@@ -92,12 +92,22 @@ def test_an_old_revision_stays_until_the_new_one_is_ready() -> None:
     old, pods = workload("old", 2), [pod("x", "old"), pod("y", "old")]
     waiting = step([target("new", 2)], [old, workload("new", 2, ready=1)], pods)
     assert (counts(waiting), waiting.mark, waiting.rolling) == ({"new": 2}, (), True)
-    ready = step([target("new", 2)], [old, workload("new", 2)], pods)
+    fresh = [pod("v", "new"), pod("w", "new")]
+    ready = step([target("new", 2)], [old, workload("new", 2)], [*pods, *fresh])
     assert sorted(names(ready.mark)) == ["x", "y"]
 
 
+def test_pods_that_drain_replace_nothing_when_a_rollout_is_taken_back() -> None:
+    workloads, taken = [workload("old", 1), workload("new", 1)], pod("y", "new")
+    back = step([target("old", 1)], workloads, [pod("x", "old", since=NOW), taken])
+    assert (names(back.remove), back.mark) == (["x"], ())
+    gone = step([target("old", 1)], workloads, [taken])  # the count of ready pods may be a moment old
+    assert gone.mark == ()
+    assert names(step([target("old", 1)], workloads, [pod("z", "old"), taken]).mark) == ["y"]
+
+
 def test_an_old_revision_without_pods_is_deleted() -> None:
-    made = step([target("new", 1)], [workload("old", 0), workload("new", 1)], [])
+    made = step([target("new", 1)], [workload("old", 0), workload("new", 1)], [pod("x", "new")])
     assert names(made.delete) == ["old"]
 
 
