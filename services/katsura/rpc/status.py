@@ -18,7 +18,7 @@ _CUT_SHORT: Final = "Internal error from Core"
 """What gRPC (python, asyncio) says to a client whose message crossed the end of its stream: why the peer ended it was
 lost on the way (grpc/grpc issue 36066). Sent again, it may be heard."""
 _MESSAGE_BYTES_MAX: Final = 800
-_METADATA_BYTES_MAX: Final = 200
+_METADATA_BYTES_MAX: Final = 1000
 """Of each value. A status travels in the headers of an answer, of which clients take 8 KiB, and there its message is
 written three times, once with three characters for each byte that is not ASCII."""
 

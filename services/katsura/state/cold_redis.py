@@ -69,10 +69,8 @@ class RedisCold(RedisArchive):
 
     async def freeze(self, ref: TreeRef) -> bool:
         """Move a tree into an object."""
-        objects, name = (
-            self._place(),
-            "/".join((_folder(ref.tenant), _folder(ref.tree), f"{secrets.token_hex(8)}.jsonl")),
-        )
+        objects = self._place()
+        name = f"{_folder(ref.tenant)}/{_folder(ref.tree)}/{secrets.token_hex(8)}.jsonl"
         await self.shown(ref)  # what is not there gets no folder
         revision = -1
 
