@@ -43,7 +43,7 @@ _LOADED: Final = 4.0
 """How far above a measured batch the planned one may be for the ratio to count: as far as the cost model answers beyond
 what it saw (`cost.Coefficients`)."""
 _ENTRIES_MAX: Final = 8
-_RATIO_MAX: Final = 1e6
+_RATIO_MAX, _NUMBER_MAX = 1e6, 1e9
 _STEP_MAX_S, _BATCH_MAX, _CONTEXT_MAX = 1e5, 1e5, 1e8
 _LEADS: Final = ("attention", "unified")
 
@@ -184,6 +184,7 @@ def readable(obj: Object) -> list[Mapping[str, Any]]:
         for e in listed(obj, "measured", "name", "ratio", "error90", "basis", "samples", "time")
         if moment(e["time"]) and all(isinstance(e[key], str) for key in ("name", "basis", "time"))
         if all(bounded(e[key], _RATIO_MAX) for key in ("ratio", "error90")) and isinstance(e["samples"], int)
+        if all(v == bounded(v, _NUMBER_MAX) for v in e.values() if type(v) in (int, float))
     ]
 
 

@@ -201,6 +201,7 @@ async def test_cores_that_are_planned_twice_and_splits_are_told_but_do_not_count
         {"name": None},
         {"samples": "six"},
         {"error90": 0},
+        {"stepMs": 1e300},
     ],
 )
 def test_entries_of_another_version_say_nothing(odd: dict[str, Any]) -> None:
