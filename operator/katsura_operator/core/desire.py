@@ -271,9 +271,10 @@ class _Mind:
             groups[digest(self._affinities.get(part.node_class, ()), part.resource, part.accelerators)].append(part)
         counted = [(tuple(group), sum(p.processes for p in group)) for _, group in sorted(groups.items())]
         idle = is_idle(wanted, self._seen)
-        if not counted and not idle and roles_of_parts(self._parts(wanted)):  # the plan chose the other topology
+        planned = roles_of_parts(self._parts(wanted))  # routers alone serve nobody
+        if not counted and not idle and planned:  # the plan chose the other topology
             return None
-        pool = self._pool(name, role, wanted.obj, labels, counted, spec, untouched=not self._parts(wanted) and not idle)
+        pool = self._pool(name, role, wanted.obj, labels, counted, spec, untouched=not planned and not idle)
         said = getattr(spec.roles, role)
         seed = sum(count for _, count in counted) or spec.replicas_of(role) or 1
         self._role_pool(pool, wanted.obj, name_of(wanted.obj), seed, said.replicas if said else None)

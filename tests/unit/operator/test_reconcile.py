@@ -298,3 +298,15 @@ async def test_a_resource_that_the_operator_fails_on_stays_as_it_is_and_the_othe
         assert why in told["message"]
     after = {o["metadata"]["name"]: o["spec"] for kind in ("Deployment", "Service") for o in world.all(kind)}
     assert {name: after[name] for name in before} == before
+
+
+async def test_a_wish_that_no_plan_can_meet_leaves_what_serves() -> None:
+    world = World.in_memory()
+    world.apply("ModelDeployment", "chat", UNIFIED)
+    await world.settle()
+    before = {w["metadata"]["name"]: w["spec"] for w in world.all("Deployment")}
+    world.apply("ModelDeployment", "chat", {**UNIFIED, "slo": {"itlMs": 1}})
+    await world.settle()
+    assert world.condition("ModelDeployment", "chat", "Planned")["reason"] == "InsufficientCapacity"
+    assert world.condition("ModelDeployment", "chat")["status"] == "True"
+    assert {w["metadata"]["name"]: w["spec"] for w in world.all("Deployment")} == before
