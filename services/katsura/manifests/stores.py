@@ -110,11 +110,16 @@ class MemoryStoreSpec:
 def server_of(url: str) -> str:
     """Which database of which server a URL names, without who asks and how: `host:port/db`, or `path/db`.
 
-    Equal texts are one database. Two names of one machine are not seen through.
+    Equal texts are one database. Two names of one machine are not seen through; what is no URL is its own text, without
+    who asks.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 6379
+    except ValueError:
+        return url.rpartition("@")[2]
     query = parse_qs(parts.query)
     if parts.scheme == "unix":
         return f"{parts.path}/{query.get('db', ['0'])[0]}"
     database = query.get("db", [parts.path.strip("/") or "0"])[0]
-    return f"{parts.hostname}:{parts.port or 6379}/{database}"
+    return f"{parts.hostname}:{port}/{database}"

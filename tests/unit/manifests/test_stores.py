@@ -24,3 +24,8 @@ def test_databases_and_servers_are_told_apart_and_a_socket_is_its_path() -> None
     assert [server_of(url) for url in urls] == [
         *("h:6379/1", "h:6379/2", "h:6380/1", "g:6379/1", "/run/v.sock/0", "/run/v/1"),
     ]
+
+
+@pytest.mark.parametrize("url", ["redis://ann:secret@host:port/0", "redis://ann:secret@[::1/0"])
+def test_what_is_no_url_is_its_own_text_without_who_asks(url: str) -> None:
+    assert server_of(url) == url.removeprefix("redis://ann:secret@")
