@@ -19,7 +19,7 @@ from katsura.manifests.problem import Options
 from katsura.manifests.rules import ManifestError
 from katsura.placement.card import published
 from katsura.placement.document import Current, Running, current_of, running, schema
-from katsura.placement.patterns import Memo
+from katsura.placement.patterns import Memo, enumerate_patterns
 from katsura.placement.problem import Effort, ModelService, NodeClass, Objective, Problem
 from katsura.placement.program import exact_instances
 from katsura.placement.standing import named_now
@@ -392,7 +392,8 @@ def check_limits(problem: Problem, found: Decision, classes: Mapping[str, NodeCl
 
 def check_steps(found: Decision, before: Current) -> None:
     """Each step finds what it stops, has room, and the last one leaves the plan."""
-    standing = list(named_now(before, found.problem.classes).instances)
+    columns = enumerate_patterns(found.problem).columns(found.problem.classes)
+    standing = list(named_now(before, found.problem.classes, columns)[0].instances)
     wanted = running(found.change.plan)
     if found.change.kept:
         assert not found.change.steps

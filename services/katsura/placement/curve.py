@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from katsura.placement.cost import Layout, decode_terms
 from katsura.placement.pairs import decode_s, moved_bytes, prompt_s
-from katsura.placement.patterns import Column, Unit, half_of, link_of, parts_of, pool_of, units_of
-from katsura.placement.problem import PAIR, PIPELINE, UNIFIED, ModelService, Problem
+from katsura.placement.patterns import Column, Member, Unit, half_of, link_of, parts_of, pool_of, units_of
+from katsura.placement.problem import PAIR, PIPELINE, UNIFIED, ModelService, NodeClass, Problem
 from katsura.placement.split import Steps, prefill_s
 
 _CHUNK_CPU: Final = 256
@@ -47,9 +47,10 @@ class Curve:
 
 def curve_of(problem: Problem, column: Column, service: ModelService) -> Curve:
     """The cost model's answers for `column` at batches up to its planned one."""
-    assert column.point is not None
     problem = problem.of(service)
     classes = {c.name: c for c in problem.classes}
+    column = _together(column, classes)
+    assert column.point is not None
     units = []
     for m in column.members:
         wanted = m.accelerators or int(m.cores)
@@ -76,6 +77,16 @@ def curve_of(problem: Problem, column: Column, service: ModelService) -> Curve:
         steps = [paced.step_s(b, min(micro, b)) for b in batches]
     chunk = _CHUNK_CPU if lead.is_cpu else _CHUNK
     return Curve(batches, tuple(steps), prompt / load.new_prompt, c.first[0], places, chunk * shards)
+
+
+def _together(column: Column, classes: Mapping[str, NodeClass]) -> Column:
+    """Processes of one role on one kind of device as one entry, whatever classes their nodes are of."""
+    found: dict[object, Member] = {}
+    for m in column.members:
+        c = classes[m.node_class]
+        kind = m.role, m.accelerators or m.cores, (c.device or c.core).name
+        found[kind] = replace(m, count=m.count + found[kind].count) if kind in found else m
+    return replace(column, members=tuple(found.values()))
 
 
 def _pair(problem: Problem, column: Column, service: ModelService, units: Sequence[Unit]) -> Curve:

@@ -154,6 +154,11 @@ class Patterns:
             self._laid.append((classes, known))
         return known
 
+    def beside(self, more: Sequence[Column]) -> Patterns:
+        """These, and columns that lie as none of them on the problem's classes."""
+        classes = self.problem.classes
+        return replace(self, _laid=[(classes, (*self.columns(classes), *more))]) if more else self
+
     def _lay(self, classes: Sequence[NodeClass]) -> list[Column]:
         made: list[Column] = []
         laid: dict[int, list[Column]] = {}

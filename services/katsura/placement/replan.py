@@ -88,9 +88,10 @@ def replan(
     """
     policy = policy or Policy()
     patterns = enumerate_patterns(problem, memo)
+    stands, apart = named_now(current, problem.classes, patterns.columns(problem.classes))
+    patterns = patterns.beside(apart)
     columns = patterns.columns(problem.classes)
     prices = move_prices(problem, columns, policy)
-    stands = named_now(current, problem.classes)
     kept = standing_plan(problem, columns, stands)
     forced = isinstance(kept, str) or not kept.feasible
     solution = _solved(problem, effort, stands, policy, prices, patterns, forced)

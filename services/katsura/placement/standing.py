@@ -63,10 +63,64 @@ class Floor:
         return self.capacity[instance.service] - self.rates.get(instance.key, 0.0) - demand
 
 
-def named_now(current: Current, classes: Iterable[NodeClass]) -> Current:
-    """`current` with classes called as they are now; an instance that stands on two of what was one keeps its names."""
-    now = {node: c.name for c in classes for node in c.nodes}
-    return Current(tuple(_renamed(instance, now) for instance in current.instances))
+def named_now(
+    current: Current, classes: Iterable[NodeClass], columns: Sequence[Column]
+) -> tuple[Current, tuple[Column, ...]]:
+    """`current` with classes called as they are now, and columns of what stands on several of what was one.
+
+    Such an instance is one that `columns` have, each process at the size that it has there on its class. What none of
+    them is like keeps its names.
+    """
+    by_name = {c.name: c for c in classes}
+    now = {node: c.name for c in by_name.values() for node in c.nodes}
+    known = {c.key for c in columns}
+    alike: dict[object, list[Column]] = defaultdict(list)
+    found, apart = [], dict[str, Column]()
+    for instance in current.instances:
+        renamed = _renamed(instance, now)
+        strange = renamed.key not in known or any(now.get(p.node) != p.node_class for p in renamed.places)
+        if strange and all(p.node in now for p in instance.places):
+            if not alike:
+                for c in columns:
+                    kinds = ((m.role, m.accelerators or m.cores, by_name[m.node_class], m.count) for m in c.members)
+                    alike[c.service, c.topology, _shape(kinds)].append(c)
+            places = tuple(replace(p, node_class=now[p.node]) for p in instance.places)
+            column = _spread_out(instance, places, by_name, alike)
+            if column is not None:
+                renamed = Running(column.key, instance.service, places)
+                apart.update({} if column.key in known else {column.key: column})
+        found.append(renamed)
+    return Current(tuple(found)), tuple(apart.values())
+
+
+def _shape(processes: Iterable[tuple[str, float, NodeClass, int]]) -> frozenset[tuple[object, int]]:
+    """What an instance is wherever it stands: processes by role, accelerators (or cores) and kind of device."""
+    counted: Counter[tuple[str, float, str]] = Counter()
+    for role, size, c, count in processes:
+        counted[role, round(size, 6), (c.device or c.core).name] += count
+    return frozenset(counted.items())
+
+
+def _spread_out(
+    instance: Running,
+    places: Sequence[Place],
+    classes: Mapping[str, NodeClass],
+    alike: Mapping[object, Sequence[Column]],
+) -> Column | None:
+    """The column of an instance at `places`, which are of one domain; None where a class has no such process."""
+    topology = instance.key.removeprefix(f"{instance.service}/").partition("[")[0]
+    kinds = ((p.role, p.accelerators or p.cores, classes[p.node_class], 1) for p in places)
+    same = alike.get((instance.service, topology, _shape(kinds)), ())
+    sizes = {(m.role, m.node_class): m for c in same for m in c.members}
+    counted = Counter((p.role, p.node_class) for p in places)
+    domains = {classes[name].domain for _, name in counted}
+    if not counted.keys() <= sizes.keys() or len(domains) != 1:
+        return None
+    order = {m.role: i for i, m in enumerate(same[0].members)}
+    mine = sorted(counted.items(), key=lambda item: (order[item[0][0]], item[0][1]))
+    members = tuple(replace(sizes[key], count=n) for key, n in mine)
+    spot = any(classes[name].spot for _, name in counted)
+    return Column(instance.service, topology, members, same[0].requests_s, same[0].point, domains.pop(), spot)
 
 
 def _renamed(instance: Running, now: Mapping[str, str]) -> Running:

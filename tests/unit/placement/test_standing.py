@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from katsura.placement.curve import curve_of
 from katsura.placement.document import Current, Running, current_of, document, running
 from katsura.placement.patterns import enumerate_patterns
 from katsura.placement.plan import Place, Plan
 from katsura.placement.planner import plan
-from katsura.placement.problem import Effort, NodeClass, Problem
+from katsura.placement.problem import SPLIT, UNIFIED, Effort, ModelService, NodeClass, Problem
 from katsura.placement.replan import replan
 from katsura.placement.standing import named_now, standing_plan
 from katsura.testing.clusters import cards, model_service, node_class, problem_of
@@ -49,13 +50,56 @@ def test_what_runs_stays_where_pods_of_others_make_two_classes_of_one(
     assert {p.node_class for i in change.plan.instances for p in i.places} <= {c.name for c in parted.classes}
 
 
-def test_an_instance_on_two_of_what_was_one_class_keeps_its_names() -> None:
+def test_instances_that_no_column_is_like_keep_their_names_on_two_of_what_was_one_class() -> None:
     places = tuple(Place("experts", "L4x4/a", node, 1, 1.0, 1.0) for node in ("L4x4/a-0", "L4x4/a-3"))
     apart = Current((Running("chat/Split[experts:2x1@L4x4/a]", "chat", places),))
-    assert named_now(apart, cut(node_class("L4", 4, per_node=4), 1, 60.0)) == apart
+    classes = cut(node_class("L4", 4, per_node=4), 1, 60.0)
+    assert named_now(apart, classes, ()) == (apart, ())
     together = replace(apart.instances[0], places=(places[1], places[1]))
-    (found,) = named_now(Current((together,)), cut(node_class("L4", 4, per_node=4), 1, 60.0)).instances
+    (found,) = named_now(Current((together,)), classes, ())[0].instances
     assert found.key == "chat/Split[experts:2x1@L4x4/a/more]"
+
+
+@pytest.fixture
+def split() -> Problem:
+    services = [
+        model_service("chat", cards()[3], 0.1, itl_ms=400, topologies=(SPLIT,)),
+        model_service("other", cards()[0], 1, itl_ms=100, topologies=(UNIFIED,)),
+    ]
+    return problem_of(services, [node_class("L40S", 24, per_node=1)])
+
+
+def test_a_split_whose_nodes_become_two_classes_stays_and_so_it_does_when_they_are_one_again(
+    split: Problem, effort: Effort
+) -> None:
+    whole = replan(split, effort, Current(()))
+    chat = next(i for i in whole.plan.instances if i.column.service == "chat")
+    (c,) = split.classes
+    taken = next(p.node for p in chat.places if p.role == "experts")
+    less = replace(c, name="less", cores=c.cores - 1, nodes=(taken,))
+    parted = replace(split, classes=(replace(c, nodes=tuple(n for n in c.nodes if n != taken)), less))
+
+    change = replan(parted, effort, running(whole.plan))
+    assert (change.kept, change.steps) == (True, ())
+    stays = next(i for i in change.plan.instances if i.column.service == "chat")
+    assert [p.node for p in stays.places] == [p.node for p in chat.places]
+    assert {p.node_class for p in stays.places} == {c.name, "less"}
+    assert stays.column.requests_s == chat.column.requests_s
+    assert isinstance(split.services[0], ModelService)
+    of = split.services[0]
+    assert curve_of(parted, stays.column, of) == curve_of(split, chat.column, of)
+
+    stored = current_of(document(change.plan, parted))
+    assert stored == running(change.plan)
+    assert replan(parted, effort, stored).kept
+    again = replan(split, effort, stored)
+    assert again.kept
+    assert running(again.plan) == running(whole.plan)
+
+    grown = replace(parted, services=(of, replace(split.services[1], requests_s=1e3)))
+    larger = replan(grown, effort, stored)
+    assert larger.steps
+    assert {s.service for s in larger.steps} == {"other"}
 
 
 def test_what_is_beyond_a_limit_or_has_no_place_cannot_stay_and_says_why(problem: Problem, before: Current) -> None:
