@@ -438,12 +438,14 @@ def test_decisions_keep_their_promises_while_the_world_changes(
 
 
 def check_rest(world: Object, options: Options, found: Decision, memo: Memo) -> None:
-    """Where nothing changes a decision stands; one of a search that ended early may be bettered, but not for ever."""
+    """Where nothing changes a decision stands; one of a search that ended early, or that had to be made and so moved as
+    little as it could, may be bettered, but not for ever."""
     for _ in range(4):
         again = decided(world, options, found.document, memo)
         assert again is not None
         if not again.change.steps:
             return
-        assert not found.change.plan.feasible or found.change.plan.gap > EFFORT.gap
+        forced = not (found.change.kept or found.change.why.startswith(("they ", "nothing ")))
+        assert forced or not found.change.plan.feasible or found.change.plan.gap > EFFORT.gap
         found = again
     raise AssertionError("it never comes to rest")
