@@ -248,12 +248,15 @@ async def test_writes_hear_at_once_that_their_checkpoint_could_not_be_stored_and
                 child: RunnableConfig = {"configurable": {**parent["configurable"], "checkpoint_id": checkpoint["id"]}}
                 after: RunnableConfig = {"configurable": {**parent["configurable"], "checkpoint_id": never}}
                 writing = asyncio.create_task(saver.aput_writes(child, [("a", 1)], "task"))
-                while not saver._threads._awaited:  # noqa: ASYNC110 - nobody is told of that
+                early = asyncio.create_task(saver.aput_writes(after, [("a", 1)], "early"))
+                while len(saver._threads._awaited) < 2:  # noqa: ASYNC110 - nobody is told of that
                     await asyncio.sleep(0)
                 with pytest.raises(NotFoundError):
                     await saver.aput(parent, checkpoint, {"source": "loop", "step": 2}, {})
                 with pytest.raises(NotFoundError, match="could not be stored"):
                     await asyncio.wait_for(writing, 30)
+                with pytest.raises(NotFoundError, match="the one before it"):
+                    await asyncio.wait_for(early, 30)
                 with pytest.raises(NotFoundError, match="the one before it"):
                     await asyncio.wait_for(saver.aput_writes(after, [("a", 1)], "task"), 30)
 

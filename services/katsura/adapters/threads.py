@@ -34,8 +34,9 @@ _LAST_MAX: Final = 64
 """Namespaces whose newest values are remembered, so that the next version need not read them back."""
 _RECORDS_MAX: Final = 1024
 _ARRIVAL_S: Final = 30.0
-_BROKEN_S: Final = 1.0
 """Longest that a pending write waits for its checkpoint: LangGraph sends both at once."""
+_BROKEN_S: Final = 1.0
+"""The same where one before it could not be stored."""
 _CHUNKS_A_GROW: Final = 4
 _BATCH: Final = 256
 _PAGE: Final = 8
@@ -76,14 +77,16 @@ class Threads:
 
     def missed(self, key: Key, checkpoint_id: str, error: KatsuraError) -> None:
         """A checkpoint could not be stored. Those after it may never come (LangGraph's `durability="async"` puts none
-        of them, and goes on with the graph): until one does, writes wait for theirs `_BROKEN_S` only."""
+        of them, and goes on with the graph): until one does, writes wait for theirs `_BROKEN_S` only, and so do those
+        that wait already."""
         with self._lock:
             self._broken[key] = error
             if len(self._broken) > _LAST_MAX:
                 self._broken.popitem(last=False)
-            waiting = self._awaited.pop((key, checkpoint_id), None)
-        if waiting is not None:
-            waiting.get_loop().call_soon_threadsafe(_arrived, waiting, error)
+            waiting = {at: self._awaited.pop(at) for at in list(self._awaited) if at[0] == key}
+        for (_, awaited), future in waiting.items():
+            said = error if awaited == checkpoint_id else _BrokenBeforeError()
+            future.get_loop().call_soon_threadsafe(_arrived, future, said)
 
     async def put(
         self,
@@ -458,6 +461,8 @@ class Threads:
         try:
             async with asyncio.timeout(_ARRIVAL_S if broken is None else _BROKEN_S):
                 return await asyncio.shield(future)
+        except _BrokenBeforeError:
+            return await self._arrival(key, checkpoint_id)
         except TimeoutError:
             self._awaited.pop((key, checkpoint_id), None)
             if broken is not None and self._broken.get(key) is not broken:  # the thread goes on: wait in earnest
@@ -505,10 +510,14 @@ class Threads:
                 self._records.pop(found)
 
 
-def _arrived(waiting: asyncio.Future[Record], record: Record | KatsuraError) -> None:
+class _BrokenBeforeError(Exception):
+    """A checkpoint before the one that is awaited could not be stored."""
+
+
+def _arrived(waiting: asyncio.Future[Record], record: Record | Exception) -> None:
     if waiting.done():
         return
-    if isinstance(record, KatsuraError):
+    if isinstance(record, Exception):
         waiting.set_exception(record)
     else:
         waiting.set_result(record)
