@@ -23,7 +23,7 @@ from katsura.rpc.context import CallContext
 from katsura.sdk.connection import Connection
 from katsura.sdk.memory import MemoryClient, step
 from katsura.testing.power import PowerStore
-from katsura.testing.process import ServedProcess
+from katsura.testing.process import ServedProcess, memory_process
 from katsura.testing.store import EmbeddedStore
 from katsura.testing.tree_load import TreeLoad
 
@@ -65,12 +65,7 @@ def log_of_faults(tmp_path: Path) -> Iterator[None]:
 
 
 def served(server: EmbeddedStore, folder: Path) -> ServedProcess:
-    environment = {
-        "KATSURA_LISTEN": f"unix:{server.folder}/memory.sock",
-        "KATSURA_STORE_URL": server.url,
-        "KATSURA_INTERNAL_TOKEN": TOKEN,
-    }
-    return ServedProcess("katsura.memory", environment, folder / "log")
+    return memory_process(server, TOKEN, folder / "log")
 
 
 @asynccontextmanager

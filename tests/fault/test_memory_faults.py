@@ -20,7 +20,7 @@ from katsura.state import keys
 from katsura.state.connect import Store, translated
 from katsura.state.trees import Limits, NewStep, NewTree, TreeRef
 from katsura.state.trees_redis import MEMORY_FUNCTIONS, RedisTreeStore
-from katsura.testing.process import ServedProcess
+from katsura.testing.process import ServedProcess, memory_process
 from katsura.testing.store import EmbeddedStore
 
 TOKEN = "internal-secret"
@@ -35,12 +35,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedStore]:
 
 @pytest.fixture
 async def process(server: EmbeddedStore, tmp_path: Path) -> AsyncIterator[ServedProcess]:
-    environment = {
-        "KATSURA_LISTEN": f"unix:{server.folder}/memory.sock",
-        "KATSURA_STORE_URL": server.url,
-        "KATSURA_INTERNAL_TOKEN": TOKEN,
-    }
-    async with ServedProcess("katsura.memory", environment, tmp_path / "log") as process:
+    async with memory_process(server, TOKEN, tmp_path / "log") as process:
         yield process
 
 

@@ -19,7 +19,7 @@ from katsura.rpc.context import CallContext
 from katsura.sdk.connection import Connection
 from katsura.sdk.memory import MemoryClient, step
 from katsura.sdk.watching import WatchedTrees
-from katsura.testing.process import ServedProcess
+from katsura.testing.process import ServedProcess, memory_process
 from katsura.testing.store import EmbeddedStore
 
 TOKEN = "internal-secret"
@@ -37,13 +37,7 @@ def server() -> Iterator[EmbeddedStore]:
 
 @pytest.fixture
 async def process(server: EmbeddedStore, tmp_path: Path) -> AsyncIterator[ServedProcess]:
-    environment = {
-        "KATSURA_LISTEN": f"unix:{server.folder}/memory.sock",
-        "KATSURA_STORE_URL": server.url,
-        "KATSURA_INTERNAL_TOKEN": TOKEN,
-        "KATSURA_MEMORY_HEARTBEAT_S": "0.2",
-    }
-    async with ServedProcess("katsura.memory", environment, tmp_path / "log") as process:
+    async with memory_process(server, TOKEN, tmp_path / "log", {"KATSURA_MEMORY_HEARTBEAT_S": "0.2"}) as process:
         yield process
 
 

@@ -19,7 +19,7 @@ from katsura.sdk import MemoryClient, connect
 from katsura.sdk.memory import step
 from katsura.state.connect import Store
 from katsura.state.tenants import RedisTenantStore
-from katsura.testing.process import ServedProcess
+from katsura.testing.process import memory_process
 from katsura.testing.store import EmbeddedStore
 
 
@@ -36,13 +36,8 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
         store = await Store.open(server.url)
         key = await RedisTenantStore(store, SystemClock()).create_key(TenantId("acme"))
         await store.close()
-        environment = {
-            "KATSURA_LISTEN": f"unix:{server.folder}/memory.sock",
-            "KATSURA_STORE_URL": server.url,
-            "KATSURA_INTERNAL_TOKEN": "internal-secret",
-            "KATSURA_MEMORY_COLD_FOLDER": str(tmp_path / "cold"),
-        }
-        async with ServedProcess("katsura.memory", environment, tmp_path / "log") as process:
+        more = {"KATSURA_MEMORY_COLD_FOLDER": str(tmp_path / "cold")}
+        async with memory_process(server, "internal-secret", tmp_path / "log", more) as process:
             yield Place(server.url, process.address, key.secret)
 
 

@@ -17,7 +17,7 @@ from katsura.rpc.context import CallContext
 from katsura.sdk.connection import Connection
 from katsura.sdk.memory import MemoryClient
 from katsura.state.connect import Store
-from katsura.testing.process import ServedProcess
+from katsura.testing.process import ServedProcess, memory_process
 from katsura.testing.store import EmbeddedStore
 
 TOKEN = "internal-secret"
@@ -31,15 +31,12 @@ def server() -> Iterator[EmbeddedStore]:
 
 
 def memory_of(server: EmbeddedStore, folder: Path, durability: str) -> ServedProcess:
-    environment = {
-        "KATSURA_LISTEN": f"unix:{server.folder}/memory.sock",
-        "KATSURA_STORE_URL": server.url,
+    more = {
         "KATSURA_STORE_DURABILITY": durability,
         "KATSURA_STORE_SETTINGS_EVERY_S": "0.1",
-        "KATSURA_INTERNAL_TOKEN": TOKEN,
         "KATSURA_MEMORY_MESSAGE_FILE": str(folder / "message"),
     }
-    return ServedProcess("katsura.memory", environment, folder / "log")
+    return memory_process(server, TOKEN, folder / "log", more)
 
 
 async def test_a_server_that_gives_less_is_refused_with_what_to_change(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from katsura.rpc.status import from_rpc_error
 from katsura.sdk.connection import Connection
 from katsura.sdk.memory import MemoryClient, step
 from katsura.sdk.work import WorkClient
-from katsura.testing.process import ServedProcess
+from katsura.testing.process import ServedProcess, memory_process
 from katsura.testing.rpc_fuzz import Messages
 from katsura.testing.store import EmbeddedStore
 
@@ -267,15 +267,12 @@ def server() -> Iterator[EmbeddedStore]:
 
 @pytest.fixture
 async def process(server: EmbeddedStore, tmp_path: Path) -> AsyncIterator[ServedProcess]:
-    environment = {
-        "KATSURA_LISTEN": f"unix:{server.folder}/memory.sock",
-        "KATSURA_STORE_URL": server.url,
-        "KATSURA_INTERNAL_TOKEN": TOKEN,
+    more = {
         "KATSURA_MEMORY_HEARTBEAT_S": "0.1",
         "KATSURA_MEMORY_COLLECT_EVERY_S": "0",
         "KATSURA_MEMORY_COLD_FOLDER": str(tmp_path / "cold"),
     }
-    async with ServedProcess("katsura.memory", environment, tmp_path / "log") as process:
+    async with memory_process(server, TOKEN, tmp_path / "log", more) as process:
         yield process
 
 

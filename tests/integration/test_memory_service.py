@@ -36,7 +36,7 @@ from katsura.sdk.connection import Connection
 from katsura.sdk.memory import MemoryClient, step
 from katsura.sdk.memory_structure import reference
 from katsura.sdk.usage import UsageClient
-from katsura.testing.process import ServedProcess
+from katsura.testing.process import ServedProcess, memory_process
 from katsura.testing.store import EmbeddedStore
 
 TOKEN = "internal-secret"
@@ -50,13 +50,7 @@ def server() -> Iterator[EmbeddedStore]:
 
 @pytest.fixture
 async def process(server: EmbeddedStore, tmp_path: Path) -> AsyncIterator[ServedProcess]:
-    environment = {
-        "KATSURA_LISTEN": f"unix:{server.folder}/memory.sock",
-        "KATSURA_STORE_URL": server.url,
-        "KATSURA_INTERNAL_TOKEN": TOKEN,
-        "KATSURA_MEMORY_HEARTBEAT_S": "0.1",
-    }
-    async with ServedProcess("katsura.memory", environment, tmp_path / "log") as process:
+    async with memory_process(server, TOKEN, tmp_path / "log", {"KATSURA_MEMORY_HEARTBEAT_S": "0.1"}) as process:
         yield process
 
 
@@ -354,14 +348,11 @@ async def test_many_clients_of_many_trees_lose_and_double_nothing(connection: Co
 async def test_usage_is_told_by_tree_and_agent_and_quotas_refuse_with_their_name(
     server: EmbeddedStore, tmp_path: Path
 ) -> None:
-    environment = {
-        "KATSURA_LISTEN": f"unix:{server.folder}/metered.sock",
-        "KATSURA_STORE_URL": server.url,
-        "KATSURA_INTERNAL_TOKEN": TOKEN,
+    more = {
         "KATSURA_MEMORY_QUOTA_NODES": "3",
         "KATSURA_MEMORY_QUOTA_TREES": "1",
     }
-    async with ServedProcess("katsura.memory", environment, tmp_path / "log") as process:
+    async with memory_process(server, TOKEN, tmp_path / "log", more, name="metered") as process:
         channel = open_channel(process.address)
         connection = Connection(channel, internal_token=TOKEN)
         memory = client_of(connection, "metered")

@@ -29,8 +29,6 @@ _OF_BUNDLE: Final = {
 _OBSERVED: Final = {"Node": "nodes", "ResourceSlice": "slices", "Pod": "pods"}
 _TRIES_MAX: Final = 64
 """Attempts per kind: enough for two among thousands; what was not tried by then is left out too."""
-
-
 _UNTRIED: Final = (Why.PLANNER_FAILED, "the operator fails, maybe because of it; please report this")
 
 

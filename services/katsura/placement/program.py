@@ -2,7 +2,7 @@
 
 Variables: z instances per column, y nodes per class, w the part of a demand that is not met (its price is so high that
 it stays 0 wherever it can), b whether a domain holds a service, m instances moved against the current plan. `planner`
-solves it and reads the counts; `relaxation` asks what the cheapest way out of an unmet demand is.
+solves it and reads the counts; `variations` asks what the cheapest way out of an unmet demand is.
 """
 
 from __future__ import annotations

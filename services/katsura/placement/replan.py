@@ -2,8 +2,8 @@
 
 Starting an instance costs the seconds in which its nodes load weights and recompute KV. A new plan is taken only where
 it saves more than that within the horizon, with a margin, and more than the hysteresis (of other objectives than cost:
-the hysteresis alone); a plan that no longer serves
-the demand is always replaced. Starts come before the stops they replace wherever there is room.
+the hysteresis alone); a plan that no longer serves the demand is always replaced. Starts come before the stops they
+replace wherever there is room.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ def named_now(
             column = _spread_out(instance, places, by_name, alike)
             if column is not None:
                 renamed = Running(column.key, instance.service, places)
-                apart.update({} if column.key in known else {column.key: column})
+                if column.key not in known:
+                    apart[column.key] = column
         found.append(renamed)
     return Current(tuple(found)), tuple(apart.values())
 

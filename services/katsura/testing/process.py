@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from katsura.testing.store import EmbeddedStore
+
 _START_LIMIT_S = 60.0
 
 
@@ -100,6 +102,22 @@ class ServedProcess:
         status = await process.wait()
         os.close(self._supervisor_fd)
         return status
+
+
+def memory_process(
+    store: EmbeddedStore, token: str, log_path: Path, more: Mapping[str, str] | None = None, name: str = "memory"
+) -> ServedProcess:
+    """The memory service on `store`, for internal callers with `token`.
+
+    Args:
+        more: variables besides. name: of its socket, in the store's folder.
+    """
+    environment = {
+        "KATSURA_LISTEN": f"unix:{store.folder}/{name}.sock",
+        "KATSURA_STORE_URL": store.url,
+        "KATSURA_INTERNAL_TOKEN": token,
+    }
+    return ServedProcess("katsura.memory", {**environment, **(more or {})}, log_path)
 
 
 async def _line(descriptor: int) -> bytes:
